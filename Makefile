@@ -1,0 +1,60 @@
+# Every target makes its own virtual environment when it is missing.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
+
+.PHONY: help demo test test-full bench check format gpu clean
+help:
+	@echo "make demo       the whole product on a small screen (under 10 minutes on 2 cores)"
+	@echo "make test       the test suite (no GPU needed)"
+	@echo "make test-full  the suite and the longer proofs"
+	@echo "make check      formatting, lint and types"
+	@echo "make bench      pytest bench/"
+	@echo "make gpu        everything that needs a GPU"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The stamp is touched only after a complete installation, so that an interrupted one is repeated.
+$(VENV)/.core: $(BIN)/python $(SOURCES)
+	$(PIP) install -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python $(SOURCES)
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.core
+
+demo: $(VENV)/.core
+	$(BIN)/camae demo --out runs/demo
+
+test: $(VENV)/.dev
+	$(BIN)/pytest -m "not gpu and not full" --cov --cov-report=term:skip-covered
+
+test-full: $(VENV)/.dev
+	$(BIN)/pytest -m "not gpu"
+
+bench: $(VENV)/.dev
+	$(BIN)/pytest bench/
+
+# mypy sees the import names (camae.kernels, camae.dataloader) through a copy laid out as installed.
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	rm -rf build/types && mkdir -p build/types
+	cp -r camae build/types/camae && cp -r kernels build/types/camae/kernels && cp -r dataloader build/types/camae/dataloader
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy_cache -p camae
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# For a machine with a GPU and its own torch, without a network: nothing is fetched, the native module is built.
+gpu:
+	$(PYTHON) -m venv --system-site-packages .venv-gpu
+	.venv-gpu/bin/python -m pip install -q --no-index --no-build-isolation --no-deps -e .
+	.venv-gpu/bin/python -m pytest -m gpu -p no:cacheprovider
+
+clean:
+	rm -rf build runs .pytest_cache .ruff_cache

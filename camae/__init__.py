@@ -1,0 +1,44 @@
+"""camae: channel-agnostic masked autoencoders for high-content microscopy.
+
+This module is the public API and nothing else: every name below is loaded on first use (PEP 562), so that
+`import camae` is light and needs neither torch nor a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "train": "camae.training",
+    "load": "camae.model",
+    "embed": "camae.embedding",
+    "embed_screen": "camae.embedding",
+    "use": "camae.embedding",
+    "report": "camae.report",
+    "CamaeError": "camae.errors",
+}
+_SUBMODULES = ("maps", "kernels", "dataloader", "model", "training", "embedding", "baselines", "demo")
+
+if TYPE_CHECKING:
+    from camae.embedding import embed, embed_screen, use
+    from camae.errors import CamaeError
+    from camae.model import load
+    from camae.report import report
+    from camae.training import train
+
+__all__ = ["CamaeError", "embed", "embed_screen", "load", "maps", "report", "train", "use"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"camae.{name}")
+    raise AttributeError(f"module 'camae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_SUBMODULES, "__version__"])

@@ -1,0 +1,89 @@
+"""PlaneBatch: the only form in which images reach a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from camae.errors import CamaeError
+
+
+@dataclass(frozen=True)
+class PlaneBatch:
+    """A pile of planes: one plane is one channel of one crop, in its stored dtype.
+
+    planes_KHW: (K, H, W) uint8, uint16 or float32.
+    sample_K:   (K,) int64, which sample (crop) each plane belongs to; non-decreasing, 0..B-1, none skipped.
+    channel_K:  (K,) int64, which of `channels` each plane shows.
+    channels:   channel names that channel_K points into.
+    rows_B:     (B,) int64, the manifest row each sample came from (-1 when it came from memory).
+    """
+
+    planes_KHW: torch.Tensor
+    sample_K: torch.Tensor
+    channel_K: torch.Tensor
+    channels: tuple[str, ...]
+    rows_B: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def __post_init__(self) -> None:
+        K = self.planes_KHW.shape[0]
+        if self.planes_KHW.ndim != 3 or self.sample_K.shape != (K,) or self.channel_K.shape != (K,):
+            raise CamaeError(
+                f"a plane batch needs planes (K, H, W) with K sample and K channel indices, got "
+                f"{tuple(self.planes_KHW.shape)}, {tuple(self.sample_K.shape)}, {tuple(self.channel_K.shape)}"
+            )
+
+    @property
+    def n_samples(self) -> int:
+        """B, the number of samples (crops)."""
+        return int(self.sample_K[-1]) + 1 if len(self.sample_K) else 0
+
+    @property
+    def names_K(self) -> list[str]:
+        """The channel name of every plane."""
+        return [self.channels[i] for i in self.channel_K.tolist()]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PlaneBatch:
+        """The same batch with its tensors on `device`."""
+        return replace(
+            self,
+            planes_KHW=self.planes_KHW.to(device, non_blocking=non_blocking),
+            sample_K=self.sample_K.to(device, non_blocking=non_blocking),
+            channel_K=self.channel_K.to(device, non_blocking=non_blocking),
+        )
+
+    @classmethod
+    def from_images(
+        cls,
+        images: Sequence[np.ndarray | torch.Tensor],
+        channels: Sequence[Sequence[str]],
+        rows: Sequence[int] | None = None,
+    ) -> PlaneBatch:
+        """Pack images (C_i, H, W), all of one H, W and dtype, with their channel names.
+
+        Raises CamaeError when sizes or dtypes differ or names do not match the number of planes.
+        """
+        tensors = [torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in images]
+        if not tensors:
+            raise CamaeError("a plane batch needs at least one image")
+        for i, (x, names) in enumerate(zip(tensors, channels, strict=True)):
+            if x.ndim != 3 or x.shape[0] != len(names):
+                raise CamaeError(
+                    f"image {i} has shape {tuple(x.shape)} but {len(names)} channel names {list(names)}"
+                )
+            if x.shape[1:] != tensors[0].shape[1:] or x.dtype != tensors[0].dtype:
+                raise CamaeError(
+                    f"image {i} is {tuple(x.shape[1:])} {x.dtype} but image 0 is "
+                    f"{tuple(tensors[0].shape[1:])} {tensors[0].dtype}: one batch holds one size and one dtype"
+                )
+        vocabulary = tuple(dict.fromkeys(name for names in channels for name in names))
+        index = {name: i for i, name in enumerate(vocabulary)}
+        device = tensors[0].device
+        counts = torch.tensor([len(names) for names in channels])
+        sample_K = torch.repeat_interleave(torch.arange(len(tensors)), counts).to(device)
+        channel_K = torch.tensor([index[n] for names in channels for n in names], device=device)
+        rows_B = np.full(len(tensors), -1, np.int64) if rows is None else np.asarray(rows, np.int64)
+        return cls(torch.cat(tensors), sample_K, channel_K, vocabulary, rows_B)

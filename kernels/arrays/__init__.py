@@ -1,0 +1,1 @@
+"""Array ops without torch (NumPy and CuPy). Imported by camae.maps, never by models."""
