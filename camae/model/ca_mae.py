@@ -1,0 +1,268 @@
+"""CAMAE: encoder, decoders and loss tied together, on plane batches and on plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from camae.dataloader.planes import PlaneBatch
+from camae.errors import CamaeError
+from camae.kernels.reconstruction_loss import reconstruction_losses
+from camae.model.config import ModelConfig
+from camae.model.decoder import Decoder
+from camae.model.encoder import Encoder
+from camae.model.layout import TokenLayout, full_layout, masked_layout
+from camae.model.standardization import standardization_eps
+
+Image = np.ndarray | torch.Tensor
+Images = Image | Sequence[Image]
+
+
+@dataclass
+class Backends:
+    """Which implementation each op uses; None is the op's own default for the device."""
+
+    tokenize: str | None = None
+    attention: str | None = None
+    loss: str | None = None
+
+
+class CAMAE(nn.Module):
+    """Channel-agnostic masked autoencoder (paper, section 4.2.2 and Figure 4)."""
+
+    def __init__(self, config: ModelConfig, backends: Backends | None = None):
+        super().__init__()
+        self.config = config
+        self.backends = backends or Backends()
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    @property
+    def channels(self) -> list[str]:
+        """The decoders' channel names, in order. The encoder accepts any distinct names."""
+        return list(self.config.channels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.encoder.cls_D.device
+
+    def eps(self, batch: PlaneBatch, value_range: tuple[float, float] | None) -> float:
+        """Standardisation eps for the stored values of `batch`, by the model's family."""
+        return standardization_eps(self.config.standardization, batch.planes_KHW.dtype, value_range)
+
+    def n_patches(self, batch: PlaneBatch) -> int:
+        """N, patches per plane of this batch."""
+        H, W = batch.planes_KHW.shape[1:]
+        return (H // self.config.patch) * (W // self.config.patch)
+
+    def encode(
+        self,
+        batch: PlaneBatch,
+        layout: TokenLayout | None = None,
+        *,
+        value_range: tuple[float, float] | None = None,
+        interpolate: bool = False,
+        layers: tuple[int, ...] = (),
+    ) -> tuple[torch.Tensor | list[torch.Tensor], TokenLayout]:
+        """Encoder tokens (T, D) and their layout; all tokens visible unless `layout` says otherwise."""
+        layout = layout or full_layout(batch, self.n_patches(batch))
+        tokens = self.encoder(
+            batch,
+            layout,
+            eps=self.eps(batch, value_range),
+            interpolate=interpolate,
+            tokenize_backend=self.backends.tokenize,
+            attention_backend=self.backends.attention,
+            layers=layers,
+        )
+        return tokens, layout
+
+    def masked_forward(
+        self,
+        batch: PlaneBatch,
+        noise: torch.Tensor,
+        mask_ratio: float,
+        value_range: tuple[float, float] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, TokenLayout]:
+        """Mask, encode, decode: decoder features (K*N, width), channel of each plane (K,), the layout."""
+        layout = masked_layout(batch, self.n_patches(batch), mask_ratio, noise)
+        if 0 in layout.kept_per_sample:
+            raise CamaeError(f"mask_ratio {mask_ratio} leaves a sample without a visible patch")
+        names_K = batch.names_K
+        channel_K = torch.tensor(self.decoder.channel_indices(names_K), device=layout.device)
+        tokens_TD, _ = self.encode(batch, layout, value_range=value_range)
+        features = self.decoder(tokens_TD, layout, names_K, self.backends.attention)
+        return features, channel_K, layout
+
+    def batch_loss(
+        self,
+        batch: PlaneBatch,
+        noise: torch.Tensor,
+        *,
+        mask_ratio: float | None = None,
+        alpha: float | None = None,
+        value_range: tuple[float, float] | None = None,
+        n_samples: int | None = None,
+        reduction: str = "samples",
+    ) -> dict[str, torch.Tensor]:
+        """Eq. 1-3 of the paper on the masked patches of a batch.
+
+        noise: (sum of C_i*N,) uniform, packed by sample; the smallest stay visible.
+        n_samples: what the sum over samples is divided by (the global count under accumulation and ranks);
+            default this batch's.
+        reduction: "samples" = mean over a sample's masked patches, then over samples; "tokens" = over all
+            masked patches, as the released model does.
+        Returns scalars "total" (Eq. 3), and, detached, "mse" (Eq. 1) and "fourier" (Eq. 2).
+        """
+        c = self.config
+        mask_ratio = c.mask_ratio if mask_ratio is None else mask_ratio
+        alpha = c.alpha if alpha is None else alpha
+        features, channel_K, layout = self.masked_forward(batch, noise, mask_ratio, value_range)
+        masked = layout.masked
+        if len(masked) == 0:
+            raise CamaeError(f"mask_ratio {mask_ratio} masks nothing, so there is no loss; use one above 0")
+        plane_M, patch_M = masked // layout.n_patches, masked % layout.n_patches
+        pred_MP2 = self.decoder.predict(features[masked], channel_K[plane_M])
+        total, mse, fourier = reconstruction_losses(
+            pred_MP2,
+            batch.planes_KHW,
+            plane_M,
+            patch_M,
+            alpha,
+            eps=self.eps(batch, value_range),
+            weight_M=_weights(layout, n_samples, reduction),
+            backend=self.backends.loss,
+        )
+        return {"total": total, "mse": mse, "fourier": fourier}
+
+    def forward(self, batch: PlaneBatch, noise: torch.Tensor, **options) -> dict[str, torch.Tensor]:
+        """`batch_loss`, under the name that wrappers such as DistributedDataParallel call."""
+        return self.batch_loss(batch, noise, **options)
+
+    def loss(
+        self,
+        images: Images,
+        channels: Sequence[str] | Sequence[Sequence[str]],
+        noise: Image | Sequence[Image] | None = None,
+        mask_ratio: float = 0.75,
+        alpha: float = 0.01,
+        *,
+        reduction: str = "samples",
+        value_range: tuple[float, float] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Loss of images (C,H,W), (B,C,H,W) or a list of (C_i,H,W); keys "total", "mse", "fourier".
+
+        noise: (B, C*N) or a list of (C_i*N,), mask 1 where it is not among the smallest; random when omitted.
+        """
+        batch = self.as_batch(images, channels)
+        return self.batch_loss(
+            batch,
+            self._noise(batch, noise),
+            mask_ratio=mask_ratio,
+            alpha=alpha,
+            value_range=value_range,
+            reduction=reduction,
+        )
+
+    def reconstruct(
+        self,
+        images: Images,
+        channels: Sequence[str] | Sequence[Sequence[str]],
+        noise: Image | Sequence[Image] | None = None,
+        mask_ratio: float = 0.75,
+        *,
+        value_range: tuple[float, float] | None = None,
+    ) -> tuple:
+        """Predicted patches and mask of images, in self-standardised units.
+
+        Returns (patches (B, C*N, P*P), mask (B, C*N) with 1 = masked); without the leading B for a single
+        image, and two lists for a ragged list.
+        """
+        batch = self.as_batch(images, channels)
+        features, channel_K, layout = self.masked_forward(
+            batch, self._noise(batch, noise), mask_ratio, value_range
+        )
+        pred_LP2 = self.decoder.predict(features, channel_K.repeat_interleave(layout.n_patches))
+        mask_L = torch.ones(len(pred_LP2), device=pred_LP2.device)
+        mask_L[layout.kept] = 0
+        totals = [c * layout.n_patches for c in layout.planes_per_sample]
+        patches, masks = pred_LP2.split(totals), mask_L.split(totals)
+        if isinstance(images, (list, tuple)) and len(set(totals)) > 1:
+            return list(patches), list(masks)
+        if not isinstance(images, (list, tuple)) and images.ndim == 3:
+            return patches[0], masks[0]
+        return torch.stack(patches), torch.stack(masks)
+
+    def as_batch(self, images: Images, channels: Sequence[str] | Sequence[Sequence[str]]) -> PlaneBatch:
+        """Plain arrays as a plane batch on the model's device."""
+        samples = split_images(images)
+        return PlaneBatch.from_images(samples, channel_lists(channels, samples)).to(self.device)
+
+    def _noise(self, batch: PlaneBatch, noise: Image | Sequence[Image] | None) -> torch.Tensor:
+        total = len(batch.planes_KHW) * self.n_patches(batch)
+        if noise is None:
+            return torch.rand(total, device=batch.planes_KHW.device)
+        parts = noise if isinstance(noise, (list, tuple)) else [noise]
+        flat = torch.cat([torch.as_tensor(n).reshape(-1) for n in parts]).to(batch.planes_KHW.device)
+        if len(flat) != total:
+            raise CamaeError(f"noise has {len(flat)} values but the images have {total} patches")
+        return flat
+
+
+def _weights(layout: TokenLayout, n_samples: int | None, reduction: str) -> torch.Tensor | None:
+    """Weight of every masked patch in the loss."""
+    if reduction == "tokens":
+        return None
+    if reduction != "samples":
+        raise CamaeError(f"reduction {reduction!r} is not 'samples' or 'tokens'")
+    counts = torch.tensor(layout.masked_per_sample)
+    per_sample = 1.0 / (counts.clamp(min=1) * float(n_samples or layout.n_samples))
+    return per_sample.repeat_interleave(counts).to(layout.device)
+
+
+def split_images(images: Images) -> list[Image]:
+    """(C,H,W), (B,C,H,W) or a list of (C_i,H,W) as a list of (C_i,H,W)."""
+    if isinstance(images, (list, tuple)):
+        if not images:
+            raise CamaeError("the list of images is empty")
+        for i, image in enumerate(images):
+            if image.ndim != 3:
+                raise CamaeError(
+                    f"image {i} of the list has shape {tuple(image.shape)}; each must be (C, H, W)"
+                )
+        return list(images)
+    if images.ndim == 3:  # type: ignore[union-attr]
+        return [images]  # type: ignore[list-item]
+    if images.ndim == 4:  # type: ignore[union-attr]
+        return list(images)  # type: ignore[arg-type]
+    raise CamaeError(
+        f"images have shape {tuple(images.shape)}; give (C, H, W), (B, C, H, W) or a list of (C, H, W)"  # type: ignore[union-attr]
+    )
+
+
+def channel_lists(
+    channels: Sequence[str] | Sequence[Sequence[str]], samples: Sequence[Image]
+) -> list[list[str]]:
+    """One list of names per image, from names shared by all or one list each.
+
+    Raises CamaeError for a wrong count or names that repeat within an image.
+    """
+    if isinstance(channels, str):
+        raise CamaeError(f"channels is the single string {channels!r}; give a list of names, one per plane")
+    shared = all(isinstance(name, str) for name in channels)
+    lists = [list(channels)] * len(samples) if shared else [list(names) for names in channels]
+    if len(lists) != len(samples):
+        raise CamaeError(f"{len(lists)} lists of channel names for {len(samples)} images")
+    for i, (names, image) in enumerate(zip(lists, samples, strict=True)):
+        if len(names) != image.shape[0]:
+            raise CamaeError(
+                f"image {i} has {image.shape[0]} planes but {len(names)} channel names: {', '.join(map(str, names))}"
+            )
+        if len(set(names)) != len(names):
+            raise CamaeError(f"image {i}: channel names repeat: {', '.join(map(str, names))}")
+    return lists  # type: ignore[return-value]

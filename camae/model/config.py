@@ -1,0 +1,187 @@
+"""What a model is: its configuration and the one table of named presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from camae.errors import CamaeError
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The decoders: one stack of `depth` blocks per channel name, and what they share.
+
+    cross_attention: "shared" (the released form: one cross-attention, norms, MLP and head for all channels),
+        "per_channel" (the paper's separate decoder for each channel), "none" (self-attention within the
+        channel only, over visible and mask tokens).
+    context: what cross-attention looks at: "all" tokens of the sample, mask tokens included (released
+        form), or only the "visible" ones.
+    """
+
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+    cross_heads: int = 8
+    cross_attention: str = "shared"
+    context: str = "all"
+    norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A CA-MAE. Widths in features, `crop` and `patch` in pixels.
+
+    block: "parallel" (one fused in-projection, q/k norm, LayerScale) or "sequential" (pre-norm ViT block).
+    bias_layout: which rows of the fused in-projection the parallel block's bias falls on: "mlp" (the MLP
+        rows) or "timm<=1.0.24" (the shifted form that released weights were trained with).
+    standardization: "own" (grey levels, eps 1e-3) or "openphenom" (variance + 1e-5 on the [0, 1] scale).
+    channels: names the decoders know, in order. The encoder takes any.
+    """
+
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    patch: int = 16
+    crop: int = 256
+    block: str = "parallel"
+    mlp_ratio: int = 4
+    layer_scale: float = 1e-4
+    drop_path: float = 0.1
+    norm_eps: float = 1e-6
+    bias_layout: str = "mlp"
+    standardization: str = "own"
+    mask_ratio: float = 0.75
+    alpha: float = 0.01
+    channels: tuple[str, ...] = ()
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a crop."""
+        return self.crop // self.patch
+
+    @property
+    def n_patches(self) -> int:
+        """N, patches per plane."""
+        return self.grid**2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self) | {"channels": list(self.channels)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of `to_dict`; unknown names are an error."""
+        known = {f.name for f in fields(cls)}
+        if unknown := set(values) - known:
+            raise CamaeError(
+                f"unknown model settings {sorted(unknown)}; known ones are {', '.join(sorted(known))}"
+            )
+        values = dict(values)
+        decoder = values.get("decoder", {})
+        if not isinstance(decoder, DecoderConfig):
+            if unknown := set(decoder) - {f.name for f in fields(DecoderConfig)}:
+                raise CamaeError(f"unknown decoder settings {sorted(unknown)}")
+            values["decoder"] = DecoderConfig(**decoder)
+        values["channels"] = tuple(values.get("channels", ()))
+        return cls(**values)
+
+
+def _check(c: ModelConfig) -> None:
+    problems = [
+        (c.width % c.heads == 0, f"width {c.width} is not a multiple of heads {c.heads}"),
+        (c.width % 4 == 0 and c.decoder.width % 4 == 0, "sine-cosine positions need widths that 4 divides"),
+        (
+            c.crop % c.patch == 0 and c.crop > 0,
+            f"crop {c.crop} px is not a multiple of the patch, {c.patch} px",
+        ),
+        (c.block in ("parallel", "sequential"), f"block {c.block!r} is not 'parallel' or 'sequential'"),
+        (c.bias_layout in ("mlp", "timm<=1.0.24"), f"bias_layout {c.bias_layout!r} is unknown"),
+        (c.standardization in ("own", "openphenom"), f"standardization {c.standardization!r} is unknown"),
+        (0 <= c.mask_ratio < 1, f"mask_ratio {c.mask_ratio} is not in [0, 1)"),
+        (0 <= c.alpha < 1, f"alpha {c.alpha} is not in [0, 1)"),
+        (c.decoder.cross_attention in ("shared", "per_channel", "none"), "unknown decoder.cross_attention"),
+        (c.decoder.context in ("all", "visible"), f"decoder.context {c.decoder.context!r} is unknown"),
+        (
+            c.decoder.width % c.decoder.heads == 0 and c.decoder.width % c.decoder.cross_heads == 0,
+            f"decoder width {c.decoder.width} is not a multiple of its heads",
+        ),
+        (len(set(c.channels)) == len(c.channels), f"channel names repeat: {list(c.channels)}"),
+    ]
+    for good, sentence in problems:
+        if not good:
+            raise CamaeError(f"model configuration: {sentence}")
+
+
+SMALL_DECODER = DecoderConfig(width=256, depth=2)
+
+# (width, depth, heads): ViT sizes of the paper (section 4.2) and ti for tests and laptops.
+_SIZES = {"ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
+# Paper, section 4.2.2: 75 % masking for B/16, 85 % for L/16. Stochastic depth 0.1, 0.3 for L.
+_MASK_RATIO = {("l", 16): 0.85}
+_DROP_PATH = {"l": 0.3}
+
+
+def _presets() -> dict[str, ModelConfig]:
+    table = {}
+    for size, (width, depth, heads) in _SIZES.items():
+        for patch in (16, 8):
+            name = f"ca_mae_vit_{size}{patch}"
+            table[name] = ModelConfig(
+                width=width,
+                depth=depth,
+                heads=heads,
+                patch=patch,
+                mask_ratio=_MASK_RATIO.get((size, patch), 0.75),
+                drop_path=_DROP_PATH.get(size, 0.1),
+                name=name,
+            )
+    return table
+
+
+PRESETS: dict[str, ModelConfig] = _presets()
+
+
+def preset(name: str, **changes: Any) -> ModelConfig:
+    """The named preset, with fields changed: `preset("ca_mae_vit_ti16", crop=128, decoder={"depth": 1})`.
+
+    `decoder="small"` is width 256 with 2 blocks. Raises CamaeError for an unknown name or field.
+    """
+    if name not in PRESETS:
+        raise CamaeError(f"there is no model preset {name!r}; presets are {', '.join(PRESETS)}")
+    base = PRESETS[name]
+    changes = dict(changes)
+    if "decoder" in changes:
+        decoder = changes["decoder"]
+        if decoder == "small":
+            changes["decoder"] = SMALL_DECODER
+        elif isinstance(decoder, Mapping):
+            unknown = set(decoder) - {f.name for f in fields(DecoderConfig)}
+            if unknown:
+                raise CamaeError(f"unknown decoder settings {sorted(unknown)}")
+            changes["decoder"] = replace(base.decoder, **decoder)
+        elif not isinstance(decoder, DecoderConfig):
+            raise CamaeError(f"decoder must be 'small' or a table of settings, not {decoder!r}")
+    if unknown := set(changes) - {f.name for f in fields(ModelConfig)}:
+        raise CamaeError(f"unknown model settings {sorted(unknown)}")
+    if "channels" in changes:
+        changes["channels"] = tuple(changes["channels"])
+    return replace(base, **changes)
+
+
+def encoder_parameters(c: ModelConfig) -> int:
+    """Closed formula for the encoder's trainable parameters (tokenizer, class token, blocks)."""
+    D, hidden, head = c.width, c.width * c.mlp_ratio, c.width // c.heads
+    tokenizer = D * c.patch**2 + D + D
+    attention_out, mlp_out = D * D + D, D * hidden + D
+    if c.block == "parallel":
+        block = 2 * D + (hidden + 3 * D) * D + hidden + 4 * head + attention_out + mlp_out + D
+        return tokenizer + c.depth * block
+    block = 4 * D + 3 * D * D + 3 * D + attention_out + hidden * D + hidden + mlp_out
+    return tokenizer + c.depth * block + 2 * D

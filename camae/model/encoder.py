@@ -1,0 +1,102 @@
+"""The encoder: shared tokenizer, the same positions for every channel, class token, transformer blocks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from camae.dataloader.planes import PlaneBatch
+from camae.errors import CamaeError
+from camae.kernels.tokenize import tokenize
+from camae.model.blocks import ParallelBlock, Sequences, SequentialBlock
+from camae.model.config import ModelConfig
+from camae.model.layout import TokenLayout
+from camae.model.positions import sincos_positions
+
+
+class Encoder(nn.Module):
+    """CA-MAE encoder (paper, section 4.2.2). Channel-agnostic: it never sees which channel a plane shows."""
+
+    def __init__(self, c: ModelConfig):
+        super().__init__()
+        self.config = c
+        self.patch_weight_DP2 = nn.Parameter(torch.empty(c.width, c.patch**2))
+        self.patch_bias_D = nn.Parameter(torch.zeros(c.width))
+        self.cls_D = nn.Parameter(torch.empty(c.width))
+        rates = [c.drop_path * i / max(1, c.depth - 1) for i in range(c.depth)]
+        hidden = c.width * c.mlp_ratio
+        self.blocks = nn.ModuleList(
+            ParallelBlock(c, rate)
+            if c.block == "parallel"
+            else SequentialBlock(c.width, c.heads, hidden, c.norm_eps, rate)
+            for rate in rates
+        )
+        # The released parallel form has no norm on the token path.
+        self.norm = nn.Identity() if c.block == "parallel" else nn.LayerNorm(c.width, eps=c.norm_eps)
+        self.register_buffer("positions_ND", sincos_positions(c.grid, c.grid, c.width), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """He et al. initialisation: xavier-uniform projections, class token std 0.02."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_weight_DP2)
+        nn.init.normal_(self.cls_D, std=0.02)
+
+    def positions(self, height: int, width: int, interpolate: bool) -> torch.Tensor:
+        """(N, D) positions for planes of `height` x `width` px.
+
+        Raises CamaeError for a size that is not the model's crop unless `interpolate`, and for one that the
+        patch does not divide.
+        """
+        c = self.config
+        if (height, width) == (c.crop, c.crop):
+            return self.positions_ND  # type: ignore[return-value]
+        if height % c.patch or width % c.patch:
+            raise CamaeError(f"planes of {height} x {width} px are not a multiple of the patch, {c.patch} px")
+        if not interpolate:
+            raise CamaeError(
+                f"planes are {height} x {width} px but the model's crop is {c.crop} x {c.crop} px; tile them "
+                "(tile='cover') or ask for interpolated positions (tile='interpolate')"
+            )
+        grid_h, grid_w = height // c.patch, width // c.patch
+        scale = c.grid / math.sqrt(grid_h * grid_w)
+        table = sincos_positions(grid_h, grid_w, c.width, scale=scale)
+        return table.to(self.positions_ND)  # type: ignore[call-overload]
+
+    def forward(
+        self,
+        batch: PlaneBatch,
+        layout: TokenLayout,
+        *,
+        eps: float,
+        interpolate: bool = False,
+        tokenize_backend: str | None = None,
+        attention_backend: str | None = None,
+        layers: tuple[int, ...] = (),
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """Tokens (T, D) of the last block, packed as `layout` says; with `layers`, those blocks' outputs."""
+        positions_ND = self.positions(*batch.planes_KHW.shape[1:], interpolate)
+        tokens_TD = tokenize(
+            batch.planes_KHW,
+            batch.sample_K,
+            layout.keep_index,
+            self.patch_weight_DP2,
+            self.patch_bias_D,
+            positions_ND,
+            self.cls_D,
+            eps=eps,
+            backend=tokenize_backend,
+        )
+        sequences = Sequences(layout.cu_seqlens, layout.lengths, layout.sample_T)
+        outputs = []
+        for i, block in enumerate(self.blocks):
+            tokens_TD = block(tokens_TD, sequences, attention_backend)
+            if i in layers:
+                outputs.append(tokens_TD)
+        return outputs if layers else self.norm(tokens_TD)

@@ -1,0 +1,48 @@
+"""Self-standardisation of planes: which eps on stored values, for which dtype and model family.
+
+Both families reduce to (x - mean) / sqrt(var + eps^2) on the stored values, so one eps says everything.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from camae.errors import CamaeError
+
+OWN_EPS = 1e-3  # grey levels, integer types
+OWN_EPS_FLOAT = 1e-6  # of the value range, float types
+OPENPHENOM_VARIANCE = 1e-5  # added to the variance on the [0, 1] scale
+
+_INTEGER = (torch.uint8, torch.uint16)
+
+
+def standardization_eps(mode: str, dtype: torch.dtype, value_range: tuple[float, float] | None) -> float:
+    """eps in stored grey levels for planes of `dtype`.
+
+    Raises CamaeError where the contract asks for an explicit `value_range=(lo, hi)`: float planes always,
+    uint16 for models that were trained on [0, 1] values.
+    """
+    if value_range is not None and not value_range[1] > value_range[0]:
+        raise CamaeError(f"value_range {tuple(value_range)} is empty: give (lowest, highest) possible value")
+    if dtype not in _INTEGER and not dtype.is_floating_point:
+        raise CamaeError(f"planes must be uint8, uint16 or float, not {dtype}")
+    span = None if value_range is None else float(value_range[1]) - float(value_range[0])
+    if mode == "openphenom":
+        if dtype == torch.uint8:
+            return math.sqrt(OPENPHENOM_VARIANCE) * 255
+        if span is None:
+            raise CamaeError(
+                f"this model was trained on 8-bit images scaled to [0, 1]; for {dtype} planes say which values "
+                "map to 0 and 1 with value_range=(lo, hi)"
+            )
+        return math.sqrt(OPENPHENOM_VARIANCE) * span
+    if dtype in _INTEGER:
+        return OWN_EPS
+    if span is None:
+        raise CamaeError(
+            "float planes need value_range=(lo, hi), the lowest and highest value the instrument can give, so that "
+            "images in [0, 1] are not mistaken for grey levels"
+        )
+    return OWN_EPS_FLOAT * span
