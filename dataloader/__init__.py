@@ -1,4 +1,4 @@
-"""Images on disk to batches of planes: manifests, dataset readers, crop sampling, back-ends. No models in here."""
+"""Images on disk to batches of planes: manifests, dataset readers, sampling, back-ends. No models in here."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class PlaneBatch:
             if x.shape[1:] != tensors[0].shape[1:] or x.dtype != tensors[0].dtype:
                 raise CamaeError(
                     f"image {i} is {tuple(x.shape[1:])} {x.dtype} but image 0 is "
-                    f"{tuple(tensors[0].shape[1:])} {tensors[0].dtype}: one batch holds one size and one dtype"
+                    f"{tuple(tensors[0].shape[1:])} {tensors[0].dtype}: a batch holds one size and one dtype"
                 )
         vocabulary = tuple(dict.fromkeys(name for names in channels for name in names))
         index = {name: i for i, name in enumerate(vocabulary)}

@@ -1,0 +1,99 @@
+"""What every reader ends with: a table in the canonical columns, complete or honestly cut down."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from camae.dataloader.manifest import METADATA, Manifest
+from camae.errors import CamaeError
+
+CONTROL_TYPES = {
+    "negcon": "negcon",
+    "negative_control": "negcon",
+    "negative": "negcon",
+    "poscon": "poscon",
+    "positive_control": "poscon",
+    "positive": "poscon",
+}
+_WELL = re.compile(r"^\s*([A-Za-z]{1,2})[_ ]?0*(\d{1,2})\s*$")
+
+
+def normal_well(well: str) -> str:
+    """ "a1" -> "A01": letters in capitals, two digits. Anything else comes back as it is."""
+    match = _WELL.match(well)
+    return f"{match[1].upper()}{int(match[2]):02d}" if match else well
+
+
+def control_type(text: str) -> str:
+    """ "negcon", "poscon" or "" out of the words data sets use (negative_control, poscon_diverse, ...)."""
+    text = text.strip().lower()
+    for word, kind in CONTROL_TYPES.items():
+        if text.startswith(word):
+            return kind
+    return ""
+
+
+def finish(
+    table: pd.DataFrame,
+    root: str | Path,
+    channels: Sequence[str],
+    incomplete: str,
+    absent: pd.Series | None = None,
+    mixed: bool = False,
+) -> Manifest:
+    """Order the columns, then list sites that lack one of `channels` and raise or drop them.
+
+    table:  one row per site with text cells; columns not in it are added empty.
+    absent: for rows, a sentence fragment why a file that is named is not there ("" where all is well).
+    mixed:  the rows come from parts that declare different channels, so `absent` alone decides.
+    """
+    if incomplete not in ("error", "skip"):
+        raise CamaeError(f"incomplete={incomplete!r}: must be 'error' or 'skip'")
+    table = table.copy()
+    for column in METADATA:
+        if column not in table:
+            table[column] = ""
+    extra = [c for c in table.columns if c.startswith("Metadata_") and c not in METADATA]
+    other = [c for c in table.columns if not c.startswith("Metadata_") and c not in channels]
+    table = table[[*METADATA, *extra, *channels, *other]].fillna("").reset_index(drop=True)
+    lacking = (table[list(channels)] == "").to_numpy()
+    reasons = absent.reset_index(drop=True) if absent is not None else pd.Series("", index=table.index)
+    bad = (lacking.any(axis=1) & (not mixed)) | (reasons != "").to_numpy()
+    if not bad.any():
+        return Manifest(table, root)
+    listing = _listing(table, bad, lacking, reasons, channels)
+    message = f"{int(bad.sum())} of {len(table)} sites under {root} are incomplete: {listing}"
+    if incomplete == "error":
+        raise CamaeError(f"{message}; pass incomplete='skip' (--incomplete skip) to leave them out")
+    if bad.all():
+        raise CamaeError(f"no complete site is left under {root}: {listing}")
+    warnings.warn(f"{message}; they are left out", stacklevel=3)
+    return Manifest(table[~bad], root)
+
+
+def _listing(
+    table: pd.DataFrame, bad: np.ndarray, lacking: np.ndarray, reasons: pd.Series, channels: Sequence[str]
+) -> str:
+    shown = []
+    for row in np.flatnonzero(bad)[:20]:
+        site = table.iloc[row]
+        place = " ".join(
+            part
+            for part in (
+                site.Metadata_Batch,
+                f"plate {site.Metadata_Plate}",
+                f"well {site.Metadata_Well}",
+                f"site {site.Metadata_Site}",
+            )
+            if part
+        )
+        names = [c for c, gone in zip(channels, lacking[row], strict=True) if gone]
+        shown.append(f"{place}: " + (reasons.iloc[row] or f"lacks {', '.join(names)}"))
+    more = int(bad.sum()) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")

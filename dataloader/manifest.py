@@ -1,0 +1,200 @@
+"""Manifest: the one table every reader produces. One row per site, one path column per channel name."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from camae.errors import CamaeError, MissingFileError
+
+METADATA = (
+    "Metadata_Source",
+    "Metadata_Batch",
+    "Metadata_Plate",
+    "Metadata_Well",
+    "Metadata_Site",
+    "Metadata_Perturbation",
+    "Metadata_control_type",
+)
+ILLUMINATION = "Illum_"
+
+
+class Manifest:
+    """Sites of a screen and where their planes are.
+
+    table:    DataFrame, one row per site: `Metadata_*` columns (text), optional `Illum_<channel>` columns
+              (path of a `.npy` illumination function, applied on read) and one column per channel holding
+              the plane's path, absolute or relative to `root`; "" means this site lacks that channel.
+              A path may end in `#<page>` (multi-page TIFF), `#<i>,<j>..` (leading indices of a Zarr array)
+              or `#<row>` (Parquet with one encoded image per row).
+    root:     folder that relative paths start from; they may not leave it.
+    channels: channel names in column order.
+
+    Raises CamaeError for an empty table, no channel column, or a site without any plane.
+    """
+
+    def __init__(self, table: pd.DataFrame, root: str | os.PathLike[str] = ".") -> None:
+        if table.empty:
+            raise CamaeError("the manifest is empty: it needs one row per site")
+        repeated = table.columns[table.columns.duplicated()].tolist()
+        if repeated:
+            raise CamaeError(
+                f"the manifest has the column {repeated[0]!r} twice: column names must be unique"
+            )
+        table = table.reset_index(drop=True)
+        for column in table.columns:
+            if column.startswith("Metadata_") or table[column].dtype != object or table[column].hasnans:
+                table[column] = _as_text(table[column])
+        self.table = table
+        self.root = Path(root).absolute()
+        self.channels: tuple[str, ...] = tuple(
+            str(c) for c in table.columns if not str(c).startswith(("Metadata_", ILLUMINATION))
+        )
+        if not self.channels:
+            raise CamaeError(
+                "the manifest has no channel column: beside Metadata_* it needs one path column per channel"
+            )
+        bare = np.flatnonzero((table[list(self.channels)] == "").all(axis=1).to_numpy())
+        if len(bare):
+            raise CamaeError(f"{self.where(int(bare[0]))} names no file for any channel")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __repr__(self) -> str:
+        return f"Manifest({len(self)} sites, channels={list(self.channels)}, root={str(self.root)!r})"
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Manifest:
+        """A manifest from a CSV or Parquet file; relative paths in it start from the file's folder.
+
+        Raises MissingFileError when there is no such file, CamaeError when it is not a table.
+        """
+        return cls(read_table(path), Path(path).absolute().parent)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write to `.csv` or `.parquet`, whole or not at all; paths stay valid from the new folder."""
+        path = Path(path).absolute()
+        table = self.table
+        if path.parent != self.root:
+            table = table.copy()
+            illumination = [c for c in table.columns if str(c).startswith(ILLUMINATION)]
+            for column in [*self.channels, *illumination]:
+                table[column] = [self._located(cell) if cell else "" for cell in table[column]]
+        with atomic_path(path) as temporary:
+            if path.suffix == ".parquet":
+                table.to_parquet(temporary, index=False)
+            elif path.suffix == ".csv":
+                table.to_csv(temporary, index=False)
+            else:
+                raise CamaeError(f"{path}: a manifest is written as .csv or .parquet")
+
+    def select(self, mask_or_rows: Sequence[bool] | Sequence[int] | np.ndarray | pd.Series) -> Manifest:
+        """The manifest of some rows: a boolean mask over all rows or row numbers in the wanted order."""
+        chosen = np.asarray(mask_or_rows)
+        if chosen.dtype == bool and len(chosen) != len(self):
+            raise CamaeError(f"the mask has {len(chosen)} entries, the manifest {len(self)} rows")
+        rows = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+        if not len(rows):
+            raise CamaeError("the selection leaves no site of the manifest")
+        return Manifest(self.table.iloc[rows], self.root)
+
+    def site_channels(self, row: int) -> list[str]:
+        """Names of the channels this site has, in the manifest's order."""
+        cells = self.table.loc[row, list(self.channels)]
+        return [name for name, cell in zip(self.channels, cells, strict=True) if cell]
+
+    def path(self, row: int, channel: str) -> str:
+        """Absolute path (or s3:// address) of one plane, with its `#` part if it has one.
+
+        Raises CamaeError when the site lacks the channel or a relative path leaves the root.
+        """
+        if channel not in self.channels:
+            raise CamaeError(f"the manifest has no channel {channel!r}: it has {', '.join(self.channels)}")
+        cell = str(self.table.at[row, channel])
+        if not cell:
+            raise CamaeError(f"{self.where(row, channel)} names no file: this site lacks the channel")
+        try:
+            return self._located(cell)
+        except CamaeError as error:
+            raise CamaeError(f"{self.where(row, channel)}: {error}") from None
+
+    def illumination_path(self, row: int, channel: str) -> str | None:
+        """Absolute path of the illumination function named for one plane, or None."""
+        column = ILLUMINATION + channel
+        cell = str(self.table.at[row, column]) if column in self.table.columns else ""
+        return self._located(cell) if cell else None
+
+    def where(self, row: int, channel: str | None = None) -> str:
+        """A place a person can find: the row's number, its plate, well and site, the channel."""
+        site = self.table.iloc[row]
+        parts = [
+            f"{name} {site[f'Metadata_{name.capitalize()}']}"
+            for name in ("plate", "well", "site")
+            if f"Metadata_{name.capitalize()}" in site.index
+        ]
+        place = f"row {row}" + (f" ({', '.join(parts)})" if parts else "")
+        return place if channel is None else f"{place}, channel {channel}"
+
+    def _located(self, cell: str) -> str:
+        if "://" in cell or os.path.isabs(cell):
+            return cell
+        path = os.path.normpath(os.path.join(self.root, cell))
+        if os.path.commonpath([path, self.root]) != str(self.root):
+            raise CamaeError(f"the path {cell!r} leaves the manifest's folder {self.root}")
+        return path
+
+
+def _as_text(column: pd.Series) -> pd.Series:
+    """Text of a column; missing cells become "" and whole floats lose their '.0' (sites read as 1.0)."""
+    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
+        column = column.astype("Int64")
+    return column.astype(object).where(column.notna(), "").map(str)
+
+
+def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """A CSV (also .gz), TSV/TXT or Parquet file with every cell as text ("" where empty)."""
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file")
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+            for column in table.columns:
+                table[column] = _as_text(table[column])
+            return table
+        separator = "\t" if {".tsv", ".txt"} & set(path.suffixes) else ","
+        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CamaeError(f"{path}: cannot be read as a table ({reason})") from error
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well and vanishes otherwise."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,69 @@
+"""Which crop comes when: a pure function of (number of sites, seed, slot). No files are touched here.
+
+A run's samples are numbered by slots 0, 1, 2, ... over all ranks. Visit v = slot // crops_per_site shows one
+site; epoch e = v // n_sites visits every site exactly once, in a permutation drawn from (seed, e).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What B slots show.
+
+    rows_B:     manifest rows.
+    uniform_B2: in [0, 1), where the crop lies along y and x between the first and the last position that fits.
+    symmetry_B: in 0..7, one of the eight flips and rotations.
+    """
+
+    rows_B: np.ndarray
+    uniform_B2: np.ndarray
+    symmetry_B: np.ndarray
+
+
+def draw(n_sites: int, seed: int, slots_B: np.ndarray, crops_per_site: int = 1) -> Draws:
+    """What the given slots show."""
+    epochs_B, positions_B = np.divmod(slots_B // crops_per_site, n_sites)
+    rows_B = np.empty(len(slots_B), np.int64)
+    for epoch in np.unique(epochs_B):
+        here = epochs_B == epoch
+        rows_B[here] = _permutation(n_sites, seed, int(epoch))[positions_B[here]]
+    bits_B3 = _bits(seed, slots_B, streams=3)
+    # 53 bits fill the mantissa of a float64, so the uniform numbers are exact multiples of 2^-53.
+    uniform_B2 = (bits_B3[:, :2] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return Draws(rows_B, uniform_B2, (bits_B3[:, 2] >> np.uint64(61)).astype(np.int64))
+
+
+def symmetric(image_CHW: np.ndarray, symmetry: int) -> np.ndarray:
+    """One of the eight symmetries of the square, as a view: transpose (bit 2), flip rows (1), columns (0)."""
+    if symmetry & 4:
+        image_CHW = image_CHW.swapaxes(-1, -2)
+    if symmetry & 2:
+        image_CHW = image_CHW[..., ::-1, :]
+    return image_CHW[..., ::-1] if symmetry & 1 else image_CHW
+
+
+@lru_cache(maxsize=4)
+def _permutation(n_sites: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(n_sites)
+
+
+def _bits(seed: int, slots_B: np.ndarray, streams: int) -> np.ndarray:
+    """Independent 64-bit words (B, streams): SplitMix64 of (seed, slot, stream), counter-based."""
+    start = _mix(np.array([seed], np.uint64) + _GOLDEN)
+    counter = slots_B.astype(np.uint64)[:, None] * np.uint64(streams) + np.arange(streams, dtype=np.uint64)
+    return _mix(start + counter * _GOLDEN)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The SplitMix64 finaliser (Steele, Lea, Flood 2014); uint64 arithmetic wraps by design."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,40 @@
+"""Small screens on disk and the folder of real images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+from camae.dataloader import Manifest
+
+
+@pytest.fixture
+def real_images() -> Path:
+    """The folder of real microscopy images, or a skip that says why."""
+    default = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+    folder = Path(os.environ.get("CAMAE_TEST_DATA", default)) / "images"
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {folder} (set CAMAE_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture
+def screen(tmp_path: Path) -> Manifest:
+    """Ten sites of 40x48 uint16; even rows have DNA and ER, odd rows DNA, ER and AGP. Pixels are unique."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for site in range(10):
+        row = {"Metadata_Plate": "P1", "Metadata_Well": f"A{site + 1:02d}", "Metadata_Site": "1"}
+        for channel in ("DNA", "ER", "AGP"):
+            row[channel] = f"img/{site}_{channel}.tif" if channel != "AGP" or site % 2 else ""
+            if row[channel]:
+                path = tmp_path / row[channel]
+                path.parent.mkdir(exist_ok=True)
+                tifffile.imwrite(path, rng.integers(0, 65536, (40, 48), dtype=np.uint16))
+        rows.append(row)
+    return Manifest(pd.DataFrame(rows), tmp_path)
