@@ -1,0 +1,86 @@
+"""Second moments and symmetric eigenproblems, all in fp64, all by `eigh`."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from camae.errors import CamaeError
+from camae.maps.arrays import namespace
+
+
+@dataclass
+class Moments:
+    """count, mean_D and population covariance_DD (ddof 0) of a set of rows."""
+
+    count: int
+    mean: Any
+    covariance: Any
+
+    @property
+    def variance(self) -> Any:
+        return namespace(self.covariance).diagonal(self.covariance)
+
+
+def moments(x: Any) -> Moments:
+    """Moments of the rows of x (n, d), computed about their own mean."""
+    chosen = x.astype(np.float64)
+    mean = chosen.mean(axis=0)
+    chosen -= mean
+    return Moments(x.shape[0], mean, chosen.T @ chosen / x.shape[0])
+
+
+def safe_scale(mean: Any, std: Any) -> Any:
+    """std, with 1 where a column is constant up to the rounding of its own mean."""
+    xp = namespace(std)
+    return xp.where(std > 1e-12 * xp.abs(mean) + 1e-30, std, xp.ones_like(std))
+
+
+def principal_axes(total: Moments, rtol: float, components: int | None, method: str) -> tuple[Any, Any]:
+    """Eigenvectors axes_DK of the covariance in falling order, and the components' population std spread_K.
+
+    K is the number of singular values above rtol times the largest, at most count - 1 and `components`.
+    Warns, with the rank, when null components were dropped. Each axis' largest entry is positive.
+    """
+    xp = namespace(total.covariance)
+    values, vectors = xp.linalg.eigh(total.covariance)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    top = float(values[0])
+    if top <= 0:
+        raise CamaeError(
+            f"{method}: the rows to fit on are all the same; there is no variation to learn from."
+        )
+    rank = min(int((values > rtol**2 * top).sum()), total.count - 1)
+    if rank < len(values):
+        warnings.warn(
+            f"{method}: {total.count} rows to fit on span {rank} of {len(values)} dimensions; the other "
+            f"{len(values) - rank} hold no variation there and are dropped.",
+            stacklevel=2,
+        )
+    kept = rank if components is None else min(rank, components)
+    axes = vectors[:, :kept]
+    largest = xp.take_along_axis(axes, xp.argmax(xp.abs(axes), axis=0)[None], axis=0)
+    return axes * xp.sign(largest), xp.sqrt(values[:kept])
+
+
+def inverse_root(white_DK: Any, controls_NK: Any, eps: float) -> Any:
+    """white_DK @ (Cov + eps I)^(-1/2), Cov (ddof 1) of controls_NK about their own mean.
+
+    With fewer controls than columns the covariance has low rank: the root is eps^(-1/2) (I - U U') plus
+    (s + eps)^(-1/2) on U, and the eigenproblem has the size of the smaller side.
+    """
+    xp = namespace(controls_NK)
+    n, k = controls_NK.shape
+    centred = (controls_NK - controls_NK.mean(axis=0)) / (n - 1) ** 0.5
+    if n >= k:
+        values, vectors = xp.linalg.eigh(centred.T @ centred)
+        return (white_DK @ vectors) * (xp.maximum(values, 0) + eps) ** -0.5 @ vectors.T
+    values, left = xp.linalg.eigh(centred @ centred.T)
+    kept = values > values[-1] * 1e-14
+    values, left = values[kept], left[:, kept]
+    axes_KR = (centred.T @ left) / xp.sqrt(values)
+    gain_R = (values + eps) ** -0.5 - eps**-0.5
+    return white_DK * eps**-0.5 + ((white_DK @ axes_KR) * gain_R) @ axes_KR.T

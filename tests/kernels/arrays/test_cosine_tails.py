@@ -1,0 +1,39 @@
+"""Order statistics of pairwise cosines against a plain sort of the whole triangle."""
+
+import numpy as np
+import pytest
+
+from camae.kernels.arrays import cosine_tails
+
+
+def _unit(n, d, dtype, seed=0):
+    x = np.random.default_rng(seed).normal(size=(n, d))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("collect", [20, cosine_tails.COLLECT])  # 20 forces the bins to be divided again
+def test_order_statistics_are_those_of_the_sorted_triangle(monkeypatch, dtype, collect):
+    monkeypatch.setattr(cosine_tails, "COLLECT", collect)
+    x = _unit(301, 16, dtype)
+    ordered = np.sort((x.astype(np.float64) @ x.T.astype(np.float64))[np.triu_indices(301, 1)])
+    ranks = [0, 1, len(ordered) // 20, len(ordered) // 2, len(ordered) - 1]
+    got = cosine_tails.order_statistics(x, ranks, block=64)
+    # A dot product of 16 terms of unit vectors is off by at most 16 eps; so is each order statistic.
+    np.testing.assert_allclose(got, ordered[ranks], rtol=0, atol=16 * np.finfo(dtype).eps)
+
+
+def test_ties_cost_no_memory_and_pairs_have_the_bits_that_are_ranked(monkeypatch):
+    monkeypatch.setattr(cosine_tails, "COLLECT", 10)
+    x = np.zeros((200, 4))
+    x[:, 0] = 1
+    assert cosine_tails.order_statistics(x, [0, 500, 19_899], block=64).tolist() == [1.0, 1.0, 1.0]
+    x = _unit(150, 8, np.float32)
+    left, right = np.triu_indices(150, 1)
+    values = np.sort(cosine_tails.cosines_of_pairs(x, right, left, block=64))
+    assert (cosine_tails.order_statistics(x, range(0, len(values), 7), block=64) == values[::7]).all()
+
+
+def test_a_rank_outside_the_pairs_is_an_error():
+    with pytest.raises(ValueError, match=r"0\.\.2"):
+        cosine_tails.order_statistics(np.eye(3), [3])
