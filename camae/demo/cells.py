@@ -1,8 +1,8 @@
-"""Draws the cells of one site: factor values in, one clean five-channel image out.
+"""The cells of one site: where they are, what shape they have, which pixels are theirs.
 
 Everything is drawn on a torus a little larger than the site and cut to size at the end, so cells cross the
-border as they do in a real field. Cell-wise fields live on square patches around each cell, shape (N, S, S);
-filaments and blobs are clouds of points. Shapes: N cells, S patch side, L canvas side, K points.
+border as they do in a real field. Cell-wise fields live on square patches around each cell, shape (N, S, S).
+Shapes: N cells, F factors, S patch side, L canvas side, K points of a cell.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from camae.demo.parameters import CHANNELS, FACTORS, ScreenParameters
+from camae.demo.parameters import FACTORS, ScreenParameters
 
 Array = npt.NDArray[np.floating[Any]]
 MARGIN = 32
 HALF_PATCH = 52
+_DENSITY_SENSITIVITY = 0.16
 _FACTOR = {name: i for i, name in enumerate(FACTORS)}
 
 
@@ -37,18 +38,27 @@ class Cells:
         """`base * exp(sensitivity * factor)`, limited to three units either way; shape (N,)."""
         return (base * np.exp(sensitivity * np.clip(self.factor(name), -3, 3))).astype(np.float32)
 
+    def to_canvas(self, u_NK: Array, v_NK: Array) -> tuple[Array, Array]:
+        """Points along and across the cells' own axes as canvas rows and columns."""
+        cosine, sine = np.cos(self.angle_N)[:, None], np.sin(self.angle_N)[:, None]
+        y_NK = self.centre_N2[:, :1] + sine * u_NK + cosine * v_NK
+        x_NK = self.centre_N2[:, 1:] + cosine * u_NK - sine * v_NK
+        return y_NK, x_NK
+
     @property
     def visible_N(self) -> Any:
+        """Whether each cell's centre lies inside the site."""
         return ((self.centre_N2 >= MARGIN) & (self.centre_N2 < self.side - MARGIN)).all(axis=1)
 
 
 def sample_cells(rng: np.random.Generator, well_factors_F: Array, parameters: ScreenParameters) -> Cells:
     """Scatter cells at the well's density, pushed apart, each with its own factor values."""
     side = parameters.size + 2 * MARGIN
-    density = parameters.cells_per_site * np.exp(0.16 * well_factors_F[_FACTOR["cell_density"]])
-    count = max(
-        4, int(rng.poisson(density * (side / 256.0) ** 2 * 0.25) + density * (side / 256.0) ** 2 * 0.75)
-    )
+    density_index = _FACTOR["cell_density"]
+    usual = parameters.cells_per_site * (side / 256) ** 2
+    expected = usual * np.exp(_DENSITY_SENSITIVITY * well_factors_F[density_index])
+    # A quarter at random: cells spread more evenly than a Poisson process.
+    count = max(4, int(0.75 * expected + rng.poisson(0.25 * expected)))
     centre_N2 = rng.random((count, 2)) * side
     spacing = side / np.sqrt(count)
     for _ in range(12):
@@ -58,9 +68,7 @@ def sample_cells(rng: np.random.Generator, well_factors_F: Array, parameters: Sc
         push_NN = np.maximum(0.0, 0.85 * spacing - distance_NN) / distance_NN
         centre_N2 = (centre_N2 + 0.3 * (push_NN[..., None] * offset_NN2).sum(1)) % side
     factors_NF = well_factors_F + parameters.cell_sd * rng.standard_normal((count, len(FACTORS)))
-    factors_NF[:, _FACTOR["cell_density"]] = (
-        np.log(count / (parameters.cells_per_site * (side / 256.0) ** 2)) / 0.16
-    )
+    factors_NF[:, density_index] = np.log(count / usual) / _DENSITY_SENSITIVITY
     return Cells(
         side,
         centre_N2.astype(np.float32),
@@ -90,10 +98,22 @@ class Geometry:
         return flat.reshape(self.side, self.side).astype(np.float32)
 
     def pick(self, canvas_LL: Array) -> Array:
+        """The canvas as seen on each cell's patch."""
         return canvas_LL.ravel()[self.index_NSS]
 
+    def cytoplasm(self, decay_N: Array) -> Array:
+        """Brightness that falls from the nuclear border outwards over a length in nuclear radii, (N, S, S)."""
+        outside_NSS = np.maximum(self.nucleus_NSS - 1.0, 0.0)
+        return self.body_NSS * np.exp(-outside_NSS / decay_N[:, None, None])
 
-def _sigmoid(x: Array) -> Array:
+    def reach(self, turn_NK: Array) -> Array:
+        """Distance from the nuclear centre to the cell border along a direction, in nuclear radii."""
+        across_N2 = self.nuclear_axes_N2 / self.cell_axes_N2
+        u_NK, v_NK = np.cos(turn_NK) * across_N2[:, :1], np.sin(turn_NK) * across_N2[:, 1:]
+        return np.maximum(1.5, 1.0 / np.hypot(u_NK, v_NK))
+
+
+def sigmoid(x: Array) -> Array:
     return 1.0 / (1.0 + np.exp(-np.clip(x, -30, 30)))
 
 
@@ -140,202 +160,7 @@ def place(rng: np.random.Generator, cells: Cells, parameters: ScreenParameters) 
     for index_SS, cell_SS in zip(index_NSS, cell_NSS):
         nearest[index_SS] = np.minimum(nearest[index_SS], cell_SS)
     lead_NSS = cell_NSS - nearest[index_NSS]
-    body_NSS = _sigmoid((1.0 - cell_NSS) / 0.05) * np.exp(-((lead_NSS / 0.08) ** 2))
+    body_NSS = sigmoid((1.0 - cell_NSS) / 0.05) * np.exp(-((lead_NSS / 0.08) ** 2))
     geometry = Geometry(side, index_NSS, nucleus_NSS, cell_NSS, body_NSS, nuclear_axes_N2, cell_axes_N2)
     shared_NSS = np.maximum(geometry.pick(geometry.paint(body_NSS)), 1.0)
     return replace(geometry, body_NSS=body_NSS / shared_NSS)
-
-
-def _frequencies(side: int) -> Array:
-    fy, fx = np.fft.fftfreq(side), np.fft.rfftfreq(side)
-    return (fy[:, None] ** 2 + fx[None] ** 2).astype(np.float32)
-
-
-def blur(image_LL: Array, sigma: float) -> Array:
-    """Periodic Gaussian blur, sigma in pixels."""
-    response = np.exp(-2 * np.pi**2 * sigma**2 * _frequencies(len(image_LL)))
-    return np.fft.irfft2(np.fft.rfft2(image_LL) * response, s=image_LL.shape).astype(np.float32)
-
-
-def band_noise(rng: np.random.Generator, side: int, scale: float) -> Array:
-    """Random texture whose grains are about `scale` pixels, zero mean and unit variance, shape (L, L)."""
-    squared = _frequencies(side) * np.float32(2 * np.pi**2 * scale**2)
-    spectrum = (
-        np.fft.rfft2(rng.standard_normal((side, side), dtype=np.float32)) * squared * np.exp(-2 * squared)
-    )
-    texture = np.fft.irfft2(spectrum, s=(side, side)).astype(np.float32)
-    return texture / texture.std()
-
-
-def _mixed_texture(geometry: Geometry, fine_LL: Array, coarse_LL: Array, shift_N: Array) -> Array:
-    """Unit-variance texture per cell between two grain sizes: the scale moves, the contrast does not."""
-    angle_N11 = (np.pi / 4 * (1 + np.tanh(0.8 * shift_N)))[:, None, None]
-    return geometry.pick(fine_LL) * np.cos(angle_N11) + geometry.pick(coarse_LL) * np.sin(angle_N11)
-
-
-def _equal_mass(patches_NSS: Array, mass_N: Array) -> Array:
-    """Scale each patch to a given sum, so that organisation changes and brightness does not."""
-    return patches_NSS * (mass_N / (patches_NSS.sum((1, 2)) + 1e-6))[:, None, None]
-
-
-def _splat(side: int, y: Array, x: Array, weight: Array) -> Array:
-    """Bilinear sum of points on the torus, shape (L, L)."""
-    y0, x0 = np.floor(y), np.floor(x)
-    fy, fx = (y - y0).ravel(), (x - x0).ravel()
-    rows, columns, weight = y0.astype(np.int64).ravel(), x0.astype(np.int64).ravel(), weight.ravel()
-    flat = np.zeros(side * side)
-    for row, wy in ((rows % side, 1 - fy), ((rows + 1) % side, fy)):
-        for column, wx in ((columns % side, 1 - fx), ((columns + 1) % side, fx)):
-            flat += np.bincount(row * side + column, weight * wy * wx, minlength=side * side)
-    return flat.reshape(side, side).astype(np.float32)
-
-
-def _brightness(rng: np.random.Generator, count: int, sd: float = 0.18) -> Array:
-    return np.exp(sd * rng.standard_normal(count)).astype(np.float32)
-
-
-def draw_dna(rng: np.random.Generator, cells: Cells, geometry: Geometry) -> Array:
-    """Nuclei of equal DNA content (up to ploidy) with chromatin grains."""
-    mask_NSS = _sigmoid((1.0 - geometry.nucleus_NSS) / 0.05)
-    fine_LL, coarse_LL = band_noise(rng, cells.side, 0.8), band_noise(rng, cells.side, 2.0)
-    grain_NSS = _mixed_texture(geometry, fine_LL, coarse_LL, -cells.factor("chromatin_granularity"))
-    chromatin_NSS = mask_NSS * np.clip(1.0 + 0.28 * grain_NSS, 0.15, None)
-    return geometry.paint(_equal_mass(chromatin_NSS, 500.0 * _brightness(rng, len(mask_NSS), 0.25)))
-
-
-def draw_nucleoli(rng: np.random.Generator, cells: Cells, geometry: Geometry) -> Array:
-    """Nucleoli: many small or few large ones, the same total."""
-    count, most = len(cells.centre_N2), 9
-    number_N = np.clip(np.round(cells.scaled("nucleolus_number", 3.4, 0.42)), 1, most)
-    radius_N1 = (4.6 / np.sqrt(number_N))[:, None]
-    distance, turn = 0.68 * np.sqrt(rng.random((count, most))), 2 * np.pi * rng.random((count, most))
-    u = distance * np.cos(turn) * geometry.nuclear_axes_N2[:, :1]
-    v = distance * np.sin(turn) * geometry.nuclear_axes_N2[:, 1:]
-    y, x = _to_canvas(cells, u, v)
-    size_NK = radius_N1 * np.exp(0.15 * rng.standard_normal((count, most)))
-    present_NK = np.arange(most) < number_N[:, None]
-    steps = np.arange(-9, 10)
-    rows = np.floor(y).astype(np.int64)[..., None] + steps
-    columns = np.floor(x).astype(np.int64)[..., None] + steps
-    squared = (rows - y[..., None])[..., :, None] ** 2 + (columns - x[..., None])[..., None, :] ** 2
-    blob = present_NK[..., None, None] * _sigmoid((size_NK[..., None, None] - np.sqrt(squared)) / 0.6)
-    flat = (rows % cells.side)[..., :, None] * cells.side + (columns % cells.side)[..., None, :]
-    image = np.bincount(flat.ravel(), blob.ravel(), minlength=cells.side**2)
-    return image.reshape(cells.side, cells.side).astype(np.float32)
-
-
-def _to_canvas(cells: Cells, u: Array, v: Array) -> tuple[Array, Array]:
-    """Points given in the cells' own axes, shape (N, K), as canvas rows and columns."""
-    cosine, sine = np.cos(cells.angle_N)[:, None], np.sin(cells.angle_N)[:, None]
-    y = cells.centre_N2[:, :1] + sine * u + cosine * v
-    x = cells.centre_N2[:, 1:] + cosine * u - sine * v
-    return y, x
-
-
-def _cytoplasm(geometry: Geometry, decay_N: Array) -> Array:
-    """Brightness that falls from the nuclear border outwards with a length in nuclear radii."""
-    outside_NSS = np.maximum(geometry.nucleus_NSS - 1.0, 0.0)
-    return geometry.body_NSS * np.exp(-outside_NSS / decay_N[:, None, None])
-
-
-def draw_er(rng: np.random.Generator, cells: Cells, geometry: Geometry) -> Array:
-    """Reticulum around the nucleus: how far it spreads and how coarse its mesh is."""
-    fine_LL, coarse_LL = band_noise(rng, cells.side, 1.1), band_noise(rng, cells.side, 3.2)
-    mesh_NSS = _mixed_texture(geometry, fine_LL, coarse_LL, cells.factor("er_texture_scale"))
-    decay_N = cells.scaled("er_spread", 0.85, 0.38)
-    nuclear_NSS = 1.0 - 0.35 * _sigmoid((1.0 - geometry.nucleus_NSS) / 0.08)
-    er_NSS = _cytoplasm(geometry, decay_N) * nuclear_NSS * np.clip(1.0 + 0.30 * mesh_NSS, 0.1, None)
-    return geometry.paint(_equal_mass(er_NSS, 1100.0 * _brightness(rng, len(er_NSS))))
-
-
-def draw_rna(rng: np.random.Generator, cells: Cells, geometry: Geometry, nucleoli_LL: Array) -> Array:
-    decay_N = np.full(len(cells.centre_N2), 1.1, np.float32)
-    cytoplasm_NSS = _cytoplasm(geometry, decay_N) * np.clip(
-        1.0 + 0.12 * geometry.pick(band_noise(rng, cells.side, 1.4)), 0.1, None
-    )
-    body = geometry.paint(_equal_mass(cytoplasm_NSS, 1200.0 * _brightness(rng, len(cytoplasm_NSS))))
-    return body + 1.5 * nucleoli_LL
-
-
-def draw_mito(rng: np.random.Generator, cells: Cells, geometry: Geometry) -> Array:
-    """Mitochondria as arcs of equal total length: long filaments or puncta, near the nucleus or spread out."""
-    count, points = len(cells.centre_N2), 600
-    length_N1 = np.clip(cells.scaled("mito_fragmentation", 9.0, -0.60), 1.5, 40.0)[:, None]
-    arc_NK = (np.arange(points) / length_N1).astype(np.int64)
-    along_NK = np.arange(points) - (arc_NK + 0.5) * length_N1
-
-    def per_arc(values_NK: Array) -> Array:
-        return np.take_along_axis(values_NK, arc_NK, axis=1)
-
-    turn = 2 * np.pi * rng.random((count, points))
-    exponent_N1 = cells.scaled("mito_clustering", 1.5, 0.32)[:, None]
-    depth = 1.15 + (0.92 * _cell_reach(geometry, turn) - 1.15) * rng.random((count, points)) ** exponent_N1
-    u0 = per_arc(depth * np.cos(turn) * geometry.nuclear_axes_N2[:, :1])
-    v0 = per_arc(depth * np.sin(turn) * geometry.nuclear_axes_N2[:, 1:])
-    heading = per_arc(turn + np.pi / 2 + 0.8 * rng.standard_normal((count, points)))
-    bend = per_arc(0.07 * rng.standard_normal((count, points)))
-    direction = heading + bend * along_NK / 2
-    y, x = _to_canvas(cells, u0 + along_NK * np.cos(direction), v0 + along_NK * np.sin(direction))
-    weight = per_arc(np.exp(0.35 * rng.standard_normal((count, points)))) * _brightness(rng, count)[:, None]
-    threads = blur(_splat(cells.side, y, x, weight), 0.8)
-    haze = geometry.paint(geometry.body_NSS * np.exp(-np.maximum(geometry.nucleus_NSS - 1.0, 0.0) / 1.2))
-    return 1.2 * threads + 0.30 * haze
-
-
-def _cell_reach(geometry: Geometry, turn_NK: Array) -> Array:
-    """Distance from the nuclear centre to the cell border along a direction, in nuclear radii."""
-    cosine, sine = np.cos(turn_NK), np.sin(turn_NK)
-    nuclear, cell = geometry.nuclear_axes_N2, geometry.cell_axes_N2
-    stretch_u, stretch_v = nuclear[:, :1] / cell[:, :1], nuclear[:, 1:] / cell[:, 1:]
-    return np.maximum(1.5, 1.0 / np.sqrt((cosine * stretch_u) ** 2 + (sine * stretch_v) ** 2))
-
-
-def draw_agp(rng: np.random.Generator, cells: Cells, geometry: Geometry) -> Array:
-    """Actin fibres (aligned or not), a Golgi (compact or scattered) beside the nucleus, and the membrane."""
-    count, fibres, points = len(cells.centre_N2), 14, 44
-    disorder_N1 = cells.scaled("actin_order", 0.45, -0.65)[:, None]
-    heading = disorder_N1 * rng.standard_normal((count, fibres))
-    distance, turn = 0.75 * np.sqrt(rng.random((count, fibres))), 2 * np.pi * rng.random((count, fibres))
-    u = distance * np.cos(turn) * geometry.cell_axes_N2[:, :1]
-    v = distance * np.sin(turn) * geometry.cell_axes_N2[:, 1:]
-    along = np.linspace(-0.5, 0.5, points) * (24 + 16 * rng.random((count, fibres, 1)))
-    u, v = (
-        u[..., None] + along * np.cos(heading)[..., None],
-        v[..., None] + along * np.sin(heading)[..., None],
-    )
-    y, x = _to_canvas(cells, u.reshape(count, -1), v.reshape(count, -1))
-    fibre = np.repeat(np.exp(0.3 * rng.standard_normal((count, fibres))), points, axis=1)
-    actin = blur(_splat(cells.side, y, x, fibre), 0.7)
-
-    dots = 26
-    scatter_N1 = cells.scaled("golgi_compactness", 5.5, -0.42)[:, None]
-    side_turn = 2 * np.pi * rng.random((count, 1))
-    u = 1.25 * np.cos(side_turn) * geometry.nuclear_axes_N2[:, :1] + scatter_N1 * rng.standard_normal(
-        (count, dots)
-    )
-    v = 1.25 * np.sin(side_turn) * geometry.nuclear_axes_N2[:, 1:] + scatter_N1 * rng.standard_normal(
-        (count, dots)
-    )
-    y, x = _to_canvas(cells, u, v)
-    golgi = blur(_splat(cells.side, y, x, np.exp(0.3 * rng.standard_normal((count, dots)))), 1.2)
-
-    body_NSS = geometry.body_NSS
-    edge_NSS = body_NSS * np.exp(-(((geometry.cell_NSS - 0.95) / 0.06) ** 2))
-    membrane = geometry.paint(0.25 * edge_NSS + 0.55 * _cytoplasm(geometry, np.full(count, 1.6, np.float32)))
-    inside = np.minimum(geometry.paint(body_NSS), 1.0)
-    return 0.55 * actin * inside + 3.2 * golgi + membrane
-
-
-def draw_site(rng: np.random.Generator, cells: Cells, parameters: ScreenParameters) -> Array:
-    """The clean fluorescence of one site on the whole torus, shape (5, L, L), channels in `CHANNELS` order."""
-    geometry = place(rng, cells, parameters)
-    nucleoli_LL = draw_nucleoli(rng, cells, geometry)
-    dna_LL = draw_dna(rng, cells, geometry)
-    image = {
-        "DNA": dna_LL,
-        "ER": draw_er(rng, cells, geometry) + 0.25 * nucleoli_LL,
-        "RNA": draw_rna(rng, cells, geometry, nucleoli_LL),
-        "AGP": draw_agp(rng, cells, geometry),
-        "Mito": draw_mito(rng, cells, geometry),
-    }
-    return np.stack([image[name] for name in CHANNELS])

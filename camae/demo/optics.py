@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from camae.demo.biology import is_edge, stream
-from camae.demo.cells import MARGIN, blur
+from camae.demo.cells import MARGIN
 from camae.demo.parameters import CHANNELS, ScreenParameters
+from camae.demo.textures import blur
 
 Array = npt.NDArray[np.floating[Any]]
 _FULL_SIGNAL = {"DNA": 3200.0, "ER": 5200.0, "RNA": 4200.0, "AGP": 3000.0, "Mito": 2600.0}

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import tifffile
 
 from camae.demo.biology import COLUMNS, CONTROL, ROWS, design, plate_layout, stream, well_factors, well_name
-from camae.demo.cells import draw_site, sample_cells
+from camae.demo.cells import sample_cells
 from camae.demo.optics import photograph
+from camae.demo.organelles import draw_site
 from camae.demo.parameters import CHANNEL_NUMBER, CHANNELS, FACTORS, ScreenParameters
 from camae.errors import CamaeError
 
