@@ -56,8 +56,27 @@ def triton_backend(device: torch.device | str) -> Backend:
     return Backend("triton", True, "our Triton kernels")
 
 
+def architecture(device: torch.device) -> str:
+    """The key into a kernel's frozen configurations: sm_80, sm_90 (and newer), or interpreter."""
+    if device.type != "cuda":
+        return "interpreter"
+    return "sm_90" if torch.cuda.get_device_capability(device)[0] >= 9 else "sm_80"
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype autocast asks for on this device, None outside autocast."""
+    if device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
+def default_backend(device: torch.device | str) -> str:
+    """Kernels on CUDA, plain torch elsewhere. The interpreter is never a default: it is for tests."""
+    return "triton" if torch.device(device).type == "cuda" else "reference"
+
+
 def choose(op: str, requested: str | None, backends: tuple[Backend, ...], default: str) -> str:
-    """The back-end to run: `requested`, or `default` where none was.
+    """The name of the back-end to run: `requested`, or `default` where none was named.
 
     Raises CamaeError for a name the op does not know, MissingBackendError for one that cannot run here.
     """

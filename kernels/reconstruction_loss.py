@@ -1,21 +1,35 @@
-"""reconstruction_loss: MSE + L1 of Fourier magnitudes of masked, self-standardised patches (Eq. 3)."""
+"""reconstruction_loss: MSE + L1 of Fourier magnitudes of masked, self-standardised patches (paper, Eqs. 1-3).
+
+Floor: M*P^2 predictions read, gradients written and stored pixels read (5 bytes each in bf16 on uint8 planes);
+three transforms of every patch (prediction, target, adjoint of the gradient).
+The gradient with respect to the prediction is computed in the same pass; no target reaches memory.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
 from camae.errors import CamaeError
-from camae.kernels.backends import Backend, choose, reference_backend
+from camae.kernels.backends import (
+    Backend,
+    choose,
+    default_backend,
+    interpreting,
+    reference_backend,
+    triton_backend,
+)
 from camae.kernels.planes import check_planes, default_eps, patch_side, standardised_patches
+from camae.kernels.tokenize import plane_statistics
+
+KERNEL_PATCHES = (8, 16)
+Losses = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def fourier_weights(patch: int, like: torch.Tensor) -> torch.Tensor:
-    """(P // 2 + 1,) how often each column of the real half spectrum stands in the full one."""
-    weights = torch.full((patch // 2 + 1,), 2.0, dtype=like.dtype, device=like.device)
-    weights[0] = 1
-    if patch % 2 == 0:
-        weights[-1] = 1
-    return weights
+def rounding_level(pred_MP2: torch.Tensor) -> torch.Tensor:
+    """(M, 1, 1) magnitudes at or below this are rounding noise and count as 0: |F| <= sum |x|, four roundings."""
+    return 4 * torch.finfo(pred_MP2.dtype).eps * pred_MP2.abs().sum(1)[:, None, None]
 
 
 def patch_losses_reference(
@@ -23,37 +37,123 @@ def patch_losses_reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Per patch, (M,) each: MSE over its pixels; L1 of Fourier magnitudes, mean over P*P frequencies.
 
-    |F| = 0 gets gradient 0 (the derivative of torch's complex abs).
+    Differentiable; a magnitude of 0 gets gradient 0 (the derivative of torch's complex abs).
     """
     P = patch_side(pred_MP2.shape[1])
     mse_M = (pred_MP2 - target_MP2).square().mean(1)
+    # The spectrum of a real patch: the columns between the first and the middle one stand twice.
+    twice = torch.full((P // 2 + 1,), 2.0, dtype=pred_MP2.dtype, device=pred_MP2.device)
+    twice[0] = 1
+    if P % 2 == 0:
+        twice[-1] = 1
     magnitude_pred = torch.fft.rfft2(pred_MP2.unflatten(1, (P, P))).abs()
+    magnitude_pred = torch.where(magnitude_pred > rounding_level(pred_MP2), magnitude_pred, 0)
     magnitude_target = torch.fft.rfft2(target_MP2.unflatten(1, (P, P))).abs()
-    l1_MPF = (magnitude_pred - magnitude_target).abs() * fourier_weights(P, pred_MP2)
+    l1_MPF = (magnitude_pred - magnitude_target).abs() * twice
     return mse_M, l1_MPF.sum((1, 2)) / (P * P)
 
 
-def reconstruction_parts_reference(
+def loss_and_gradient_reference(
+    pred_MP2: torch.Tensor,
+    target_MP2: torch.Tensor,
+    weight_M: torch.Tensor,
+    alpha: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the kernel returns, by formula: (2,) weighted MSE and Fourier sums, and the gradient (M, P*P).
+
+    d|F|/dx is the real part of the transform of the conjugate phase: one more transform, the adjoint.
+    """
+    P = patch_side(pred_MP2.shape[1])
+    mse_M, fourier_M = patch_losses_reference(pred_MP2, target_MP2)
+    spectrum = torch.fft.fft2(pred_MP2.unflatten(1, (P, P)))
+    magnitude = spectrum.abs()
+    loud = magnitude > rounding_level(pred_MP2)
+    target = torch.fft.fft2(target_MP2.unflatten(1, (P, P))).abs()
+    phase = torch.where(loud, spectrum / magnitude.clamp_min(torch.finfo(magnitude.dtype).tiny), 0)
+    slope = torch.fft.fft2((torch.where(loud, magnitude, 0) - target).sign() * phase.conj()).real.flatten(1)
+    grad_MP2 = (1 - alpha) * 2 * (pred_MP2 - target_MP2) + alpha * slope
+    parts = torch.stack([(mse_M * weight_M).sum(), (fourier_M * weight_M).sum()])
+    return parts, grad_MP2 * (weight_M / (P * P))[:, None]
+
+
+@torch.library.custom_op("camae::reconstruction_loss", mutates_args=())
+def _loss_op(
     pred_MP2: torch.Tensor,
     planes_KHW: torch.Tensor,
     plane_M: torch.Tensor,
     patch_M: torch.Tensor,
     weight_M: torch.Tensor,
-    *,
+    mean_K: torch.Tensor,
+    var_K: torch.Tensor,
     eps: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted sums over patches of MSE and Fourier L1, in fp64 for fp64 predictions, else in fp32."""
-    P = patch_side(pred_MP2.shape[1])
-    compute = torch.float64 if pred_MP2.dtype == torch.float64 else torch.float32
-    target_MP2 = standardised_patches(planes_KHW, plane_M, patch_M, P, eps, compute)
-    mse_M, fourier_M = patch_losses_reference(pred_MP2.to(compute), target_MP2)
-    weight_M = weight_M.to(compute)
-    return (mse_M * weight_M).sum(), (fourier_M * weight_M).sum()
+    alpha: float,
+) -> Losses:
+    """total (), parts (2,), gradient (M, P*P) in the prediction's dtype."""
+    if pred_MP2.is_cuda or interpreting():
+        from camae.kernels import reconstruction_loss_triton
+
+        parts, grad_MP2 = reconstruction_loss_triton.reconstruction_loss(
+            pred_MP2, planes_KHW, plane_M, patch_M, weight_M, mean_K, var_K, eps, alpha
+        )
+    else:
+        compute = compute_dtype(pred_MP2)
+        target_MP2 = standardised_patches(
+            planes_KHW, plane_M, patch_M, patch_side(pred_MP2.shape[1]), eps, compute, (mean_K, var_K)
+        )
+        parts, grad_MP2 = loss_and_gradient_reference(
+            pred_MP2.to(compute), target_MP2, weight_M.to(compute), alpha
+        )
+    return (1 - alpha) * parts[0] + alpha * parts[1], parts, grad_MP2.to(pred_MP2.dtype).contiguous()
+
+
+@_loss_op.register_fake
+def _(
+    pred_MP2: torch.Tensor,
+    planes_KHW: torch.Tensor,
+    plane_M: torch.Tensor,
+    patch_M: torch.Tensor,
+    weight_M: torch.Tensor,
+    mean_K: torch.Tensor,
+    var_K: torch.Tensor,
+    eps: float,
+    alpha: float,
+) -> Losses:
+    compute = compute_dtype(pred_MP2)
+    return (
+        pred_MP2.new_empty((), dtype=compute),
+        pred_MP2.new_empty(2, dtype=compute),
+        pred_MP2.new_empty(pred_MP2.shape),
+    )
+
+
+class _Attach(torch.autograd.Function):
+    """Give `total` the gradient that the op has already computed.
+
+    The op itself has no autograd formula: two of its outputs are not differentiable, which AOTDispatcher does
+    not reproduce for custom ops.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, pred_MP2: torch.Tensor, total: torch.Tensor, grad_MP2: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(grad_MP2)
+        return total.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        (grad_MP2,) = ctx.saved_tensors
+        return grad_MP2 * grad_total.to(grad_MP2.dtype), None, None
+
+
+def compute_dtype(pred_MP2: torch.Tensor) -> torch.dtype:
+    """fp64 for fp64 predictions, else fp32."""
+    return torch.float64 if pred_MP2.dtype == torch.float64 else torch.float32
 
 
 def backends(device: torch.device | str = "cpu") -> tuple[Backend, ...]:
-    """The op's back-ends on `device`, the default first."""
-    return (reference_backend(),)
+    """The op's back-ends and whether each can run on `device`. Kernels exist for P = 8 and 16."""
+    return (triton_backend(device), reference_backend())
 
 
 def reconstruction_losses(
@@ -65,25 +165,42 @@ def reconstruction_losses(
     *,
     eps: float | None = None,
     weight_M: torch.Tensor | None = None,
+    statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
     backend: str | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(total, mse, fourier): the loss, differentiable in the prediction, and its parts, detached, for logging.
+) -> Losses:
+    """(total, mse, fourier): the loss, differentiable in the prediction, and its parts, detached, for logs.
 
     Arguments as in `reconstruction_loss`.
     """
-    P = patch_side(pred_MP2.shape[1])
+    P, M, device = patch_side(pred_MP2.shape[1]), pred_MP2.shape[0], planes_KHW.device
     check_planes(planes_KHW, P)
-    M = pred_MP2.shape[0]
     if plane_M.shape != (M,) or patch_M.shape != (M,) or (weight_M is not None and weight_M.shape != (M,)):
         raise CamaeError(f"{M} predicted patches need {M} plane and patch indices (and weights)")
-    available = backends(planes_KHW.device)
-    choose("reconstruction_loss", backend, available, available[0].name)
+    eps = default_eps(planes_KHW, eps)
+    name = choose("reconstruction_loss", backend, backends(device), default_backend(device))
+    if name == "triton" and P not in KERNEL_PATCHES:
+        raise CamaeError(f"the loss kernel has patches of 8 and 16 px, not {P}; use backend='reference'")
+    if statistics is None:
+        statistics = plane_statistics(planes_KHW, backend=name)
+    compute = compute_dtype(pred_MP2)
     if weight_M is None:
-        weight_M = torch.full((M,), 1 / max(M, 1), dtype=torch.float32, device=pred_MP2.device)
-        weight_M = weight_M.double() if pred_MP2.dtype == torch.float64 else weight_M
-    mse, fourier = reconstruction_parts_reference(
-        pred_MP2, planes_KHW, plane_M, patch_M, weight_M, eps=default_eps(planes_KHW, eps)
-    )
+        weight_M = torch.full((M,), 1 / max(M, 1), dtype=compute, device=device)
+    weight_M = weight_M.to(compute)
+    if name == "triton":
+        total, parts, grad_MP2 = _loss_op(
+            pred_MP2.detach().contiguous(),
+            planes_KHW.contiguous(),
+            plane_M.contiguous(),
+            patch_M.contiguous(),
+            weight_M.contiguous(),
+            *statistics,
+            eps,
+            alpha,
+        )
+        return _Attach.apply(pred_MP2, total, grad_MP2), parts[0], parts[1]
+    target_MP2 = standardised_patches(planes_KHW, plane_M, patch_M, P, eps, compute, statistics)
+    mse_M, fourier_M = patch_losses_reference(pred_MP2.to(compute), target_MP2)
+    mse, fourier = (mse_M * weight_M).sum(), (fourier_M * weight_M).sum()
     return (1 - alpha) * mse + alpha * fourier, mse.detach(), fourier.detach()
 
 
@@ -96,20 +213,30 @@ def reconstruction_loss(
     *,
     eps: float | None = None,
     weight_M: torch.Tensor | None = None,
+    statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """(1 - alpha) * MSE + alpha * Fourier L1 of the masked patches, a scalar (fp64 for fp64 predictions, else fp32).
+    """(1 - alpha) * MSE + alpha * Fourier L1 of masked patches, a scalar (fp64 for fp64 predictions, else fp32).
 
     pred_MP2:   (M, P*P) predicted pixels of the self-standardised plane, any float dtype.
     planes_KHW: (K, H, W) uint8, uint16 or float32, stored values.
     plane_M, patch_M: (M,) int64, plane and row-major patch within the plane of every prediction.
     eps:        of the standardisation, in stored values; None: 1e-3 grey levels for integer planes.
     weight_M:   (M,) weight of every patch; None: 1 / M. The loss is the weighted sum, so that a mean per
-                sample and then over samples, or a global count, is a choice of weights.
+                sample and then over samples, or a global count, is a choice of weights. No gradient.
+    statistics: what `tokenize.plane_statistics` gave, where the caller has it.
 
     Source: Kraus et al., Eqs. 1-3: per patch, the mean square over pixels and the mean over P*P frequencies
     of | |F(y)| - |F(y')| | with the unnormalised 2-D transform of the patch.
     """
     return reconstruction_losses(
-        pred_MP2, planes_KHW, plane_M, patch_M, alpha, eps=eps, weight_M=weight_M, backend=backend
+        pred_MP2,
+        planes_KHW,
+        plane_M,
+        patch_M,
+        alpha,
+        eps=eps,
+        weight_M=weight_M,
+        statistics=statistics,
+        backend=backend,
     )[0]
