@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import platform
+from typing import Any
 
 _PACKAGES = ("camae", "torch", "triton", "numpy", "cupy-cuda13x", "nvidia-dali-cuda130", "flash-attn", "ray")
 
@@ -17,3 +19,40 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "absent"
     return found
+
+
+def op_backends(device: str | None = None) -> dict[str, str]:
+    """The back-end each op uses by default on `device` (the GPU when there is one)."""
+    return {op: row["uses"] for op, row in _ops(device).items()}
+
+
+def examine() -> dict[str, dict[str, Any]]:
+    """Everything `camae doctor` prints: versions, devices, ops."""
+    ops = {
+        op: f"{row['uses']}; " + "; ".join(f"{b.name}: {b.why}" for b in row["backends"])
+        for op, row in _ops(None).items()
+    }
+    return {"versions": versions(), "devices": _devices(), "back-ends": ops}
+
+
+def _devices() -> dict[str, str]:
+    import torch
+
+    found = {"cpu": f"{torch.get_num_threads()} threads"}
+    for i in range(torch.cuda.device_count()):
+        found[f"cuda:{i}"] = torch.cuda.get_device_name(i)
+    return found
+
+
+def _ops(device: str | None) -> dict[str, dict[str, Any]]:
+    import torch
+
+    from camae.kernels.backends import default_backend
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    table = {}
+    for op in ("tokenize", "reconstruction_loss", "varlen_attention"):
+        module = importlib.import_module(f"camae.kernels.{op}")
+        backends = module.backends(device)
+        table[op] = {"uses": default_backend(device), "backends": backends}
+    return table

@@ -116,11 +116,11 @@ class SequentialBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Queries of a plane look at the tokens of its sample; no residual, then z + MLP(norm(z))."""
+    """Queries of a plane look at the tokens of its sample, with or without a residual; then z + MLP(norm(z))."""
 
-    def __init__(self, width: int, heads: int, hidden: int, eps: float):
+    def __init__(self, width: int, heads: int, hidden: int, eps: float, residual: bool):
         super().__init__()
-        self.heads = heads
+        self.heads, self.residual = heads, residual
         self.query_norm = nn.LayerNorm(width, eps=eps)
         self.context_norm = nn.LayerNorm(width, eps=eps)
         self.q = nn.Linear(width, width, bias=False)
@@ -141,4 +141,6 @@ class CrossAttention(nn.Module):
         q = self.q(self.query_norm(query_TD))
         k, v = self.kv(self.context_norm(context_SD)).chunk(2, dim=1)
         z = self.proj(attend(q, k, v, self.heads, queries, keys, backend))
+        if self.residual:
+            z = z + query_TD
         return z + self.fc2(F.gelu(self.fc1(self.out_norm(z))))

@@ -31,7 +31,8 @@ class Decoder(nn.Module):
         n_heads = len(c.channels) if d.cross_attention == "per_channel" else 1
         hidden = 4 * d.width
         self.cross = nn.ModuleList(
-            CrossAttention(d.width, d.cross_heads, hidden, d.norm_eps) for _ in range(n_cross)
+            CrossAttention(d.width, d.cross_heads, hidden, d.norm_eps, d.cross_residual)
+            for _ in range(n_cross)
         )
         self.stacks = nn.ModuleList(
             nn.ModuleList(SequentialBlock(d.width, d.heads, hidden, d.norm_eps) for _ in range(d.depth))
@@ -41,12 +42,14 @@ class Decoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier-uniform projections, mask and channel tokens std 0.02 (He et al.)."""
+        """Xavier-uniform projections (He et al.); heads, mask and channel tokens std 0.02."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for head in self.heads:  # first predictions near the mean of a standardised plane: a loss near 1
+            nn.init.trunc_normal_(head.weight, std=0.02)  # type: ignore[arg-type]
         nn.init.normal_(self.mask_token_D, std=0.02)
         nn.init.normal_(self.channel_tokens_CD, std=0.02)
 

@@ -47,31 +47,38 @@ class Run:
 
 def train(
     data: str | Path | Manifest,
-    model: str = "ca_mae_vit_b16",
+    model: str | None = None,
     out: str | Path = "runs/a",
     steps: int | None = None,
     *,
     config: str | Path | None = None,
     resume: bool = True,
     quiet: bool = False,
+    format: str | None = None,
+    incomplete: str = "error",
+    pattern: str | None = None,
     **settings: Any,
 ) -> Run:
     """Train a CA-MAE on images of any channel set.
 
     data: a manifest (object, CSV or Parquet) or a folder a reader knows.
-    model: preset name. out: run folder. steps: optimizer steps.
+    model: preset name (default: the configuration file's, else ca_mae_vit_b16).
+    out: run folder. steps: optimizer steps.
     config: TOML file of `Recipe` fields; arguments win over it, the resolved copy is kept in `out`.
     resume: continue a run found in `out`, exactly as if it had not stopped; False refuses a folder with one.
+    format, incomplete, pattern: how a folder is read, as in `camae.dataloader.read_manifest`.
     settings: any field of `camae.training.recipe.Recipe`.
 
     Writes `config.toml`, `run.json`, `log.jsonl`, `checkpoints/`, `model.safetensors`,
     `reconstructions.npz` and pictures. Raises CamaeError with one sentence for bad data or settings.
     """
     given = {"steps": steps} if steps is not None else {}
-    if config is None or model != "ca_mae_vit_b16":
+    if model is not None:
         given["model"] = model
     recipe = resolve(config, **given, **settings)
-    manifest = data if isinstance(data, Manifest) else read_manifest(data)
+    manifest = read_manifest(data, format=format, incomplete=incomplete, pattern=pattern)
+    if len(manifest) == 0:
+        raise CamaeError("the manifest has no rows: nothing to train on")
     training, validation = split(manifest, recipe.val)
     trainer = _Trainer(recipe, training, validation, Path(out), quiet)
     return trainer.run(resume)

@@ -1,0 +1,183 @@
+"""`camae` at the shell: thin commands over the public functions. Errors are one sentence and an exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from camae.errors import CamaeError
+
+app = typer.Typer(
+    help="Channel-agnostic masked autoencoders for high-content microscopy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+
+Data = Annotated[str, typer.Argument(help="manifest (CSV, Parquet) or image folder")]
+Incomplete = Annotated[str, typer.Option(help="sites that lack channels: 'error' or 'skip'")]
+Pattern = Annotated[str | None, typer.Option(help="file-name pattern of a plain folder (named groups)")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for everything the demo writes")] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(help="trainings to pool")] = 3,
+) -> None:
+    """Make a small screen, train, embed, align, recall and report: the whole product on a CPU."""
+    from camae.demo.run import run_demo
+
+    run_demo(out, seeds=seeds)
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="run folder; a run found there is continued")],
+    model: Annotated[str | None, typer.Option(help="preset name")] = None,
+    steps: Annotated[int | None, typer.Option(help="optimizer steps")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of training settings")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="any setting, e.g. --set lr=3e-4 --set model_options.decoder=small"),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="continue a run found in --out")] = True,
+    incomplete: Incomplete = "error",
+    pattern: Pattern = None,
+) -> None:
+    """Train a CA-MAE."""
+    import camae
+
+    values = parse_settings(settings or [])
+    if steps is not None:
+        values["steps"] = steps
+    if model is not None:
+        values["model"] = model
+    run = camae.train(
+        data, out=out, config=config, resume=resume, incomplete=incomplete, pattern=pattern, **values
+    )
+    _out.print(f"model: {run.path / 'model.safetensors'}")
+
+
+@app.command()
+def embed(
+    data: Data,
+    model: Annotated[str, typer.Option(help="run, checkpoint or model file")],
+    out: Annotated[Path, typer.Option(help="output folder; a run found there is continued")],
+    tiles: Annotated[str, typer.Option(help="'grid', 'cover' or 'center'")] = "grid",
+    pool: Annotated[str, typer.Option(help="'mean', 'cls' or 'per_channel'")] = "mean",
+    level: Annotated[str, typer.Option(help="'well' or 'site'")] = "well",
+    value_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="lowest and highest possible value"),
+    ] = None,
+    incomplete: Incomplete = "error",
+    pattern: Pattern = None,
+) -> None:
+    """Embed a screen to Parquet."""
+    import camae
+
+    table = camae.embed_screen(
+        data,
+        model,
+        out,
+        tiles=tiles,
+        pool=pool,
+        level=level,
+        value_range=value_range,
+        incomplete=incomplete,
+        pattern=pattern,
+    )
+    _out.print(f"{len(table)} {level}s embedded: {out / (level + 's.parquet')}")
+
+
+@app.command("map")
+def map_command(
+    embeddings: Annotated[Path, typer.Argument(help="wells.parquet of `camae embed`")],
+    pairs: Annotated[Path, typer.Argument(help="CSV of known pairs, two columns of perturbation names")],
+    method: Annotated[str, typer.Option(help="alignment: none, center, standardize, pca, tvn ...")] = "tvn",
+    out: Annotated[Path | None, typer.Option(help="CSV of the strongest relationships")] = None,
+) -> None:
+    """Align embeddings, relate perturbations, and recall known pairs."""
+    from camae import maps
+    from camae.files import write_text
+    from camae.maps.screen import map_screen, read_pairs
+
+    result = map_screen(embeddings, method)
+    scores = maps.recall(result.vectors, result.names, read_pairs(pairs), bootstrap=1000)
+    _out.print(scores.to_string(index=False))
+    if out is not None:
+        write_text(
+            out, maps.strongest(result.vectors, result.names, count=1000, side="both").to_csv(index=False)
+        )
+        _out.print(f"strongest relationships: {out}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    out: Annotated[Path | None, typer.Option(help="HTML file")] = None,
+) -> None:
+    """Write the HTML report of a run folder."""
+    import camae
+
+    _out.print(str(camae.report(run, out)))
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Print device, versions, and which back-end each op will use and why."""
+    from camae.doctor import examine
+
+    findings = examine()
+    if as_json:
+        _out.print_json(json.dumps(findings))
+        return
+    for title, rows in findings.items():
+        table = Table(title=title, title_justify="left", show_header=False)
+        for name, value in rows.items():
+            table.add_row(name, str(value))
+        _out.print(table)
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """`a.b=value` strings to nested settings; values are TOML, and plain words are strings."""
+    import tomllib
+
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise CamaeError(f"--set {pair}: write it as name=value")
+        try:
+            value = tomllib.loads(f"x = {text}")["x"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        *parents, last = key.split(".")
+        table = values
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[last] = value
+    return values
+
+
+def main() -> None:
+    """Entry point: user errors become one sentence on stderr and exit code 2."""
+    warnings.showwarning = lambda message, *_: Console(stderr=True).print(f"[yellow]note:[/] {message}")
+    try:
+        app()
+    except CamaeError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {error}", highlight=False, markup=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The embeddings table: `Metadata_*` text columns first, then emb_0000.., model and preprocessing in the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from camae.errors import CamaeError, MissingFileError
+from camae.files import write_atomic
+
+_KEY = b"camae"
+
+
+def feature_columns(count: int) -> list[str]:
+    """emb_0000, emb_0001, ..."""
+    return [f"emb_{i:04d}" for i in range(count)]
+
+
+def make_table(metadata: pd.DataFrame, vectors_ND: np.ndarray) -> pd.DataFrame:
+    """Metadata as text beside float32 features."""
+    text = metadata.reset_index(drop=True).fillna("").astype(str)
+    features = pd.DataFrame(vectors_ND.astype(np.float32), columns=feature_columns(vectors_ND.shape[1]))
+    return pd.concat([text, features], axis=1)
+
+
+def write_table(path: str | Path, table: pd.DataFrame, about: dict[str, Any]) -> Path:
+    """Parquet, atomically; `about` (model hash, preprocessing) goes into the file's key-value metadata."""
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    arrow = arrow.replace_schema_metadata((arrow.schema.metadata or {}) | {_KEY: json.dumps(about).encode()})
+    return write_atomic(path, lambda p: pq.write_table(arrow, p))
+
+
+def read_table(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A table written by `write_table`, and what it says about itself."""
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such embeddings table")
+    try:
+        arrow = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise CamaeError(f"{path}: not a readable Parquet file ({error})") from None
+    return arrow.to_pandas(), json.loads((arrow.schema.metadata or {}).get(_KEY, b"{}"))
+
+
+def features_of(table: pd.DataFrame) -> np.ndarray:
+    """The feature matrix (N, D) of a table: every column that is not metadata."""
+    return table[[c for c in table.columns if not c.startswith("Metadata_")]].to_numpy(np.float32)
+
+
+def by_well(sites: pd.DataFrame) -> pd.DataFrame:
+    """Mean over the sites of every well; metadata that is the same for all its sites is kept."""
+    keys = [c for c in ("Metadata_Source", "Metadata_Batch", "Metadata_Plate", "Metadata_Well") if c in sites]
+    if "Metadata_Well" not in keys:
+        raise CamaeError(
+            "the manifest has no column Metadata_Well, so sites cannot be averaged by well; use level='site'"
+        )
+    groups = sites.groupby(keys, sort=False, dropna=False)
+    features = [c for c in sites.columns if not c.startswith("Metadata_")]
+    metadata = [c for c in sites.columns if c.startswith("Metadata_") and c not in keys]
+    constant = [c for c in metadata if (groups[c].nunique(dropna=False) == 1).all()]
+    wells = groups[constant].first().join(groups[features].mean()).reset_index()
+    return wells[[*[c for c in sites.columns if c in (*keys, *constant)], *features]]
