@@ -60,7 +60,8 @@ def render_site(
     rng = stream(parameters.seed, 7, plate, well, site)
     cells = sample_cells(rng, factors_F, parameters)
     planes_CHW = photograph(draw_site(rng, cells, parameters), parameters, plate, well, site)
-    return planes_CHW, cells.factors_NF[cells.visible_N].mean(axis=0, dtype=np.float64)
+    shown_N = cells.visible_N if cells.visible_N.any() else slice(None)
+    return planes_CHW, cells.factors_NF[shown_N].mean(axis=0, dtype=np.float64)
 
 
 def _image_folder(plate: int) -> str:
