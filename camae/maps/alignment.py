@@ -120,7 +120,7 @@ class TVN(Alignment):
     (Cov_b + eps I)^(-1/2), Cov_b of the batch's controls with ddof 1. No per-batch centring, no re-colouring.
     Null components of step 2 (under `rtol` of the largest singular value, or beyond n_controls - 1) are dropped:
     rescaling them in step 3 would blow rounding noise up to hold all of the norm. `rank_` reports what is left.
-    Without batch= all rows are one batch.
+    Without batch= step 4 is left out: over all controls together it would only be a common factor.
     """
 
     method = "tvn"
@@ -147,6 +147,9 @@ class TVN(Alignment):
         self, x: Any, batch: np.ndarray | None, control: np.ndarray | None
     ) -> Iterator[tuple[str, Affine]]:
         offset_D, white_DK = self._whitener(x, control)
+        if batch is None:
+            yield EVERY, Affine(offset_D, white_DK)
+            return
         for name, index in _fit_rows(x, batch, control, needed=2):
             controls_NK = (rows(x, index).astype(np.float64) - offset_D) @ white_DK
             yield name, Affine(offset_D, inverse_root(white_DK, controls_NK, self.eps))

@@ -40,35 +40,45 @@ def known_pairs(names: Any, pairs: Pairs, source: str = "pairs") -> KnownPairs:
     and shown in a warning. Raises CamaeError for duplicated names, malformed pairs, or when no pair is left.
     """
     name_N = labels(names, len(names), "names")
-    row = {name: i for i, name in enumerate(name_N.tolist())}
-    if len(row) < len(name_N):
-        unique, counts = np.unique(name_N, return_counts=True)
+    lookup = pd.Index(name_N.astype(object))
+    if not lookup.is_unique:
         raise CamaeError(
-            f"names holds {listing(unique[counts > 1])} more than once; aggregate to one row per perturbation first."
+            f"names holds {listing(lookup[lookup.duplicated()].unique())} more than once; aggregate to one row per "
+            "perturbation first."
         )
-    listed = [tuple(pair) for pair in _rows_of(pairs)]
-    if any(len(pair) != 2 for pair in listed):
-        raise CamaeError(f"{source} must be a sequence of 2-tuples of names; one entry has another length.")
-    text = [(str(a), str(b)) for a, b in listed]
-    both = [(row[a], row[b]) for a, b in text if a in row and b in row]
-    unknown = [pair for pair in text if pair[0] not in row or pair[1] not in row]
-    if unknown:
+    text = _as_text(pairs, source)
+    index = np.stack([lookup.get_indexer(text[:, 0]), lookup.get_indexer(text[:, 1])], axis=1)
+    unknown = (index < 0).any(axis=1)
+    if unknown.any():
+        first = text[unknown.argmax()]
         warnings.warn(
-            f"{source}: {len(unknown)} of {len(text)} pairs name a perturbation that the map lacks and are left out "
-            f"(first: {unknown[0][0]} - {unknown[0][1]}).",
+            f"{source}: {unknown.sum()} of {len(text)} pairs name a perturbation that the map lacks and are left out "
+            f"(first: {first[0]} - {first[1]}).",
             stacklevel=3,
         )
-    index = np.sort(np.array(both, dtype=np.int64).reshape(-1, 2), axis=1)
-    index = np.unique(index[index[:, 0] != index[:, 1]], axis=0)
-    if len(index) == 0:
+    low, high = index[~unknown].min(axis=1, initial=len(name_N)), index[~unknown].max(axis=1, initial=-1)
+    key = np.unique(low[low < high] * len(name_N) + high[low < high])
+    if len(key) == 0:
         raise CamaeError(
             f"{source}: none of its {len(text)} pairs is in the map; check that the names are the same."
         )
-    return KnownPairs(index, len(unknown), len(text))
+    return KnownPairs(np.stack(np.divmod(key, len(name_N)), axis=1), int(unknown.sum()), len(text))
 
 
-def _rows_of(pairs: Any) -> Any:
-    return pairs.itertuples(index=False, name=None) if hasattr(pairs, "itertuples") else pairs
+def _as_text(pairs: Any, source: str) -> np.ndarray:
+    """Pairs as an object array (n, 2) of text, from 2-tuples, an array or a two-column DataFrame."""
+    listed = pairs.to_numpy() if hasattr(pairs, "to_numpy") else pairs
+    try:
+        raw = np.array(listed if isinstance(listed, np.ndarray) else list(listed), dtype=object)
+    except ValueError:
+        raw = np.empty(0)
+    if len(raw) == 0:
+        raw = raw.reshape(0, 2) if raw.ndim == 1 and raw.dtype == object else raw
+    if raw.ndim != 2 or raw.shape[1] != 2:
+        raise CamaeError(f"{source} must be a sequence of 2-tuples of names; an entry has another length.")
+    if all(isinstance(name, str) for name in raw.ravel()):
+        return raw
+    return raw.astype(str).astype(object)
 
 
 def found_pairs(v: Any, index: np.ndarray, tails: Sequence[Tails]) -> np.ndarray:
