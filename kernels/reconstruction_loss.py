@@ -70,7 +70,9 @@ def loss_and_gradient_reference(
     loud = magnitude > rounding_level(pred_MP2)
     target = torch.fft.fft2(target_MP2.unflatten(1, (P, P))).abs()
     phase = torch.where(loud, spectrum / magnitude.clamp_min(torch.finfo(magnitude.dtype).tiny), 0)
-    slope = torch.fft.fft2((torch.where(loud, magnitude, 0) - target).sign() * phase.conj()).real.flatten(1)
+    # conj_physical: the lazy conj() is lost when AOTDispatcher calls a custom op.
+    sign = (torch.where(loud, magnitude, 0) - target).sign()
+    slope = torch.fft.fft2(sign * torch.conj_physical(phase)).real.flatten(1)
     grad_MP2 = (1 - alpha) * 2 * (pred_MP2 - target_MP2) + alpha * slope
     parts = torch.stack([(mse_M * weight_M).sum(), (fourier_M * weight_M).sum()])
     return parts, grad_MP2 * (weight_M / (P * P))[:, None]
@@ -126,24 +128,17 @@ def _(
     )
 
 
-class _Attach(torch.autograd.Function):
-    """Give `total` the gradient that the op has already computed.
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Losses) -> None:
+    ctx.save_for_backward(output[2])
+    ctx.mark_non_differentiable(output[1], output[2])
 
-    The op itself has no autograd formula: two of its outputs are not differentiable, which AOTDispatcher does
-    not reproduce for custom ops.
-    """
 
-    @staticmethod
-    def forward(
-        ctx: Any, pred_MP2: torch.Tensor, total: torch.Tensor, grad_MP2: torch.Tensor
-    ) -> torch.Tensor:
-        ctx.save_for_backward(grad_MP2)
-        return total.clone()
+def _backward(ctx: Any, grad_total: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+    (grad_MP2,) = ctx.saved_tensors
+    return (grad_MP2 * grad_total.to(grad_MP2.dtype), *(None,) * 8)
 
-    @staticmethod
-    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
-        (grad_MP2,) = ctx.saved_tensors
-        return grad_MP2 * grad_total.to(grad_MP2.dtype), None, None
+
+_loss_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def compute_dtype(pred_MP2: torch.Tensor) -> torch.dtype:
@@ -187,8 +182,8 @@ def reconstruction_losses(
         weight_M = torch.full((M,), 1 / max(M, 1), dtype=compute, device=device)
     weight_M = weight_M.to(compute)
     if name == "triton":
-        total, parts, grad_MP2 = _loss_op(
-            pred_MP2.detach().contiguous(),
+        total, parts, _ = _loss_op(
+            pred_MP2.contiguous(),
             planes_KHW.contiguous(),
             plane_M.contiguous(),
             patch_M.contiguous(),
@@ -197,7 +192,7 @@ def reconstruction_losses(
             eps,
             alpha,
         )
-        return _Attach.apply(pred_MP2, total, grad_MP2), parts[0], parts[1]
+        return total, parts[0], parts[1]
     target_MP2 = standardised_patches(planes_KHW, plane_M, patch_M, P, eps, compute, statistics)
     mse_M, fourier_M = patch_losses_reference(pred_MP2.to(compute), target_MP2)
     mse, fourier = (mse_M * weight_M).sum(), (fourier_M * weight_M).sum()
