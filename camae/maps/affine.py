@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,12 +33,16 @@ class Affine:
         return centred * matrix if matrix.ndim == 1 else centred @ matrix
 
 
+@dataclass
 class Alignment(abc.ABC):
-    """Fit on one table, transform others. `maps_`: batch label -> Affine; `rank_`: columns of the output."""
+    """Fit on one table, transform others. `maps_`: batch label -> Affine; `rank_`: columns of the output.
 
-    method = ""
+    Subclasses are dataclasses; their fields are the method's options.
+    """
 
-    def __init__(self) -> None:
+    method: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
         self.maps_: dict[str, Affine] = {}
         self.rank_: int = 0
 
@@ -110,3 +114,25 @@ def _arguments(x: Any, batch: Any, control: Any) -> tuple[np.ndarray | None, np.
         None if batch is None else labels(batch, n, "batch"),
         None if control is None else mask(control, n, "control"),
     )
+
+
+def fit_rows(
+    x: Any, batch: np.ndarray | None, control: np.ndarray | None, needed: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(batch, rows to fit on) for each batch; CamaeError when a batch has fewer than `needed`."""
+    kind = "rows" if control is None else "negative controls"
+    if control is not None and not control.any():
+        raise CamaeError("No row is marked as a negative control; check the control= mask.")
+    if batch is None:
+        names, members = np.array([EVERY]), [np.arange(x.shape[0])]
+    else:
+        names, members = groups(batch)
+    chosen = [index if control is None else index[control[index]] for index in members]
+    for name, index in zip(names.tolist(), chosen, strict=True):
+        if len(index) < needed:
+            where = f"Batch '{name}'" if name != EVERY else "The table"
+            raise CamaeError(
+                f"{where} has {len(index)} {kind}, at least {needed} are needed; leave the batch out, or align "
+                "by a larger unit such as the experiment."
+            )
+    yield from zip(names.tolist(), chosen, strict=True)

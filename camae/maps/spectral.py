@@ -84,3 +84,10 @@ def inverse_root(white_DK: Any, controls_NK: Any, eps: float) -> Any:
     axes_KR = (centred.T @ left) / xp.sqrt(values)
     gain_R = (values + eps) ** -0.5 - eps**-0.5
     return white_DK * eps**-0.5 + ((white_DK @ axes_KR) * gain_R) @ axes_KR.T
+
+
+def symmetric_power(matrix: Any, eps: float, power: float) -> Any:
+    """(matrix + eps I)^power of a symmetric positive semi-definite matrix."""
+    xp = namespace(matrix)
+    values, vectors = xp.linalg.eigh(matrix)
+    return vectors * (xp.maximum(values, 0) + eps) ** power @ vectors.T

@@ -1,0 +1,81 @@
+"""Fitted aligners on disk, so that new plates can be mapped later: aligner.json and aligner.safetensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from camae.errors import CamaeError, MissingFileError
+from camae.maps.affine import Affine, Alignment
+from camae.maps.alignment import ALIGNERS
+from camae.maps.arrays import to_numpy
+
+FORMAT = 1
+
+
+def save_aligner(aligner: Alignment, folder: str | Path) -> Path:
+    """Write what was fitted: offsets (batches, d) and matrices (batches, d, k) or scales (batches, d), fp64.
+
+    Both files are written aside and moved into place, the JSON last. Raises CamaeError when not fitted.
+    """
+    if not aligner.maps_:
+        raise CamaeError(f"{type(aligner).__name__} is not fitted; fit it before saving.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    maps = list(aligner.maps_.values())
+    tensors = {
+        "offset": np.stack([to_numpy(m.offset) for m in maps]),
+        "matrix": np.stack([to_numpy(m.matrix) for m in maps]),
+    }
+    _replace(folder / "aligner.safetensors", lambda path: save_file(tensors, path))
+    header = {
+        "format": FORMAT,
+        "method": aligner.method,
+        "options": dataclasses.asdict(aligner),
+        "rank": aligner.rank_,
+        "batches": list(aligner.maps_),
+    }
+    _replace(folder / "aligner.json", lambda path: path.write_text(json.dumps(header, indent=1)))
+    return folder
+
+
+def load_aligner(folder: str | Path) -> Alignment:
+    """The aligner saved in `folder`. Raises MissingFileError, or CamaeError for files that are not an aligner's."""
+    folder = Path(folder)
+    for name in ("aligner.json", "aligner.safetensors"):
+        if not (folder / name).is_file():
+            raise MissingFileError(
+                f"{folder / name} does not exist; save an aligner there with save_aligner()."
+            )
+    try:
+        header = json.loads((folder / "aligner.json").read_text())
+        if header["format"] != FORMAT:
+            raise CamaeError(
+                f"{folder / 'aligner.json'} has format {header['format']}; this version reads {FORMAT}."
+            )
+        aligner = ALIGNERS[header["method"]](**header["options"])
+        tensors = load_file(folder / "aligner.safetensors")
+        pairs = zip(header["batches"], tensors["offset"], tensors["matrix"], strict=True)
+        aligner.maps_ = {name: Affine(offset, matrix) for name, offset, matrix in pairs}
+        aligner.rank_ = int(header["rank"])
+    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError, UnicodeDecodeError) as error:
+        raise CamaeError(f"{folder} does not hold a saved aligner ({error}); save it again.") from None
+    return aligner
+
+
+def _replace(path: Path, write: Any) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(aside)
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
