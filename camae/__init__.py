@@ -17,7 +17,7 @@ _PUBLIC = {
     "embed": "camae.embedding",
     "embed_screen": "camae.embedding",
     "use": "camae.embedding",
-    "report": "camae.report",
+    "report": "camae.reporting",
     "CamaeError": "camae.errors",
 }
 _SUBMODULES = ("maps", "kernels", "dataloader", "model", "training", "embedding", "baselines", "demo")
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from camae.embedding import embed, embed_screen, use
     from camae.errors import CamaeError
     from camae.model import load
-    from camae.report import report
+    from camae.reporting import report
     from camae.training import train
 
 __all__ = ["CamaeError", "embed", "embed_screen", "load", "maps", "report", "train", "use"]

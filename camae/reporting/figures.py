@@ -1,0 +1,258 @@
+"""The figures: each takes plain arrays or tables and returns a Matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from camae.errors import CamaeError
+from camae.reporting.ordering import cluster_order
+from camae.reporting.style import CYCLE, INK, colour, house_style, new_figure, plain_axes, save_png
+
+__all__ = [
+    "loss_curves",
+    "recall_against_percentile",
+    "recall_bars",
+    "reconstruction_grid",
+    "relationship_map",
+    "relationship_wheel",
+    "save_png",
+]
+Log: TypeAlias = pd.DataFrame | Sequence[Mapping[str, Any]]
+
+
+def loss_curves(logs: Mapping[str, Log], *, x: str = "step", y: str = "loss") -> Figure:
+    """Training loss on logarithmic axes (paper, Figure 3): one line per run.
+
+    logs: by run name, rows with the columns `x` and `y` (a `log.jsonl`). Rows with `val_<y>` add a dashed line.
+    A faint line shows every row, a strong one the mean over the last tenth of steps seen so far.
+    """
+    with house_style():
+        figure = new_figure(6.4, 3.6)
+        axes = plain_axes(figure, grid="both")
+        for i, (name, rows) in enumerate(logs.items()):
+            table = pd.DataFrame(rows)
+            if not {x, y} <= set(table.columns):
+                raise CamaeError(
+                    f"the log of {name} has no columns {x} and {y}: it has {list(table.columns)}"
+                )
+            step, value = table[x].to_numpy(float), table[y].to_numpy(float)
+            axes.plot(step, value, color=CYCLE[i % len(CYCLE)], alpha=0.25, linewidth=0.8)
+            axes.plot(step, _smooth(step, value), color=CYCLE[i % len(CYCLE)], linewidth=1.6, label=name)
+            if f"val_{y}" in table:
+                held = table.dropna(subset=[f"val_{y}"])
+                axes.plot(
+                    held[x], held[f"val_{y}"], "--o", color=CYCLE[i % len(CYCLE)], markersize=3, linewidth=1
+                )
+        axes.set(xscale="log", yscale="log", xlabel=x, ylabel=f"reconstruction {y}")
+        axes.yaxis.set_minor_formatter("{x:.2g}")
+        axes.yaxis.set_major_formatter("{x:.2g}")
+        axes.tick_params(axis="y", which="minor", labelsize=7)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def _smooth(step: npt.NDArray[Any], value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Mean over the rows of the last tenth of each step count: a constant width on the logarithmic axis."""
+    total = np.concatenate([[0.0], np.cumsum(value)])
+    start = np.searchsorted(step, 0.9 * step)
+    end = np.arange(1, len(step) + 1)
+    return (total[end] - total[start]) / (end - start)
+
+
+def recall_bars(recall: Mapping[str, Mapping[str, float]], *, chance: float = 0.10) -> Figure:
+    """Recall of each system with its standard error, and the chance level."""
+    with house_style():
+        figure = new_figure(6.4, 0.7 + 0.42 * len(recall))
+        axes = plain_axes(figure, grid="x")
+        for i, (name, score) in enumerate(recall.items()):
+            axes.barh(i, score["value"], color=colour(name, i), height=0.62)
+            error = score.get("se")
+            error = 0.0 if error is None or not np.isfinite(error) else float(error)
+            axes.errorbar(score["value"], i, xerr=error, color=INK, linewidth=1, capsize=3)
+            axes.text(score["value"] + error + 0.012, i, f"{score['value']:.2f}", va="center", fontsize=9)
+        axes.axvline(chance, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.set_yticks(range(len(recall)), list(recall))
+        axes.invert_yaxis()
+        axes.set(xlim=(0, 1.02), xlabel=f"recall of known relationships (dashed: chance, {chance:.0%})")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def recall_against_percentile(curves: pd.DataFrame, *, mark: float = 0.10) -> Figure:
+    """Recall against the share of most extreme cosines kept (paper, Figure 5, right).
+
+    curves: columns `system`, `percentile` and `recall`, all shares between 0 and 1. The dotted diagonal is chance; the
+    vertical line marks the share at which recall is reported (5 % in either tail).
+    """
+    with house_style():
+        figure = new_figure(4.8, 4.0)
+        axes = plain_axes(figure, grid="both")
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle=":")
+        for i, (name, rows) in enumerate(curves.groupby("system", sort=False)):
+            rows = rows.sort_values("percentile")
+            axes.plot(
+                rows["percentile"], rows["recall"], color=colour(str(name), i), linewidth=1.7, label=str(name)
+            )
+        axes.axvline(mark, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.set(
+            xlim=(0, 1), ylim=(0, 1.01), xlabel="share of most extreme cosines (both tails)", ylabel="recall"
+        )
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def reconstruction_grid(
+    masked: npt.NDArray[Any],
+    reconstruction: npt.NDArray[Any],
+    original: npt.NDArray[Any],
+    labels: Sequence[str],
+    channels: Sequence[str],
+) -> Figure:
+    """Triplets of masked input, reconstruction and original for every channel (paper, Figure 2).
+
+    masked, reconstruction, original: (R, C, H, W) in any one unit; NaN marks hidden pixels. labels: R row names, for
+    instance negative control and perturbation in turn. channels: C names. Grey levels of a triplet share one
+    scale, the 1st to 99.7th percentile of its original.
+    """
+    rows_R3CHW = np.stack([masked, reconstruction, original], axis=1).astype(np.float32)
+    if rows_R3CHW.ndim != 5 or (len(labels), len(channels)) != (rows_R3CHW.shape[0], rows_R3CHW.shape[2]):
+        raise CamaeError(
+            f"reconstructions of shape {np.shape(original)} need as many labels and channels, "
+            f"got {len(labels)} and {len(channels)}"
+        )
+    R, _, C, H, W = rows_R3CHW.shape
+    low, high = np.percentile(rows_R3CHW[:, 2], (1, 99.7), axis=(2, 3))
+    scale = np.maximum(high - low, 1e-6)[:, None, :, None, None]
+    grey = np.clip((rows_R3CHW - low[:, None, :, None, None]) / scale, 0, 1)
+    thin, wide = max(1, H // 64), max(4, H // 16)
+    height, width = R * (H + wide) - wide, C * (3 * W + 2 * thin + wide) - wide
+    mosaic = np.ones((height, width, 4), np.float32)
+    mosaic[..., 3] = 0
+    for r in range(R):
+        for c in range(C):
+            for t in range(3):
+                y, x = r * (H + wide), c * (3 * W + 2 * thin + wide) + t * (W + thin)
+                mosaic[y : y + H, x : x + W] = _grey_panel(grey[r, t, c])
+    return _captioned(mosaic, labels, channels, H, wide)
+
+
+def _grey_panel(grey_HW: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    hidden = np.isnan(grey_HW)
+    panel = np.ones((*grey_HW.shape, 4), np.float32)
+    panel[..., :3] = np.where(hidden, 0.55, grey_HW)[..., None]
+    panel[hidden, :3] = (0.50, 0.55, 0.62)
+    return panel
+
+
+def _captioned(
+    mosaic: npt.NDArray[Any], labels: Sequence[str], channels: Sequence[str], row: int, gap: int
+) -> Figure:
+    height, width = mosaic.shape[:2]
+    with house_style():
+        size = 13.0
+        figure = new_figure(size, size * height / width + 0.55)
+        axes = figure.subplots()
+        axes.imshow(mosaic, interpolation="nearest", aspect="equal")
+        axes.spines[:].set_visible(False)
+        axes.set_yticks(
+            [r * (row + gap) + row / 2 for r in range(len(labels))], labels, rotation=90, va="center"
+        )
+        block = (width + gap) / len(channels)
+        axes.set_xticks([c * block + (block - gap) / 2 for c in range(len(channels))], channels)
+        axes.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=8.5)
+        axes.set_xlabel("each channel: masked input · reconstruction · original", fontsize=8.5)
+    return figure
+
+
+def relationship_map(
+    vectors: npt.NDArray[Any],
+    names: Sequence[str],
+    known: Collection[tuple[str, str]] = (),
+) -> Figure:
+    """Cosines between perturbations as a heat map, ordered so that similar ones lie together.
+
+    vectors: (n, d), origin at the negative controls. names: n labels. known: pairs marked by open squares below
+    the diagonal. Order by average-linkage clustering of the cosines. Raises CamaeError beyond 1,000 rows.
+    """
+    unit = np.asarray(vectors, float)
+    if len(unit) > 1000:
+        raise CamaeError(f"a heat map of {len(unit)} perturbations cannot be read; choose at most 1,000 rows")
+    unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    cosine = unit @ unit.T
+    order = cluster_order(cosine)
+    position = {str(names[i]): k for k, i in enumerate(order)}
+    with house_style():
+        figure = new_figure(9.4, 8.2)
+        axes = figure.subplots()
+        image = axes.imshow(
+            cosine[np.ix_(order, order)], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest"
+        )
+        found = [(position[a], position[b]) for a, b in known if a in position and b in position]
+        if found:
+            low, high = np.min(found, axis=1), np.max(found, axis=1)
+            size = max(2.0, 430 / len(unit)) * 0.55
+            axes.scatter(
+                low, high, s=size**2, marker="s", facecolor="none", edgecolor="#111111", linewidth=0.8
+            )
+        if len(unit) <= 64:
+            shown = [str(names[i]) for i in order]
+            axes.set_xticks(range(len(unit)), shown, rotation=90, fontsize=7)
+            axes.set_yticks(range(len(unit)), shown, fontsize=7)
+        else:
+            axes.set_xticks([])
+            axes.set_yticks([])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02, label="cosine")
+        bar.outline.set_visible(False)  # type: ignore[operator]
+    return figure
+
+
+def relationship_wheel(strongest: pd.DataFrame, order: Sequence[str] | None = None) -> Figure:
+    """The strongest relationships as arcs between perturbations on a circle.
+
+    strongest: columns a, b, cosine and, optionally, `known` (bool). order: names around the circle; by default as
+    they appear. Solid: known; faint: not known. Red: similar, blue: opposite.
+    """
+    named = pd.unique(strongest[["a", "b"]].to_numpy().ravel())
+    names = [n for n in (order if order is not None else named) if n in set(named)]
+    angle = {n: 2 * np.pi * i / len(names) for i, n in enumerate(names)}
+    known = strongest["known"] if "known" in strongest else pd.Series(True, index=strongest.index)
+    t = np.linspace(0, 1, 40)[:, None]
+    with house_style():
+        figure = new_figure(6.2, 6.2)
+        axes = figure.subplots()
+        for (_, row), is_known in zip(strongest[::-1].iterrows(), known[::-1], strict=True):
+            ends = np.array([[np.cos(angle[row[k]]), np.sin(angle[row[k]])] for k in ("a", "b")])
+            arc = (1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * 0.25 * ends.sum(0) + t**2 * ends[1]
+            hue = "#c0392b" if row["cosine"] > 0 else "#2c6fbb"
+            axes.plot(
+                *arc.T, color=hue, linewidth=0.6 + 1.6 * abs(row["cosine"]), alpha=0.85 if is_known else 0.22
+            )
+        for name, a in angle.items():
+            turn = np.degrees(a)
+            flip = 90 < turn < 270
+            axes.plot(np.cos(a), np.sin(a), "o", color=INK, markersize=2.5)
+            axes.text(
+                1.04 * np.cos(a),
+                1.04 * np.sin(a),
+                name,
+                rotation=turn + 180 * flip,
+                rotation_mode="anchor",
+                ha="right" if flip else "left",
+                va="center",
+                fontsize=6.5 if len(names) <= 70 else 4.5,
+            )
+        axes.set(xlim=(-1.22, 1.22), ylim=(-1.22, 1.22), aspect="equal")
+        axes.axis("off")
+    return figure

@@ -1,0 +1,89 @@
+"""Small pieces of HTML and the page around them: everything inline, nothing from the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. `body` is HTML."""
+
+    anchor: str
+    title: str
+    body: str
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    """Plain text as a paragraph."""
+    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+
+
+def absent(what: str, source: str) -> str:
+    """The line that stands where a piece is missing."""
+    return f'<p class="absent">Not shown: {escape(what)} (no {escape(source)} in the run folder).</p>'
+
+
+def figure(content: str, caption: str, kind: str = "") -> str:
+    """SVG or `<img>` with a caption."""
+    return f'<figure class="{kind}"><div>{content}</div><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def pair(left: str, right: str) -> str:
+    """Two blocks side by side where the screen is wide enough."""
+    return f'<div class="pair"><div>{left}</div><div>{right}</div></div>'
+
+
+def image(address: str, alt: str) -> str:
+    """An inline image with its alternative text."""
+    return f'<img src="{address}" alt="{escape(alt, quote=True)}" loading="lazy">'
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Sequence[int] = ()) -> str:
+    """Cells are plain text. numeric: columns set flush right."""
+
+    def cell(tag: str, position: int, text: str) -> str:
+        return f"<{tag}{' class=number' if position in numeric else ''}>{escape(text)}</{tag}>"
+
+    head = "".join(cell("th", i, text) for i, text in enumerate(header))
+    body = "".join(
+        "<tr>" + "".join(cell("td", i, text) for i, text in enumerate(row)) + "</tr>" for row in rows
+    )
+    rows_html = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="scroll"><table>{rows_html}</table></div>'
+
+
+def facts(values: Mapping[str, str]) -> str:
+    """Names and values side by side."""
+    return (
+        "<dl>"
+        + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in values.items())
+        + "</dl>"
+    )
+
+
+def tiles(values: Sequence[tuple[str, str, str]]) -> str:
+    """Headline numbers: (value, what it is, a smaller remark)."""
+    cells = "".join(
+        f"<li><b>{escape(value)}</b><span>{escape(what)}</span><small>{escape(remark)}</small></li>"
+        for value, what, remark in values
+    )
+    return f'<ul class="tiles">{cells}</ul>'
+
+
+def page(title: str, subtitle: str, lead: str, sections: Sequence[Section], footer: str) -> str:
+    """The whole document. `lead` is HTML that stands under the title."""
+    style = files("camae.reporting").joinpath("page.css").read_text(encoding="utf-8")
+    links = "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections)
+    body = "".join(f'<section id="{s.anchor}"><h2>{escape(s.title)}</h2>{s.body}</section>' for s in sections)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{escape(title)}</title><style>{style}</style></head><body>"
+        f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>"
+        f"<nav>{links}</nav><main>{lead}{body}</main><footer>{escape(footer)}</footer></body></html>\n"
+    )

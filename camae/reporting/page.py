@@ -1,0 +1,275 @@
+"""Puts the report together: one section per question a reader has, from whatever the run folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from camae.errors import CamaeError
+from camae.files import write_text
+from camae.reporting import figures, html
+from camae.reporting.html import Section
+from camae.reporting.ordering import cluster_order
+from camae.reporting.run_folder import RunFolder
+from camae.reporting.style import data_uri, png, svg
+
+Paths = str | Path | Sequence[str | Path]
+SYSTEM_MEANING = {
+    "random": "random vectors",
+    "pixel": "pixel-intensity statistics",
+    "untrained": "same encoder, untrained",
+    "trained": "trained encoder",
+}
+
+
+def report(run: Paths, out: str | Path | None = None, *, title: str | None = None) -> Path:
+    """Write one self-contained HTML file about a run, or about several side by side, and return its path.
+
+    run: a run folder or a list of them; see `RunFolder` for the files that are looked for. A missing piece leaves
+    its place with a line that says so. out: the HTML file (default: `report.html` in the first run folder).
+    Raises MissingFileError for a folder that does not exist and CamaeError for one that holds no run or a damaged
+    file.
+    """
+    paths = [run] if isinstance(run, str | Path) else list(run)
+    if not paths:
+        raise CamaeError("there is no run to report: name at least one run folder")
+    runs = [RunFolder.open(path) for path in paths]
+    sections = [
+        Section("recall", "Known relationships", _each(runs, _recall)),
+        Section("map", "Map", _each(runs, _map)),
+        Section("reconstructions", "Reconstructions", _each(runs, _reconstructions)),
+        Section("training", "Training", _training(runs)),
+        Section("run", "What was run", _each(runs, _run)),
+    ]
+    names = ", ".join(run.name for run in runs)
+    page = html.page(
+        title or f"camae report: {names}",
+        _subtitle(runs[0]),
+        "".join(_headline(run) for run in runs),
+        sections,
+        f"Written by camae on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}. This file needs no network.",
+    )
+    return write_text(Path(out) if out is not None else runs[0].path / "report.html", page)
+
+
+def _each(runs: list[RunFolder], body: Any) -> str:
+    """The section of every run, under the run's name when there are several."""
+    if len(runs) == 1:
+        return str(body(runs[0]))
+    return "".join(f"<h3>{html.escape(run.name)}</h3>{body(run)}" for run in runs)
+
+
+def _subtitle(run: RunFolder) -> str:
+    model = run.record.get("model", {})
+    parts = [model.get("name", ""), ", ".join(model.get("channels", [])), str(run.summary.get("device", ""))]
+    return " · ".join(part for part in parts if part)
+
+
+def _score(value: dict[str, float]) -> str:
+    error = value.get("se")
+    return f"{value['value']:.3f}" + (f" ± {error:.3f}" if error is not None and np.isfinite(error) else "")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def _headline(run: RunFolder) -> str:
+    summary, cells = run.summary, []
+    recall = summary.get("recall", {})
+    if "trained" in recall:
+        se = recall["trained"].get("se") or 0.0
+        remark = f"± {100 * se:.0f} points; chance is 10\u00a0%"
+        cells.append((f"{recall['trained']['value']:.0%}", "of known relationships found", remark))
+    gain = summary.get("trained_minus_untrained")
+    if gain:
+        remark = f"standard error {100 * gain['se']:.0f} points"
+        cells.append((f"{100 * gain['value']:+.0f} points", "trained against untrained", remark))
+    if "wells" in summary:
+        sites = f"{summary['sites']:,} sites" if "sites" in summary else ""
+        cells.append((f"{summary['wells']:,}", "wells embedded", sites))
+    if "seconds" in summary:
+        cells.append((_duration(summary["seconds"]), "from start to report", str(summary.get("device", ""))))
+    speed = [table["crops_per_second"].median() for table in run.logs.values() if "crops_per_second" in table]
+    if speed:
+        cells.append((f"{np.median(speed):.1f}", "training crops per second", "median"))
+    return html.tiles(cells) if cells else ""
+
+
+def _recall(run: RunFolder) -> str:
+    recall = run.summary.get("recall")
+    if not recall:
+        return html.absent("recall of known relationships", "recall in summary.json")
+    parts = [
+        html.paragraph(
+            "Share of the known pairs of perturbations whose cosine lies in the lowest or highest 5 % of all pairs, "
+            "after alignment to the negative controls of each plate. Chance is 10 %."
+        )
+    ]
+    gain = run.summary.get("trained_minus_untrained")
+    if gain:
+        parts.append(html.paragraph(_verdict(gain), "verdict"))
+    bars = svg(figures.recall_bars(recall), f"{run.name}-bars")
+    table = _recall_table(recall, run.summary.get("recall_without_alignment", {}))
+    left = html.figure(bars, "Recall by system; whiskers are bootstrap standard errors.") + table
+    if run.curves is not None:
+        curve = svg(figures.recall_against_percentile(run.curves), f"{run.name}-curve")
+        right = html.figure(curve, "Recall as more of the extreme cosines are kept; dotted: chance.")
+    else:
+        right = html.absent("recall against percentile", "recall_curves.csv")
+    return "".join(parts) + html.pair(left, right)
+
+
+def _verdict(gain: dict[str, float]) -> str:
+    ratio = gain["value"] / gain["se"] if gain["se"] > 0 else np.inf
+    found = "more" if gain["value"] > 0 else "fewer"
+    return (
+        f"The trained encoder finds {abs(100 * gain['value']):.1f} points {found} of the known pairs than the same "
+        f"encoder untrained: {abs(ratio):.1f} bootstrap standard errors."
+    )
+
+
+def _recall_table(recall: dict[str, Any], unaligned: dict[str, Any]) -> str:
+    header = ["system", "recall ± s.e."] + (["without alignment"] if unaligned else [])
+    rows = []
+    for system, score in recall.items():
+        row = [SYSTEM_MEANING.get(system, system), _score(score)]
+        if unaligned:
+            row.append(_score(unaligned[system]) if system in unaligned else "")
+        rows.append(row)
+    return html.table(header, rows, numeric=(1, 2))
+
+
+def _map(run: RunFolder) -> str:
+    parts, order = [], None
+    if run.map is not None:
+        vectors, names = run.map
+        shown = slice(None) if len(names) <= 400 else _busiest(names, run.relationships)
+        vectors, names = vectors[shown], list(np.array(names)[shown])
+        heat = figures.relationship_map(vectors, names, run.known_pairs)
+        unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        order = [names[i] for i in cluster_order(unit @ unit.T)]
+        caption = "Cosines between perturbations, ordered by clustering. Open squares below the diagonal: known pairs."
+        parts.append(html.figure(svg(heat, f"{run.name}-map"), caption))
+    else:
+        parts.append(html.absent("the map of perturbations", "map.parquet"))
+    if run.relationships is None:
+        return "".join(parts) + html.absent("the strongest relationships", "relationships.csv")
+    wheel = svg(figures.relationship_wheel(run.relationships, order), f"{run.name}-wheel")
+    caption = (
+        f"The {len(run.relationships)} strongest relationships. Red: similar, blue: opposite; "
+        "faint: not among the known pairs."
+    )
+    strongest = "<h3>Strongest relationships</h3>" + _strongest_table(run.relationships.head(14))
+    return "".join(parts) + html.pair(html.figure(wheel, caption), strongest)
+
+
+def _busiest(names: list[str], relationships: pd.DataFrame | None) -> Any:
+    """At most 400 rows for the heat map: those of the strongest relationships first."""
+    if relationships is None:
+        return slice(400)
+    strong = set(relationships[["a", "b"]].to_numpy().ravel())
+    return np.argsort([name not in strong for name in names], kind="stable")[:400]
+
+
+def _strongest_table(strongest: pd.DataFrame) -> str:
+    known = strongest["known"].astype(bool) if "known" in strongest else None
+    header = ["perturbation", "perturbation", "cosine"] + (["known"] if known is not None else [])
+    rows = []
+    for i, row in enumerate(strongest.itertuples()):
+        cells = [str(row.a), str(row.b), f"{row.cosine:+.3f}"]
+        rows.append(cells + ([("yes" if known.iloc[i] else "")] if known is not None else []))
+    return html.table(header, rows, numeric=(2,))
+
+
+def _reconstructions(run: RunFolder) -> str:
+    caption = (
+        "Fixed fields as the trained model completes them, channel by channel: masked input, reconstruction (visible "
+        "patches as they are), original."
+    )
+    arrays = run.reconstructions
+    if arrays is not None:
+        grid = figures.reconstruction_grid(
+            arrays["masked"],
+            arrays["reconstruction"],
+            arrays["original"],
+            [str(label) for label in arrays["labels"]],
+            [str(channel) for channel in arrays["channels"]],
+        )
+        return html.figure(html.image(data_uri(png(grid)), "Reconstructed images"), caption, "picture")
+    if run.reconstruction_picture is not None:
+        picture = html.image(data_uri(run.reconstruction_picture), "Reconstructed images")
+        return html.figure(picture, caption, "picture")
+    return html.absent("reconstructions", "reconstructions.npz or .png")
+
+
+def _training(runs: list[RunFolder]) -> str:
+    several = len(runs) > 1
+    logs = {
+        f"{run.name} {name}" if several and name != run.name else name: log
+        for run in runs
+        for name, log in run.logs.items()
+    }
+    logs = {name: log for name, log in logs.items() if {"step", "loss"} <= set(log.columns)}
+    if not logs:
+        return html.absent("loss curves", "log.jsonl with steps and losses")
+    caption = (
+        "Reconstruction loss on masked patches, logarithmic axes. Faint: every logged step. Dashed: held out."
+    )
+    curves = html.figure(svg(figures.loss_curves(logs), "loss"), caption)
+    header = ["run", "steps", "crops", "first loss", "last loss", "held-out loss", "crops/s"]
+    rows = [[name, *_log_row(log)] for name, log in logs.items()]
+    return curves + html.table(header, rows, numeric=range(1, 7))
+
+
+def _log_row(log: pd.DataFrame) -> list[str]:
+    last = log.iloc[-1]
+    held = log["val_loss"].dropna() if "val_loss" in log else pd.Series(dtype=float)
+    tail = log["loss"].tail(max(1, len(log) // 20)).mean()
+    return [
+        f"{int(last['step']):,}",
+        f"{int(last['crops']):,}" if "crops" in log else "",
+        f"{log['loss'].iloc[0]:.4f}",
+        f"{tail:.4f}",
+        f"{held.iloc[-1]:.4f}" if len(held) else "",
+        f"{log['crops_per_second'].median():.1f}" if "crops_per_second" in log else "",
+    ]
+
+
+def _run(run: RunFolder) -> str:
+    summary, record = run.summary, run.record
+    counts = {
+        name.replace("_", " "): f"{value:,.0f}" if isinstance(value, float) else f"{value:,}"
+        for name, value in {**record, **summary}.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    model = {
+        k.replace("_", " "): _text(v) for k, v in record.get("model", {}).items() if not isinstance(v, dict)
+    }
+    groups = {
+        "Counts": counts,
+        "Device and back-ends": {
+            "device": str(summary.get("device", record.get("device", ""))),
+            **{
+                k.replace("_", " "): _text(v)
+                for k, v in summary.get("backends", record.get("backends", {})).items()
+            },
+        },
+        "Model": model,
+        "Versions": {k: _text(v) for k, v in summary.get("versions", record.get("versions", {})).items()},
+    }
+    shown = [
+        f"<h3>{title}</h3>{html.facts(values)}" for title, values in groups.items() if any(values.values())
+    ]
+    return html.paragraph(f"Folder: {run.path.resolve()}") + "".join(shown)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "default"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,110 @@
+"""How every figure looks: one palette, one typeface, colours that the page can recolour for dark screens."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from camae.files import write_atomic
+
+# In SVG these two are replaced by the page's own ink and rule colours; in PNG they read well on white.
+INK, RULE = "#1b1f23", "#d5d9de"
+# Okabe-Ito colours: told apart with any colour vision.
+SYSTEM_COLOURS = {"trained": "#0072b2", "untrained": "#e69f00", "pixel": "#009e73", "random": "#8b929a"}
+CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b929a")
+_SETTINGS: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.titlesize": 9,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Matplotlib settings of every figure; the user's own settings come back afterwards."""
+    with matplotlib.rc_context(_SETTINGS):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, outside pyplot: nothing global is touched."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plain_axes(figure: Figure, *, grid: str | None = None) -> Axes:
+    """Axes with only the left and bottom line. grid: "x", "y", "both" or none."""
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    if grid is not None:
+        axes.grid(axis=grid)  # type: ignore[arg-type]
+    return axes
+
+
+def colour(system: str, position: int) -> str:
+    """A system's own colour, or the next of the cycle for names the palette does not know."""
+    return SYSTEM_COLOURS.get(system, CYCLE[position % len(CYCLE)])
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure as inline SVG that follows the page's colours. `name` keeps ids of several figures apart."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor").replace(RULE, "var(--rule)")
+    text = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", text, count=1)
+    text = re.sub(
+        r'<svg ([^>]*?)width="([\d.]+)pt"', r'<svg \1style="max-width:\2pt;width:100%"', text, count=1
+    )
+    return re.sub(r"'DejaVu Sans'", "system-ui, 'DejaVu Sans'", text)
+
+
+def png(figure: Figure, dpi: int = 160, facecolor: str = "white") -> bytes:
+    """The figure as PNG bytes on a solid ground."""
+    buffer = io.BytesIO()
+    with house_style():
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor=facecolor)
+    return buffer.getvalue()
+
+
+def save_png(figure: Figure, path: str | Path, dpi: int = 160) -> Path:
+    """Write the figure as PNG, whole or not at all."""
+    data = png(figure, dpi)
+    return write_atomic(path, lambda temporary: _write(temporary, data))
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def data_uri(data: bytes) -> str:
+    """PNG bytes as a `data:` address."""
+    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
