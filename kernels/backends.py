@@ -25,8 +25,11 @@ class Backend:
 
 
 def has_module(name: str) -> bool:
-    """Whether a top-level package is installed, without importing it."""
-    return importlib.util.find_spec(name) is not None
+    """Whether a module is installed, without importing it (a dotted name imports its parents)."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the parent of a dotted name is absent
+        return False
 
 
 def interpreting() -> bool:
@@ -54,6 +57,15 @@ def triton_backend(device: torch.device | str) -> Backend:
     if torch.device(device).type != "cuda":
         return Backend("triton", False, f"Triton kernels need a CUDA device, not {torch.device(device).type}")
     return Backend("triton", True, "our Triton kernels")
+
+
+def cuda_package_backend(name: str, module: str, device: torch.device | str, what: str) -> Backend:
+    """A kernel of another package, CUDA only."""
+    if not has_module(module):
+        return Backend(name, False, f"{module} is not installed")
+    if torch.device(device).type != "cuda":
+        return Backend(name, False, f"{what} needs a CUDA device")
+    return Backend(name, True, what)
 
 
 def architecture(device: torch.device) -> str:
