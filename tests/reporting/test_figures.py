@@ -1,0 +1,124 @@
+"""What the figures draw, read back from the figures themselves."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from camae.errors import CamaeError
+from camae.reporting.figures import (
+    loss_curves,
+    recall_against_percentile,
+    recall_bars,
+    reconstruction_grid,
+    relationship_map,
+    relationship_wheel,
+    save_png,
+)
+from camae.reporting.ordering import cluster_order
+
+
+def lines_of(figure):
+    return figure.axes[0].lines
+
+
+def test_loss_curves_are_log_log_and_show_rows_and_their_trailing_mean():
+    loss = np.array([4.0, 2.0, 1.0, 0.5])
+    rows = [{"step": s, "loss": v} for s, v in zip((10, 20, 95, 100), loss, strict=True)]
+    figure = loss_curves({"a": rows})
+    axes = figure.axes[0]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    np.testing.assert_array_equal(lines_of(figure)[0].get_ydata(), loss)
+    # The window of step 100 reaches back to step 90: mean of 1.0 and 0.5; the others hold only themselves.
+    np.testing.assert_allclose(lines_of(figure)[1].get_ydata(), [4, 2, 1, 0.75])
+    with pytest.raises(CamaeError, match="no columns step and loss"):
+        loss_curves({"a": [{"epoch": 1}]})
+
+
+def test_recall_curve_draws_one_line_per_system_beside_chance():
+    shares = np.array([0.9, 0.1, 0.5])
+    curves = pd.DataFrame({"system": ["trained"] * 3, "percentile": shares, "recall": shares**2})
+    lines = lines_of(recall_against_percentile(curves))
+    np.testing.assert_array_equal(lines[0].get_xydata(), [[0, 0], [1, 1]])
+    np.testing.assert_allclose(lines[1].get_xydata(), [[0.1, 0.01], [0.5, 0.25], [0.9, 0.81]])
+    assert lines[2].get_xdata()[0] == 0.10
+
+
+def test_bars_have_the_values_and_cope_without_a_standard_error():
+    figure = recall_bars({"trained": {"value": 0.4, "se": float("nan")}, "random": {"value": 0.1}})
+    assert [patch.get_width() for patch in figure.axes[0].patches] == [0.4, 0.1]
+
+
+def test_reconstructions_stand_in_triplets_on_the_scale_of_their_original():
+    R, C, H = 2, 3, 16
+    original = np.random.default_rng(0).random((R, C, H, H)).astype(np.float32)
+    masked = original.copy()
+    masked[..., :8, :] = np.nan
+    figure = reconstruction_grid(masked, original / 2, original, ["control", "KRB3"], ["DNA", "ER", "RNA"])
+    mosaic = np.asarray(figure.axes[0].images[0].get_array())
+    thin, wide = 1, 4
+    x = 3 * H + 2 * thin + wide  # channel 1
+    y = H + wide  # row 1
+    low, high = np.percentile(original[1, 1], (1, 99.7))
+    for t, plane in enumerate((masked, original / 2, original)):
+        panel = mosaic[y : y + H, x + t * (H + thin) : x + t * (H + thin) + H]
+        expected = np.clip((plane[1, 1] - low) / (high - low), 0, 1)
+        seen = ~np.isnan(expected)
+        # fp32 arithmetic on values below one: a few units of 2**-24 after the division by the range.
+        np.testing.assert_allclose(panel[..., 0][seen], expected[seen], atol=1e-5)
+        assert (panel[~seen][:, :3] == np.float32([0.50, 0.55, 0.62])).all()
+    with pytest.raises(CamaeError, match="as many labels"):
+        reconstruction_grid(masked, original, original, ["control"], ["DNA", "ER", "RNA"])
+
+
+def test_map_is_reordered_cosines_with_known_pairs_below_the_diagonal():
+    vectors = np.array([[1, 0, 0.1], [0, 1, 0], [1, 0, 0], [0, 1, 0.1]])
+    axes = relationship_map(vectors, list("abcd"), [("a", "c")]).axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows = ["abcd".index(n) for n in names]
+    np.testing.assert_allclose(axes.images[0].get_array(), (unit @ unit.T)[np.ix_(rows, rows)])
+    assert {frozenset(names[:2]), frozenset(names[2:])} == {frozenset("ac"), frozenset("bd")}
+    (x, y) = axes.collections[0].get_offsets()[0]
+    assert (x, y) == tuple(sorted((names.index("a"), names.index("c"))))
+    with pytest.raises(CamaeError, match="at most 1,000"):
+        relationship_map(np.ones((1001, 2)), [str(i) for i in range(1001)])
+
+
+def test_wheel_draws_every_relationship_between_its_names():
+    strongest = pd.DataFrame(
+        {"a": ["x", "y"], "b": ["y", "z"], "cosine": [0.9, -0.5], "known": [True, False]}
+    )
+    figure = relationship_wheel(strongest)
+    arcs = [line for line in lines_of(figure) if len(line.get_xdata()) == 40]
+    assert len(arcs) == 2
+    # Drawn from weakest to strongest, so that the strongest lies on top; faint when not known.
+    assert [arc.get_alpha() for arc in arcs] == [0.22, 0.85]
+    np.testing.assert_allclose(arcs[1].get_xydata()[0], [1, 0], atol=1e-12)
+    assert {text.get_text() for text in figure.axes[0].texts} == {"x", "y", "z"}
+
+
+def test_cluster_order_puts_planted_groups_together():
+    rng = np.random.default_rng(3)
+    group = rng.permutation(np.repeat(np.arange(6), 5))
+    vectors = np.eye(6)[group] + 0.05 * rng.standard_normal((30, 6))
+    order = cluster_order(vectors @ vectors.T)
+    assert sorted(order) == list(range(30))
+    assert (np.diff(group[order]) != 0).sum() == 5
+    assert cluster_order(np.ones((1, 1))).tolist() == [0]
+
+
+def test_the_users_own_settings_stay():
+    with matplotlib.rc_context({"font.size": 17}):
+        recall_bars({"trained": {"value": 0.4, "se": 0.1}})
+        assert matplotlib.rcParams["font.size"] == 17
+
+
+def test_saved_picture_is_a_png_on_white(tmp_path):
+    path = save_png(recall_bars({"trained": {"value": 0.4, "se": 0.1}}), tmp_path / "bars.png")
+    picture = Image.open(path).convert("RGB")
+    assert picture.getpixel((0, 0)) == (255, 255, 255)
+    assert [p.name for p in tmp_path.iterdir()] == ["bars.png"]

@@ -1,0 +1,134 @@
+"""The report page: self-contained, complete, honest about what is missing, clear about what is damaged."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+import camae
+from camae.errors import CamaeError, MissingFileError
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class WellFormed(HTMLParser):
+    """Every opened element is closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.texts = [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def parsed(path):
+    parser = WellFormed()
+    parser.feed(path.read_text())
+    assert parser.open == []
+    return re.sub(r"\s+", " ", " ".join(parser.texts))
+
+
+def test_a_complete_run_gives_every_section_and_number(complete_page):
+    assert (complete_page.name, complete_page.parent.name) == ("report.html", "my-run")
+    text = parsed(complete_page)
+    for part in ("Known relationships", "Map", "Reconstructions", "Training", "What was run"):
+        assert part in text
+    for value in (
+        "0.400 ± 0.020",
+        "2.5 bootstrap standard errors",
+        "10.0 points more",
+        "7.2 min",
+        "1,234,567",
+        "2.13.0",
+    ):
+        assert value in text
+    assert "Not shown" not in text
+    html = complete_page.read_text()
+    assert html.count("<svg") == 5
+    assert html.count("data:image/png;base64,") >= 1
+    assert "gene&lt;0&gt;" in html
+    assert "gene<0>" not in html
+
+
+def test_the_page_needs_no_network(complete_page):
+    html = complete_page.read_text()
+    addresses = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", html) + re.findall(r"url\(([^)]*)\)", html)
+    assert addresses
+    assert all(a.startswith(("data:", "#")) for a in addresses)
+    assert "<script" not in html
+    assert "@import" not in html
+
+
+def test_ids_of_different_figures_do_not_clash(complete_page):
+    html = complete_page.read_text()
+    clips = re.findall(r'<clipPath id="([^"]+)"', html)
+    assert len(clips) == len(set(clips))
+
+
+@pytest.mark.parametrize(
+    ("piece", "line"),
+    [
+        ("recall_curves.csv", "recall against percentile"),
+        ("map.parquet", "the map of perturbations"),
+        ("relationships.csv", "the strongest relationships"),
+        ("models/seed-0/reconstructions.npz", "reconstructions"),
+        ("models/seed-0/log.jsonl", "loss curves"),
+        ("summary.json", "recall of known relationships"),
+    ],
+)
+def test_a_missing_piece_is_named_in_its_place(run_folder, piece, line):
+    (run_folder / piece).unlink()
+    assert f"Not shown: {line}" in parsed(camae.report(run_folder))
+
+
+def test_several_runs_stand_side_by_side(run_folder, tmp_path):
+    other = tmp_path / "other-run"
+    other.mkdir()
+    (other / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    page = camae.report([run_folder, other], tmp_path / "both.html", title="Two runs")
+    text = parsed(page)
+    assert page.name == "both.html"
+    assert "Two runs" in text
+    assert "my-run seed-0" in text
+    assert "other-run" in text
+
+
+def test_a_folder_without_a_run_and_damaged_files_are_refused(run_folder, tmp_path):
+    with pytest.raises(MissingFileError, match="no such run folder"):
+        camae.report(tmp_path / "nowhere")
+    with pytest.raises(CamaeError, match="no run to report"):
+        camae.report(tmp_path)
+    with pytest.raises(CamaeError, match="at least one run folder"):
+        camae.report([])
+    damages = {
+        "summary.json": '{"recall": ',
+        "recall_curves.csv": "system,recall\na,1\n",
+        "models/seed-0/reconstructions.npz": "PK",
+    }
+    for name, content in damages.items():
+        whole = (run_folder / name).read_bytes()
+        (run_folder / name).write_text(content)
+        with pytest.raises(CamaeError, match=re.escape(name)):
+            camae.report(run_folder)
+        (run_folder / name).write_bytes(whole)
+    assert not (run_folder / "report.html").exists()
+
+
+def test_reporting_needs_neither_torch_nor_a_display(run_folder):
+    code = (
+        "import sys, camae; camae.report(sys.argv[1]); assert callable(camae.report);"
+        "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(run_folder)], check=True)
