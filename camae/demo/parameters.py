@@ -63,14 +63,14 @@ class ScreenParameters:
 
     # Batch effects: standard deviations between plates, between wells of a plate, and of the outer wells.
     plate_gain_sd: float = 0.35
-    well_gain_sd: float = 0.10
+    well_gain_sd: float = 0.15
     background: float = 450.0
     plate_background_sd: float = 0.30
     illumination: float = 0.30
     plate_blur: tuple[float, float] = (0.7, 1.5)
-    well_blur_sd: float = 0.08
+    well_blur_sd: float = 0.16
     plate_factor_sd: float = 0.45
-    edge_density: float = -0.9
+    edge_density: float = -1.4
     edge_gain: float = -0.15
     electrons_per_level: float = 0.12
     read_noise: float = 18.0
