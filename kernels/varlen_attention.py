@@ -168,8 +168,8 @@ def _attention_backward_op(
         return varlen_attention_triton.backward(
             grad_THd.contiguous(), q_THd, k_SHd, v_SHd, out_THd, lse_HT, cu_q, cu_k, max_q, max_k, scale
         )
-    contiguous = (x.contiguous() for x in (q_THd, k_SHd, v_SHd))
-    dq, dk, dv = attention_formulas(*contiguous, cu_q, cu_k, scale, grad_THd)
+    q_THd, k_SHd, v_SHd = q_THd.contiguous(), k_SHd.contiguous(), v_SHd.contiguous()
+    dq, dk, dv = attention_formulas(q_THd, k_SHd, v_SHd, cu_q, cu_k, scale, grad_THd)
     return dq, dk, dv
 
 
@@ -330,7 +330,7 @@ def _package(
         # Its `scale` argument moves between versions: put the factor into q.
         factor = scale * math.sqrt(q_THd.shape[-1])
         q_THd = q_THd if math.isclose(factor, 1) else q_THd * factor
-        return varlen_attn(q_THd, k_SHd, v_SHd, cu_q, cu_k, *maxima)
+        return varlen_attn(q_THd, k_SHd, v_SHd, cu_q, cu_k, *maxima)  # type: ignore[return-value]
     if name == "flash_attn":
         from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
     else:

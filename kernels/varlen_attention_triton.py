@@ -45,7 +45,7 @@ CONFIGS = {
     ("sm_80", 16): AttentionConfig(Tile(128, 64, 4, 3), queries=_TALL, keys=Tile(64, 128, 4, 2)),
     ("sm_80", 32): AttentionConfig(Tile(128, 64, 4, 3), queries=_TALL, keys=Tile(64, 128, 8, 2)),
     ("sm_80", 64): AttentionConfig(Tile(128, 64, 8, 3), queries=_SQUARE, keys=Tile(64, 128, 8, 2)),
-    ("sm_80", 128): AttentionConfig(Tile(64, 64, 4, 2), queries=Tile(64, 64, 8, 2), keys=Tile(32, 64, 8, 2)),
+    ("sm_80", 128): AttentionConfig(Tile(64, 32, 8, 3), queries=Tile(64, 64, 8, 2), keys=Tile(32, 64, 8, 2)),
     ("sm_90", 16): AttentionConfig(Tile(128, 128, 4, 3), queries=_TALL, keys=Tile(64, 128, 8, 2)),
     ("sm_90", 32): AttentionConfig(Tile(128, 64, 4, 3), queries=_TALL, keys=Tile(64, 128, 8, 2)),
     ("sm_90", 64): AttentionConfig(Tile(128, 128, 8, 3), queries=_SQUARE, keys=Tile(64, 128, 8, 2)),
