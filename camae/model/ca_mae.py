@@ -221,7 +221,7 @@ def _weights(layout: TokenLayout, n_samples: int | None, reduction: str) -> torc
     if reduction != "samples":
         raise CamaeError(f"reduction {reduction!r} is not 'samples' or 'tokens'")
     counts = torch.tensor(layout.masked_per_sample)
-    per_sample = 1.0 / (counts.clamp(min=1) * float(n_samples or layout.n_samples))
+    per_sample = 1.0 / (counts.clamp(min=1).double() * (n_samples or layout.n_samples))
     return per_sample.repeat_interleave(counts).to(layout.device)
 
 
