@@ -19,18 +19,46 @@ EVERY = ""  # the batch label of a map that holds for all rows
 
 
 @dataclass
+class LowRank:
+    """The symmetric factor level I + axes_KR diag(gain_R) axes_KR': a batch's whitening, learned from R < K rows."""
+
+    level: float
+    axes: Any
+    gain: Any
+
+    def right_of(self, matrix: Any) -> Any:
+        """matrix @ factor."""
+        return matrix * self.level + ((matrix @ self.axes) * self.gain) @ self.axes.T
+
+
+@dataclass
 class Affine:
-    """y = (x - offset_D) @ matrix_DK, or * matrix_D when one-dimensional. fp64, in the namespace of fit's x."""
+    """y = (x - offset_D) @ matrix_DK, or * matrix_D when one-dimensional, then @ factor where there is one.
+
+    fp64, in the namespace of fit's x. Batches share one matrix_DK object and differ in the small factor, so that
+    thousands of plates fit in memory.
+    """
 
     offset: Any
     matrix: Any
+    factor: LowRank | None = None
 
     def __call__(self, x: Any) -> Any:
         xp = namespace(x)
         offset = xp.asarray(self.offset, dtype=x.dtype)
-        matrix = xp.asarray(self.matrix, dtype=x.dtype)
         centred = x - offset
-        return centred * matrix if matrix.ndim == 1 else centred @ matrix
+        if self.matrix.ndim == 1:
+            centred *= xp.asarray(self.matrix, dtype=x.dtype)
+            return centred
+        if self.factor is None:
+            return centred @ xp.asarray(self.matrix, dtype=x.dtype)
+        level, axes, gain = self.factor.level, xp.asarray(self.factor.axes), xp.asarray(self.factor.gain)
+        matrix = xp.asarray(self.matrix)
+        if x.shape[0] > matrix.shape[0] // 2:  # folding the factor into the matrix costs less than using it
+            return centred @ LowRank(level, axes, gain).right_of(matrix).astype(x.dtype)
+        return LowRank(level, axes.astype(x.dtype), gain.astype(x.dtype)).right_of(
+            centred @ matrix.astype(x.dtype)
+        )
 
 
 @dataclass

@@ -7,6 +7,7 @@ the right tail (searchsorted of the sorted null, side right and left): random ve
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import pandas as pd
 
 from camae.errors import CamaeError
 from camae.kernels.arrays.cosine_tails import cosines_of_pairs, order_statistics
-from camae.maps.arrays import embeddings, labels, listing, unit_rows
+from camae.maps.arrays import embeddings, labels, listing, rows, unit_rows
 
 Tails = tuple[float | None, float | None]
 Pairs = Sequence[tuple[str, str]]
@@ -189,6 +190,57 @@ def recall_curve(
         ],
         ignore_index=True,
     )
+
+
+def recall_at_fpr(
+    v: Any, names: Any, pairs: Pairs, fpr: float = 0.05, genes: Sequence[str] | None = None
+) -> dict[str, float]:
+    """Share of known pairs above the cosine that a share `fpr` of the unrelated pairs exceeds (paper, Table 5).
+
+    genes: the gene set to restrict the map to (PoC-124, MoA-300, DG-1640). Unrelated: every pair that is not known.
+    The threshold is the smallest unrelated cosine that at most fpr of them exceed.
+    Returns recall, n_pairs, n_unrelated, threshold, n_genes.
+    """
+    if not 0 < fpr < 1:
+        raise CamaeError(f"fpr must lie between 0 and 1, got {fpr}; 0.05 is the paper's.")
+    v, name_N = embeddings(v, "v"), labels(names, len(names), "names")
+    if genes is not None:
+        kept = np.flatnonzero(np.isin(name_N, np.asarray(list(genes)).astype(str)))
+        if len(kept) < 3:
+            raise CamaeError(
+                f"The map holds {len(kept)} of the gene set's names; check that the names are the same."
+            )
+        v, name_N = rows(v, kept), name_N[kept]
+        chosen = set(name_N.tolist())
+        pairs = [pair for pair in _as_text(pairs, "pairs") if pair[0] in chosen and pair[1] in chosen]
+    index = known_pairs(name_N, pairs).index
+    unit = unit_rows(v)
+    total = unit.shape[0] * (unit.shape[0] - 1) // 2
+    unrelated = total - len(index)
+    if unrelated == 0:
+        raise CamaeError(
+            "Every pair of the gene set is known; there are no unrelated pairs to set a threshold."
+        )
+    known = cosines_of_pairs(unit, index[:, 0], index[:, 1])
+    # The wanted unrelated value has rank r among the unrelated, so rank r .. r + known among all: find which.
+    r = max(math.ceil((1 - fpr) * unrelated - 1e-9), 1) - 1
+    candidates = order_statistics(unit, range(r, r + len(known) + 1))
+    at_or_below = (
+        np.arange(r, r + len(known) + 1) + 1 - np.searchsorted(np.sort(known), candidates, side="right")
+    )
+    threshold = candidates[np.searchsorted(_running_last(candidates, at_or_below), r + 1)]
+    return {
+        "recall": float((known > threshold).mean()),
+        "n_pairs": float(len(known)),
+        "n_unrelated": float(unrelated),
+        "threshold": float(threshold),
+        "n_genes": float(unit.shape[0]),
+    }
+
+
+def _running_last(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Counts at the last of equal values, so that a tie counts whole."""
+    return counts[np.searchsorted(values, values, side="right") - 1]
 
 
 def bootstrap_shares(index: np.ndarray, value: np.ndarray, resamples: int, seed: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from camae.errors import CamaeError, MissingFileError
-from camae.maps.affine import Affine, Alignment
+from camae.maps.affine import Affine, Alignment, LowRank
 from camae.maps.alignment import ALIGNERS
 from camae.maps.arrays import to_numpy
 
@@ -21,29 +21,57 @@ FORMAT = 1
 
 
 def save_aligner(aligner: Alignment, folder: str | Path) -> Path:
-    """Write what was fitted: offsets (batches, d) and matrices (batches, d, k) or scales (batches, d), fp64.
+    """Write what was fitted, fp64, and its options.
 
-    Both files are written aside and moved into place, the JSON last. Raises CamaeError when not fitted.
+    offset (batches, d); matrix (batches or 1, d[, k]); where batches have a factor: level (batches,), axes
+    (batches, k, r) and gain (batches, r), padded with zeros. Both files are written aside and moved into place,
+    the JSON last. Raises CamaeError when not fitted.
     """
     if not aligner.maps_:
         raise CamaeError(f"{type(aligner).__name__} is not fitted; fit it before saving.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    maps = list(aligner.maps_.values())
-    tensors = {
-        "offset": np.stack([to_numpy(m.offset) for m in maps]),
-        "matrix": np.stack([to_numpy(m.matrix) for m in maps]),
-    }
+    tensors = _tensors(list(aligner.maps_.values()))
     _replace(folder / "aligner.safetensors", lambda path: save_file(tensors, path))
     header = {
         "format": FORMAT,
         "method": aligner.method,
-        "options": dataclasses.asdict(aligner),
+        "options": {field.name: getattr(aligner, field.name) for field in dataclasses.fields(aligner)},
         "rank": aligner.rank_,
         "batches": list(aligner.maps_),
     }
     _replace(folder / "aligner.json", lambda path: path.write_text(json.dumps(header, indent=1)))
     return folder
+
+
+def _tensors(maps: list[Affine]) -> dict[str, np.ndarray]:
+    shared = all(m.matrix is maps[0].matrix for m in maps)
+    tensors = {
+        "offset": np.stack([to_numpy(m.offset) for m in maps]),
+        "matrix": np.stack([to_numpy(m.matrix) for m in (maps[:1] if shared else maps)]),
+    }
+    factors = [m.factor for m in maps if m.factor is not None]
+    if factors:
+        rank = max(f.axes.shape[1] for f in factors)
+        tensors["level"] = np.array([f.level for f in factors])
+        tensors["axes"] = np.zeros((len(factors), factors[0].axes.shape[0], rank))
+        tensors["gain"] = np.zeros((len(factors), rank))
+        for i, factor in enumerate(factors):
+            tensors["axes"][i, :, : factor.axes.shape[1]] = to_numpy(factor.axes)
+            tensors["gain"][i, : len(factor.gain)] = to_numpy(factor.gain)
+    return tensors
+
+
+def _maps(tensors: dict[str, np.ndarray], batches: list[str]) -> dict[str, Affine]:
+    out = {}
+    for i, name in enumerate(batches):
+        factor = None
+        if "level" in tensors:
+            factor = LowRank(float(tensors["level"][i]), tensors["axes"][i], tensors["gain"][i])
+        out[name] = Affine(
+            tensors["offset"][i], tensors["matrix"][min(i, len(tensors["matrix"]) - 1)], factor
+        )
+    return out
 
 
 def load_aligner(folder: str | Path) -> Alignment:
@@ -62,10 +90,16 @@ def load_aligner(folder: str | Path) -> Alignment:
             )
         aligner = ALIGNERS[header["method"]](**header["options"])
         tensors = load_file(folder / "aligner.safetensors")
-        pairs = zip(header["batches"], tensors["offset"], tensors["matrix"], strict=True)
-        aligner.maps_ = {name: Affine(offset, matrix) for name, offset, matrix in pairs}
+        aligner.maps_ = _maps(tensors, header["batches"])
         aligner.rank_ = int(header["rank"])
-    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError, UnicodeDecodeError) as error:
+    except (
+        json.JSONDecodeError,
+        KeyError,
+        IndexError,
+        TypeError,
+        SafetensorError,
+        UnicodeDecodeError,
+    ) as error:
         raise CamaeError(f"{folder} does not hold a saved aligner ({error}); save it again.") from None
     return aligner
 

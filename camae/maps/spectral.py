@@ -66,24 +66,23 @@ def principal_axes(total: Moments, rtol: float, components: int | None, method: 
     return axes * xp.sign(largest), xp.sqrt(values[:kept])
 
 
-def inverse_root(white_DK: Any, controls_NK: Any, eps: float) -> Any:
-    """white_DK @ (Cov + eps I)^(-1/2), Cov (ddof 1) of controls_NK about their own mean.
+def inverse_root(controls_NK: Any, eps: float) -> tuple[float, Any, Any]:
+    """(Cov + eps I)^(-1/2), Cov (ddof 1) of controls_NK about their own mean, as level, axes_KR, gain_R.
 
-    With fewer controls than columns the covariance has low rank: the root is eps^(-1/2) (I - U U') plus
-    (s + eps)^(-1/2) on U, and the eigenproblem has the size of the smaller side.
+    The root is level I + axes diag(gain) axes'. With fewer controls than columns the covariance has low rank and
+    the eigenproblem has the size of the smaller side.
     """
     xp = namespace(controls_NK)
     n, k = controls_NK.shape
     centred = (controls_NK - controls_NK.mean(axis=0)) / (n - 1) ** 0.5
-    if n >= k:
-        values, vectors = xp.linalg.eigh(centred.T @ centred)
-        return (white_DK @ vectors) * (xp.maximum(values, 0) + eps) ** -0.5 @ vectors.T
+    level = eps**-0.5
+    if n > k:
+        values, axes = xp.linalg.eigh(centred.T @ centred)
+        return level, axes, (xp.maximum(values, 0) + eps) ** -0.5 - level
     values, left = xp.linalg.eigh(centred @ centred.T)
-    kept = values > values[-1] * 1e-14
+    kept = values > xp.maximum(values[-1] * 1e-14, 1e-300)
     values, left = values[kept], left[:, kept]
-    axes_KR = (centred.T @ left) / xp.sqrt(values)
-    gain_R = (values + eps) ** -0.5 - eps**-0.5
-    return white_DK * eps**-0.5 + ((white_DK @ axes_KR) * gain_R) @ axes_KR.T
+    return level, (centred.T @ left) / xp.sqrt(values), (values + eps) ** -0.5 - level
 
 
 def symmetric_power(matrix: Any, eps: float, power: float) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from camae.errors import CamaeError
-from camae.maps.affine import EVERY, Affine, Alignment, fit_rows
+from camae.maps.affine import EVERY, Affine, Alignment, LowRank, fit_rows
 from camae.maps.arrays import namespace, rows
 from camae.maps.spectral import Moments, inverse_root, moments, principal_axes, safe_scale, symmetric_power
 
@@ -107,7 +107,7 @@ class TVN(Alignment):
             return
         for name, index in fit_rows(x, batch, control, needed=2):
             controls_NK = (rows(x, index).astype(np.float64) - offset_D) @ white_DK
-            yield name, Affine(offset_D, inverse_root(white_DK, controls_NK, self.eps))
+            yield name, Affine(offset_D, white_DK, LowRank(*inverse_root(controls_NK, self.eps)))
 
 
 @dataclass
@@ -137,7 +137,8 @@ class TVNAndo(TVN):
             per_batch.append((name, rows(x, index).astype(np.float64).mean(axis=0), scale_K, chosen_NK))
         colour_KK = symmetric_power(scatter_KK / (count - 1), self.eps, 0.5)
         for name, mean_D, scale_K, chosen_NK in per_batch:
-            yield name, Affine(mean_D, inverse_root(white_DK / scale_K, chosen_NK, self.eps) @ colour_KK)
+            root = LowRank(*inverse_root(chosen_NK, self.eps))
+            yield name, Affine(mean_D, root.right_of(white_DK / scale_K) @ colour_KK)
 
 
 @dataclass
