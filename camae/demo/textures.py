@@ -5,6 +5,7 @@ Canvases are square, shape (L, L), float32; lengths are pixels.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.floating[Any]]
 
 
+@cache
 def _frequencies(side: int) -> Array:
     fy, fx = np.fft.fftfreq(side), np.fft.rfftfreq(side)
     return (fy[:, None] ** 2 + fx[None] ** 2).astype(np.float32)
