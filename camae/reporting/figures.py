@@ -51,6 +51,7 @@ def loss_curves(logs: Mapping[str, Log], *, x: str = "step", y: str = "loss") ->
                     held[x], held[f"val_{y}"], "--o", color=CYCLE[i % len(CYCLE)], markersize=3, linewidth=1
                 )
         axes.set(xscale="log", yscale="log", xlabel=x, ylabel=f"reconstruction {y}")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.yaxis.set_minor_formatter("{x:.2g}")
         axes.yaxis.set_major_formatter("{x:.2g}")
         axes.tick_params(axis="y", which="minor", labelsize=7)
