@@ -69,13 +69,13 @@ def varlen_attention_reference(
             continue
         rows_q = _rows([starts_q[b] for b in members], Tq, q_THd.device)
         rows.append(rows_q)
-        if Tk == 0:  # nothing to look at: zeros, by definition
-            outputs.append(torch.zeros_like(q_THd[rows_q]))
+        if Tk == 0:  # nothing to look at: zeros, by definition, and still part of the graph
+            outputs.append(q_THd[rows_q] * 0)
             continue
         rows_k = _rows([starts_k[b] for b in members], Tk, q_THd.device)
         outputs.append(_dense(q_THd[rows_q], k_SHd[rows_k], v_SHd[rows_k], len(members), scale))
     if not outputs:
-        return torch.zeros_like(q_THd)
+        return q_THd.clone()
     return torch.cat(outputs)[torch.cat(rows).argsort()]
 
 
