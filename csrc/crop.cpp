@@ -177,32 +177,65 @@ private:
     const Window &window_;
 };
 
+// Takes rows of n planes and turns them by the window's symmetry: rows go where targets say, finish() does the rest.
+template <typename T>
+class Turned {
+public:
+    Turned(const Window &w, T *planes, unsigned n)
+        : window_(w), planes_(planes), n_(n), transpose_(w.symmetry & 4), flip_rows_(w.symmetry & 2),
+          flip_columns_(w.symmetry & 1) {
+        const std::uint64_t pixels = w.height * w.width;
+        if (transpose_) upright_.resize(pixels * n);
+        T *const to = transpose_ ? upright_.data() : planes;
+        // transpose_square flips the rows of a transposed result; a flip of its columns is a flip of rows here.
+        const bool upwards = transpose_ ? flip_columns_ : flip_rows_;
+        const auto stride = static_cast<std::ptrdiff_t>(w.width);
+        for (unsigned i = 0; i < n; ++i) {
+            T *const plane = to + i * pixels;
+            targets.push_back({upwards ? plane + (w.height - 1) * w.width : plane, upwards ? -stride : stride});
+        }
+    }
+
+    void finish() {
+        const std::uint64_t pixels = window_.height * window_.width;
+        if (transpose_)
+            for (unsigned i = 0; i < n_; ++i)
+                transpose_square(upright_.data() + i * pixels, planes_ + i * pixels, window_.width, flip_rows_);
+        else if (flip_columns_)
+            for (std::uint64_t row = 0; row < n_ * window_.height; ++row)
+                std::reverse(planes_ + row * window_.width, planes_ + (row + 1) * window_.width);
+    }
+
+    std::vector<Target<T>> targets;
+
+private:
+    static thread_local std::vector<T> upright_;
+    const Window &window_;
+    T *const planes_;
+    const unsigned n_;
+    const bool transpose_, flip_rows_, flip_columns_;
+};
+
+template <typename T>
+thread_local std::vector<T> Turned<T>::upright_;
+
 template <typename T>
 void read_typed(const Bytes &file, bool swap, const TiffPage &page, const Window &w, T *planes) {
-    const std::uint64_t pixels = w.height * w.width;
-    const bool transpose = w.symmetry & 4, flip_rows = w.symmetry & 2, flip_columns = w.symmetry & 1;
-    thread_local std::vector<T> upright;
-    if (transpose) upright.resize(pixels * page.samples);
-    T *const to = transpose ? upright.data() : planes;
-    // A transposed result has its rows flipped by transpose_square; a flip of its columns is a flip of rows here.
-    const bool upwards = transpose ? flip_columns : flip_rows;
-    std::vector<Target<T>> targets;
-    for (unsigned s = 0; s < page.samples; ++s) {
-        T *const plane = to + s * pixels;
-        const auto stride = static_cast<std::ptrdiff_t>(w.width);
-        targets.push_back({upwards ? plane + (w.height - 1) * w.width : plane, upwards ? -stride : stride});
-    }
+    Turned<T> turned(w, planes, page.samples);
     WindowReader<T> reader(file, swap, page, w);
     if (page.separate)
-        for (unsigned s = 0; s < page.samples; ++s) reader.read(s, {targets[s]});
+        for (unsigned s = 0; s < page.samples; ++s) reader.read(s, {turned.targets[s]});
     else
-        reader.read(0, targets);
-    if (transpose)
-        for (unsigned s = 0; s < page.samples; ++s)
-            transpose_square(upright.data() + s * pixels, planes + s * pixels, w.width, flip_rows);
-    else if (flip_columns)
-        for (std::uint64_t row = 0; row < page.samples * w.height; ++row)
-            std::reverse(planes + row * w.width, planes + (row + 1) * w.width);
+        reader.read(0, turned.targets);
+    turned.finish();
+}
+
+template <typename T>
+void copy_typed(const T *plane, std::uint64_t width, const Window &w, T *out) {
+    Turned<T> turned(w, out, 1);
+    for (std::uint64_t r = 0; r < w.height; ++r)
+        memcpy(turned.targets[0].at(r, 0), plane + (w.y + r) * width + w.x, w.width * sizeof(T));
+    turned.finish();
 }
 
 }  // namespace
@@ -218,6 +251,15 @@ void check_plausible(const Bytes &file, bool swap, const TiffPage &page, const W
                     size > file.size())
                     damaged("a block of " + std::to_string(size) + " bytes cannot hold its part of the image");
         }
+}
+
+void copy_window(const std::uint8_t *plane, std::uint64_t width, unsigned item_size, const Window &window,
+                 std::uint8_t *out) {
+    if (item_size == 1)
+        copy_typed(plane, width, window, out);
+    else
+        copy_typed(reinterpret_cast<const std::uint16_t *>(plane), width, window,
+                   reinterpret_cast<std::uint16_t *>(out));
 }
 
 void read_window(const Bytes &file, bool swap, const TiffPage &page, const Window &window, std::uint8_t *planes) {

@@ -19,6 +19,10 @@ struct Window {
 // MinIsWhite pixels come as stored (not inverted), as tifffile gives them.
 void read_window(const Bytes &file, bool swap, const TiffPage &page, const Window &window, std::uint8_t *planes);
 
+// The same for a decoded plane in memory, `width` pixels wide; the caller has checked that the window fits.
+void copy_window(const std::uint8_t *plane, std::uint64_t width, unsigned item_size, const Window &window,
+                 std::uint8_t *out);
+
 // Refused unless every block the window touches could, by its codec's best ratio, hold the pixels claimed: called
 // before memory for the window is allocated.
 void check_plausible(const Bytes &file, bool swap, const TiffPage &page, const Window &window);

@@ -141,6 +141,27 @@ std::vector<Failure> read_windows(const std::vector<std::string> &paths, const I
     return failures;
 }
 
+void copy_windows(const py::array &image, std::int64_t y, std::int64_t x, std::int64_t symmetry, py::array out) {
+    const auto item_size = static_cast<unsigned>(out.itemsize());
+    const bool dense = (image.flags() & py::array::c_style) && (out.flags() & py::array::c_style) && out.writeable();
+    if (image.ndim() != 3 || out.ndim() != 3 || !dense || !image.dtype().is(out.dtype()) || image.dtype().kind() != 'u' ||
+        item_size > 2 || image.shape(0) != out.shape(0))
+        throw std::invalid_argument("copy_windows needs C-contiguous (C, H, W) arrays of one unsigned dtype");
+    const std::int64_t height = out.shape(1), width = out.shape(2);
+    if (y < 0 || x < 0 || y + height > image.shape(1) || x + width > image.shape(2) || symmetry < 0 || symmetry > 7 ||
+        ((symmetry & 4) && height != width) || height < 1 || width < 1)
+        throw std::invalid_argument("copy_windows: the window does not fit into the image");
+    const Window window{static_cast<std::uint64_t>(y), static_cast<std::uint64_t>(x),
+                        static_cast<std::uint64_t>(height), static_cast<std::uint64_t>(width),
+                        static_cast<unsigned>(symmetry)};
+    const auto *const from = static_cast<const std::uint8_t *>(image.data());
+    auto *const to = static_cast<std::uint8_t *>(out.mutable_data());
+    const std::size_t plane = image.shape(1) * image.shape(2) * item_size, crop = height * width * item_size;
+    const std::int64_t planes = image.shape(0), across = image.shape(2);
+    py::gil_scoped_release release;
+    for (std::int64_t c = 0; c < planes; ++c) copy_window(from + c * plane, across, item_size, window, to + c * crop);
+}
+
 py::dict describe(const std::string &path, std::int64_t page) {
     std::shared_ptr<MappedFile> file;
     {
@@ -225,6 +246,8 @@ void bind_image_reader(py::module_ &m) {
           "Fill out (K, H, W), uint8 or uint16, with one window per path: n_planes[j] planes each, in order. page -1\n"
           "means all pages. Failures are returned, sorted by job; the other jobs' planes are whole. Reasons: 0 damaged,\n"
           "1 missing, 2 unsupported feature, 3 the request does not fit the file.");
+    m.def("copy_windows", &copy_windows, py::arg("image").noconvert(), py::arg("y"), py::arg("x"), py::arg("symmetry"),
+          py::arg("out").noconvert(), "copy_windows(image_CHW, y, x, symmetry, out_Chw): one turned window of an image in memory.");
     m.def("describe", &describe, py::arg("path"), py::arg("page") = -1,
           "describe(path, page=-1) -> dict: pages, planes, height, width, bits, codec, predictor, tiled, block_height,\n"
           "block_width, min_is_white. Raises Refused(sentence, reason).");

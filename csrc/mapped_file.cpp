@@ -121,13 +121,14 @@ void Bytes::check(std::uint64_t offset, std::uint64_t count) const {
 
 void Bytes::copy(void *to, std::uint64_t offset, std::uint64_t count) const {
     check(offset, count);
+    if (count == 0) return;
     if (!guarded_copy(static_cast<std::uint8_t *>(to), 0, data_ + offset, 0, count, 1))
         damaged("the file was cut short while it was read");
 }
 
 void Bytes::copy_rows(void *to, std::ptrdiff_t to_stride, std::uint64_t offset, std::uint64_t from_stride,
                       std::uint64_t count, std::uint64_t rows) const {
-    if (rows == 0) return;
+    if (rows == 0 || count == 0) return;
     if (from_stride && rows - 1 > size_ / from_stride) check(UINT64_MAX, 1);
     check(offset, (rows - 1) * from_stride + count);
     if (!guarded_copy(static_cast<std::uint8_t *>(to), to_stride, data_ + offset, from_stride, count, rows))

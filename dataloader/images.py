@@ -3,51 +3,64 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from camae.dataloader import native
+from camae.dataloader.formats import decode, is_tiff, refuse_remote, split_address
+from camae.dataloader.illumination import corrected
 from camae.dataloader.manifest import Manifest
-from camae.errors import CamaeError, MissingFileError
+from camae.errors import CamaeError
 
-_ADDRESS = re.compile(r"^(?P<file>.+?)(?:#(?P<index>\d+(?:,\d+)*))?$", re.DOTALL)
-_ACCEPTED = (np.uint8, np.uint16, np.float32)
-
-
-def split_address(address: str) -> tuple[str, tuple[int, ...]]:
-    """`file.tif#2` -> ("file.tif", (2,)); `images.zarr#0,3` -> ("images.zarr", (0, 3)); no `#` -> ()."""
-    match = _ADDRESS.match(address)
-    assert match is not None
-    index = match["index"]
-    return match["file"], tuple(int(i) for i in index.split(",")) if index else ()
+# `native` reads TIFFs by csrc/ and everything else by Python packages; `tifffile` is the plain reference; `dali`
+# serves windows of single-page TIFFs. The measurement behind the default is `pytest bench/ -k reader`.
+BACKENDS = ("native", "tifffile", "dali")
+Path = str | os.PathLike[str]
 
 
-def read_plane(path: str | os.PathLike[str]) -> np.ndarray:
+def checked_backend(backend: str | None) -> str:
+    """The back-end's name, the default for None. Raises CamaeError for an unknown one."""
+    name = backend or BACKENDS[0]
+    if name not in BACKENDS:
+        raise CamaeError(f"backend={name!r}: unknown image back-end, choose one of {', '.join(BACKENDS)}")
+    return name
+
+
+def read_plane(path: Path, backend: str | None = None) -> np.ndarray:
     """One whole plane (H, W), uint8, uint16 or float32 as stored.
 
     Raises MissingFileError or CamaeError with one sentence naming the file.
     """
-    pages = _decode(os.fspath(path), sizes_only=False)
-    if pages.ndim != 2:
-        raise CamaeError(
-            f"{path}: holds {pages.shape[0]} pages where one plane is meant: name one, as in {path}#0"
-        )
-    return pages
+    pages = _planes(os.fspath(path), None, checked_backend(backend))
+    if len(pages) != 1:
+        raise _several(path, len(pages))
+    return pages[0]
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """(H, W) in pixels, from the header alone where the format allows."""
-    H, W = _decode(os.fspath(path), sizes_only=True).shape[-2:]
-    return H, W
+    return plane_kind(os.fspath(path))[:2]
+
+
+def plane_kind(address: str, backend: str | None = None) -> tuple[int, int, np.dtype, float]:
+    """(H, W, dtype, share of the image that one small window makes its decoder work through, 0 to 1)."""
+    if is_tiff(address) and checked_backend(backend) != "tifffile":
+        refuse_remote(address)
+        about = native.describe(address)
+        if about["planes"] != 1:
+            raise _several(address, about["planes"])
+        H, W = about["height"], about["width"]
+        share = about["block_height"] * about["block_width"] / (H * W)
+        return H, W, np.dtype(f"u{about['bits'] // 8}"), 0.0 if about["codec"] == "uncompressed" else share
+    image = decode(address, sizes_only=True)
+    if image.ndim != 2:
+        raise _several(address, len(image))
+    return image.shape[0], image.shape[1], image.dtype, 1.0
 
 
 def read_crops(
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    y: int,
-    x: int,
-    size: int,
-    backend: str | None = None,
+    paths: Path | Sequence[Path], y: int, x: int, size: int, backend: str | None = None
 ) -> np.ndarray:
     """One square window out of every plane of a site: (C, size, size) in the stored dtype.
 
@@ -56,50 +69,105 @@ def read_crops(
     Raises CamaeError when a file is missing or damaged, planes differ in size or dtype, or the window leaves
     the image.
     """
+    name = checked_backend(backend)
+    named = [os.fspath(paths)] if isinstance(paths, str | os.PathLike) else [os.fspath(p) for p in paths]
+    if not named:
+        raise CamaeError("no path was given: one per channel is needed")
+    if name == "native" and len(named) > 1 and all(map(is_tiff, named)):
+        return _native_planes(named, y, x, size)
+    if name == "dali":
+        from camae.dataloader.dali import read_windows
+
+        return read_windows(named, [y] * len(named), [x] * len(named), size)
     planes: list[np.ndarray] = []
-    named = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    names: list[str] = []
     for path in named:
-        pages = _decode(os.fspath(path), sizes_only=False)
-        if pages.ndim == 3 and len(named) > 1:
-            raise CamaeError(
-                f"{path}: holds {len(pages)} pages where one plane is meant: name one, as in {path}#0"
-            )
-        planes.extend(pages if pages.ndim == 3 else [pages])
-    check_siblings(
-        planes, [str(p) for p in named] if len(named) == len(planes) else [str(named[0])] * len(planes)
-    )
-    H, W = planes[0].shape
-    if y < 0 or x < 0 or y + size > H or x + size > W:
+        pages = _planes(path, (y, x, size), name)
+        if len(named) > 1 and len(pages) != 1:
+            raise _several(path, len(pages))
+        planes.extend(pages)
+        names += [path] * len(pages)
+        check_siblings(planes, names)
+    return np.stack(planes)
+
+
+def _native_planes(named: list[str], y: int, x: int, size: int) -> np.ndarray:
+    for path in named:
+        refuse_remote(path)
+    H, W, dtype, _ = plane_kind(named[0])
+    _check_window(named[0], y, x, size, H, W)
+    out = np.empty((len(named), size, size), dtype)
+    for job, error in native.read_windows(named, [y] * len(named), [x] * len(named), out):
+        other = plane_kind(named[job])
+        if other[:3] != (H, W, dtype):
+            raise _differs(named[job], other, named[0], (H, W, dtype))
+        raise error
+    return out
+
+
+def _planes(address: str, window: tuple[int, int, int] | None, backend: str) -> np.ndarray:
+    """All planes of an address, whole or one window of them: (n, h, w)."""
+    refuse_remote(address)
+    if is_tiff(address) and backend != "tifffile":
+        about = native.describe(address)
+        H, W = about["height"], about["width"]
+        y, x, size = window if window is not None else (0, 0, 0)
+        if window is not None:
+            _check_window(address, y, x, size, H, W)
+        shape = (about["planes"], H, W) if window is None else (about["planes"], size, size)
+        out = np.empty(shape, f"u{about['bits'] // 8}")
+        for _, error in native.read_windows([address], [y], [x], out, n_planes=[len(out)]):
+            raise error
+        return out
+    image = decode(address)
+    image = image[None] if image.ndim == 2 else image
+    if window is None:
+        return image
+    y, x, size = window
+    _check_window(address, y, x, size, *image.shape[1:])
+    return image[:, y : y + size, x : x + size]
+
+
+def _check_window(path: str, y: int, x: int, size: int, H: int, W: int) -> None:
+    if y < 0 or x < 0 or size < 1 or y + size > H or x + size > W:
         raise CamaeError(
-            f"{named[0]}: a crop of {size} pixels at ({y}, {x}) does not fit into the image of {H}x{W} pixels"
+            f"{path}: a crop of {size} pixels at ({y}, {x}) does not fit into the image of {H}x{W} pixels"
         )
-    return np.stack([plane[y : y + size, x : x + size] for plane in planes])
+
+
+def _several(path: Path, n: int) -> CamaeError:
+    return CamaeError(
+        f"{path}: holds {n} planes where one is meant: name a page, as in {split_address(str(path))[0]}#0"
+    )
+
+
+def _differs(path: str, kind: tuple, sibling: str, other: tuple) -> CamaeError:
+    return CamaeError(
+        f"{path}: is {kind[0]}x{kind[1]} {kind[2]} but {sibling} of the same site is {other[0]}x{other[1]} {other[2]}"
+    )
 
 
 def check_siblings(planes: Sequence[np.ndarray], names: Sequence[str]) -> None:
     """Raises CamaeError when the planes of one site differ in size or dtype."""
     first = planes[0]
     for plane, name in zip(planes, names, strict=True):
-        if plane.shape != first.shape:
-            raise CamaeError(
-                f"{name}: is {_size(plane)} pixels but {names[0]} of the same site is {_size(first)}"
-            )
-        if plane.dtype != first.dtype:
-            raise CamaeError(f"{name}: is {plane.dtype} but {names[0]} of the same site is {first.dtype}")
-
-
-def _size(plane: np.ndarray) -> str:
-    return "x".join(str(n) for n in plane.shape)
+        if plane.shape != first.shape or plane.dtype != first.dtype:
+            raise _differs(name, (*plane.shape, plane.dtype), names[0], (*first.shape, first.dtype))
 
 
 def read_site(
-    manifest: Manifest, row: int, channels: Sequence[str] | None = None, check_constant: bool = False
+    manifest: Manifest,
+    row: int,
+    channels: Sequence[str] | None = None,
+    check_constant: bool = False,
+    backend: str | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """A whole site: (image (C, H, W), names of its C channels). `channels` picks and orders them.
 
     check_constant: also refuse planes that are constant or hold NaN.
     """
-    return _site(manifest, row, channels, check_constant, None)
+    names = list(channels) if channels is not None else manifest.site_channels(row)
+    return _site(manifest, row, names, None, check_constant, checked_backend(backend)), names
 
 
 def read_window(
@@ -112,33 +180,41 @@ def read_window(
     backend: str | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """One window of a site: (image (C, size, size), names of its C channels)."""
-    return _site(manifest, row, channels, False, (y, x, size, backend))
+    names = list(channels) if channels is not None else manifest.site_channels(row)
+    return _site(manifest, row, names, (y, x, size), False, checked_backend(backend)), names
 
 
 def _site(
     manifest: Manifest,
     row: int,
-    channels: Sequence[str] | None,
+    names: Sequence[str],
+    window: tuple[int, int, int] | None,
     check_constant: bool,
-    window: tuple[int, int, int, str | None] | None,
-) -> tuple[np.ndarray, list[str]]:
-    names = list(channels) if channels is not None else manifest.site_channels(row)
-    paths = [manifest.path(row, name) for name in names]
+    backend: str,
+) -> np.ndarray:
     planes: list[np.ndarray] = []
-    for name, path in zip(names, paths, strict=True):
+    paths: list[str] = []
+    kinds: list[tuple] = []
+    for name in names:
+        paths.append(manifest.path(row, name))
         try:
-            plane = read_plane(path) if window is None else read_crops([path], *window)[0]
+            kinds.append(plane_kind(paths[-1], backend)[:3])
+            if kinds[-1] != kinds[0]:
+                raise _differs(paths[-1], kinds[-1], paths[0], kinds[0])
+            plane = (
+                read_plane(paths[-1], backend)
+                if window is None
+                else read_crops(paths[-1], *window, backend)[0]
+            )
             illumination = manifest.illumination_path(row, name)
             if illumination is not None:
-                y, x = (0, 0) if window is None else window[:2]
-                plane = correct_illumination(plane, illumination, y, x)
-            planes.append(plane)
-            check_siblings(planes, paths[: len(planes)])
+                plane = corrected(plane, illumination, *(window[:2] if window is not None else (0, 0)))
             if check_constant:
-                check_signal(plane, path)
+                check_signal(plane, paths[-1])
         except CamaeError as error:
             raise type(error)(f"{manifest.where(row, name)}: {error}") from error
-    return np.stack(planes), names
+        planes.append(plane)
+    return np.stack(planes)
 
 
 def check_signal(plane: np.ndarray, name: str) -> None:
@@ -147,119 +223,3 @@ def check_signal(plane: np.ndarray, name: str) -> None:
         raise CamaeError(f"{name}: holds values that are not numbers (NaN or infinity)")
     if plane.min() == plane.max():
         raise CamaeError(f"{name}: every pixel is {plane.flat[0]}, the plane is constant")
-
-
-def correct_illumination(plane: np.ndarray, path: str, y: int, x: int) -> np.ndarray:
-    """Divide a window that starts at (y, x) by its part of an illumination function (H, W) in a .npy file.
-
-    The result is rounded and clipped to the plane's own integer dtype, so that batches keep one dtype.
-    """
-    try:
-        function = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise MissingFileError(f"{path}: the illumination function named for this plane is missing") from None
-    except (OSError, ValueError) as error:
-        raise CamaeError(f"{path}: cannot be read as an illumination function ({error})") from error
-    H, W = plane.shape
-    part = np.asarray(function[y : y + H, x : x + W], dtype=np.float32)
-    if part.shape != plane.shape or not (part > 0).all():
-        raise CamaeError(
-            f"{path}: the illumination function of {_size(function)} must cover the image and be positive"
-        )
-    corrected = plane / part
-    if plane.dtype.kind == "f":
-        return corrected.astype(plane.dtype)
-    return np.clip(np.rint(corrected), 0, np.iinfo(plane.dtype).max).astype(plane.dtype)
-
-
-def _decode(address: str, sizes_only: bool) -> np.ndarray:
-    """(H, W), or (pages, H, W) for a multi-page file without `#page`. Only the shape counts if sizes_only."""
-    path, index = split_address(address)
-    if os.path.exists(address):
-        path, index = address, ()
-    refuse_remote(path)
-    if not os.path.exists(path):
-        raise MissingFileError(f"{path}: no such file")
-    reader = _READERS.get(os.path.splitext(path)[1].lower())
-    if reader is None:
-        raise CamaeError(f"{path}: not an image format that can be read (TIFF, PNG, JPEG 2000)")
-    try:
-        image = reader(path, index, sizes_only)
-    except CamaeError:
-        raise
-    except PermissionError:
-        raise CamaeError(f"{path}: no permission to read it") from None
-    except Exception as error:  # decoders raise anything on damaged files; the user needs one sentence
-        raise CamaeError(
-            f"{path}: damaged, truncated or not what its name says ({_first_line(error)})"
-        ) from error
-    if image.dtype not in _ACCEPTED:
-        raise CamaeError(f"{path}: pixels are {image.dtype}, only uint8, uint16 and float32 are read")
-    if image.ndim not in (2, 3) or 0 in image.shape:
-        raise CamaeError(f"{path}: has shape {image.shape}, a plane of (height, width) is needed")
-    return image
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def refuse_remote(path: str) -> None:
-    """Raises CamaeError for an address on the network, with the command that fetches it."""
-    if path.startswith("s3://"):
-        raise CamaeError(
-            f"{path}: is on S3 and camae reads local files only: fetch it with "
-            f"`aws s3 cp --no-sign-request {path} .` and point the manifest at the copy"
-        )
-    if "://" in path:
-        raise CamaeError(f"{path}: is a network address and camae reads local files only: download it first")
-
-
-def _read_tiff(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
-    import tifffile
-
-    with tifffile.TiffFile(path) as file:
-        pages = file.pages
-        chosen = [pages[i] for i in index[:1]] if index else list(pages)
-        first = chosen[0]
-        planes = []
-        for page in chosen:
-            if len(page.shape) == 3 and page.shape[0] != 1 and getattr(page, "planarconfig", 1) != 2:
-                raise CamaeError(f"{path}: is a colour image {page.shape}, one grey plane is needed")
-            if page.shape != first.shape or page.dtype != first.dtype:
-                raise CamaeError(f"{path}: its pages differ in size or dtype: name one, as in {path}#0")
-            planes.append(np.empty(page.shape, page.dtype) if sizes_only else page.asarray())
-    image = np.concatenate([p.reshape(-1, *p.shape[-2:]) for p in planes])
-    return image[0] if len(image) == 1 else image
-
-
-def _read_png(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        dtype = {"L": np.uint8, "I;16": np.uint16, "I;16B": np.uint16}.get(picture.mode)
-        if dtype is None:
-            raise CamaeError(
-                f"{path}: is an image of mode {picture.mode}, one grey plane of 8 or 16 bit is needed"
-            )
-        if sizes_only:
-            return np.empty(picture.size[::-1], dtype)
-        return np.asarray(picture).astype(dtype, copy=False)
-
-
-def _read_jp2(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
-    import imagecodecs
-
-    with open(path, "rb") as stream:
-        image = imagecodecs.jpeg2k_decode(stream.read())
-    if image.ndim != 2:
-        raise CamaeError(f"{path}: is a colour image {image.shape}, one grey plane is needed")
-    return image
-
-
-_READERS: dict[str, Callable[[str, tuple[int, ...], bool], np.ndarray]] = {
-    ".tif": _read_tiff,
-    ".tiff": _read_tiff,
-    ".png": _read_png,
-    ".jp2": _read_jp2,
-}

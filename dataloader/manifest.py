@@ -33,6 +33,7 @@ class Manifest:
               the plane's path, absolute or relative to `root`; "" means this site lacks that channel.
               A path may end in `#<page>` (multi-page TIFF), `#<i>,<j>..` (leading indices of a Zarr array)
               or `#<row>` (Parquet with one encoded image per row).
+              The table is not to be changed in place.
     root:     folder that relative paths start from; they may not leave it.
     channels: channel names in column order.
 
@@ -60,7 +61,8 @@ class Manifest:
             raise CamaeError(
                 "the manifest has no channel column: beside Metadata_* it needs one path column per channel"
             )
-        bare = np.flatnonzero((table[list(self.channels)] == "").all(axis=1).to_numpy())
+        self._cells = table[list(self.channels)].to_numpy(dtype=object)
+        bare = np.flatnonzero((self._cells == "").all(axis=1))
         if len(bare):
             raise CamaeError(f"{self.where(int(bare[0]))} names no file for any channel")
 
@@ -107,8 +109,7 @@ class Manifest:
 
     def site_channels(self, row: int) -> list[str]:
         """Names of the channels this site has, in the manifest's order."""
-        cells = self.table.loc[row, list(self.channels)]
-        return [name for name, cell in zip(self.channels, cells, strict=True) if cell]
+        return [name for name, cell in zip(self.channels, self._cells[row], strict=True) if cell]
 
     def path(self, row: int, channel: str) -> str:
         """Absolute path (or s3:// address) of one plane, with its `#` part if it has one.
@@ -117,7 +118,7 @@ class Manifest:
         """
         if channel not in self.channels:
             raise CamaeError(f"the manifest has no channel {channel!r}: it has {', '.join(self.channels)}")
-        cell = str(self.table.at[row, channel])
+        cell = str(self._cells[row, self.channels.index(channel)])
         if not cell:
             raise CamaeError(f"{self.where(row, channel)} names no file: this site lacks the channel")
         try:

@@ -1,0 +1,170 @@
+"""Windows of many sites into one pile of planes: from memory, by the native reader in one call, or plane by plane."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from camae.dataloader import native
+from camae.dataloader.formats import is_tiff, refuse_remote
+from camae.dataloader.illumination import corrected
+from camae.dataloader.images import checked_backend, plane_kind, read_site
+from camae.dataloader.manifest import Manifest
+from camae.dataloader.sampling import symmetric
+from camae.errors import CamaeError
+
+
+@dataclass(frozen=True)
+class Site:
+    """What reading a site needs to know; `share` is the part of a plane decoded for one small window."""
+
+    row: int
+    addresses: tuple[str, ...]
+    illumination: tuple[str | None, ...]
+    channel_C: np.ndarray
+    H: int
+    W: int
+    dtype: np.dtype
+    share: float
+    native: bool
+
+
+@dataclass(frozen=True)
+class Windows:
+    """B square windows: sites, corners and symmetries (see sampling.symmetric)."""
+
+    sites: Sequence[Site]
+    y_B: np.ndarray
+    x_B: np.ndarray
+    symmetry_B: np.ndarray
+
+
+class SiteReader:
+    """Reads windows of a manifest's sites; keeps decoded sites in memory up to `cache_bytes`.
+
+    threads: of the native reader, 0 for every core.
+    """
+
+    def __init__(self, manifest: Manifest, backend: str | None, cache_bytes: int, threads: int) -> None:
+        self.manifest, self.backend, self.threads = manifest, checked_backend(backend), threads
+        self._sites: dict[int, Site] = {}
+        self._index = {name: i for i, name in enumerate(manifest.channels)}
+        self._cache = _SiteCache(cache_bytes)
+
+    def site(self, row: int) -> Site:
+        """Raises CamaeError naming row, file and channel when the site's first plane cannot be opened."""
+        if row not in self._sites:
+            names = self.manifest.site_channels(row)
+            addresses = tuple(self.manifest.path(row, name) for name in names)
+            try:
+                for address in addresses:
+                    refuse_remote(address)
+                H, W, dtype, share = plane_kind(addresses[0], self.backend)
+            except CamaeError as error:
+                raise type(error)(f"{self.manifest.where(row, names[0])}: {error}") from error
+            self._sites[row] = Site(
+                row,
+                addresses,
+                tuple(self.manifest.illumination_path(row, name) for name in names),
+                np.array([self._index[name] for name in names]),
+                H,
+                W,
+                dtype,
+                share,
+                self.backend == "native" and all(map(is_tiff, addresses)),
+            )
+        return self._sites[row]
+
+    def fill(self, windows: Windows, planes_KHW: np.ndarray) -> dict[int, CamaeError]:
+        """Write every window's planes, in order, into planes_KHW; returns sample -> error of those that failed."""
+        errors: dict[int, CamaeError] = {}
+        first_B = np.cumsum([0] + [len(s.addresses) for s in windows.sites])
+        visits = Counter(s.row for s in windows.sites)
+        direct: list[int] = []
+        whole: dict[int, np.ndarray] = {}
+        for b, site in enumerate(windows.sites):
+            image = self._cache.get(site.row) if site.row not in whole else whole[site.row]
+            # A whole decode pays when the windows together would decode as much.
+            by_window = site.native and visits[site.row] * site.share < 1 and not self._cache.open
+            if image is None and by_window:
+                direct.append(b)
+                continue
+            try:
+                if image is None:
+                    image = whole[site.row] = read_site(self.manifest, site.row, backend=self.backend)[0]
+                    self._cache.put(site.row, image)
+                _copy_turned(image, windows, b, planes_KHW[first_B[b] : first_B[b + 1]])
+            except CamaeError as error:
+                errors[b] = error
+        if direct:
+            errors |= self._fill_direct(windows, direct, first_B, planes_KHW)
+        return errors
+
+    def _fill_direct(
+        self, windows: Windows, direct: list[int], first_B: np.ndarray, planes_KHW: np.ndarray
+    ) -> dict[int, CamaeError]:
+        """One call of the native reader for all windows in `direct`, then their illumination functions."""
+        counts = np.array([len(windows.sites[b].addresses) for b in direct])
+        chosen = planes_KHW
+        if len(direct) < len(windows.sites):
+            chosen = np.empty((counts.sum(), *planes_KHW.shape[1:]), planes_KHW.dtype)
+        addresses = [a for b in direct for a in windows.sites[b].addresses]
+        y, x, turns = (
+            np.repeat(column[direct], counts) for column in (windows.y_B, windows.x_B, windows.symmetry_B)
+        )
+        failures = native.read_windows(addresses, y, x, chosen, turns, threads=self.threads)
+        owner = np.repeat(direct, counts)
+        starts = np.cumsum(counts) - counts
+        errors: dict[int, CamaeError] = {}
+        for job, error in failures:
+            b = int(owner[job])
+            site = windows.sites[b]
+            channel = self.manifest.channels[site.channel_C[job - starts[direct.index(b)]]]
+            errors.setdefault(b, type(error)(f"{self.manifest.where(site.row, channel)}: {error}"))
+        for i, b in enumerate(direct):
+            planes = chosen[starts[i] : starts[i] + counts[i]]
+            for c, path in enumerate(windows.sites[b].illumination):
+                if path is not None and b not in errors:
+                    corner = int(windows.y_B[b]), int(windows.x_B[b])
+                    planes[c] = corrected(planes[c], path, *corner, int(windows.symmetry_B[b]))
+            if chosen is not planes_KHW:
+                planes_KHW[first_B[b] : first_B[b + 1]] = planes
+        return errors
+
+
+def _copy_turned(image: np.ndarray, windows: Windows, b: int, out: np.ndarray) -> None:
+    y, x, symmetry = int(windows.y_B[b]), int(windows.x_B[b]), int(windows.symmetry_B[b])
+    if image.dtype.kind == "u":
+        native.module().copy_windows(np.ascontiguousarray(image), y, x, symmetry, out)
+    else:
+        size = out.shape[-1]
+        out[:] = symmetric(image[:, y : y + size, x : x + size], symmetry)
+
+
+class _SiteCache:
+    """Decoded sites up to a number of bytes. What is in stays: random visits gain nothing from eviction."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, 0
+        self._sites: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def open(self) -> bool:
+        """Whether another site may still fit."""
+        return self._held < self._limit
+
+    def get(self, row: int) -> np.ndarray | None:
+        return self._sites.get(row)
+
+    def put(self, row: int, image: np.ndarray) -> None:
+        with self._lock:
+            if row not in self._sites and self._held + image.nbytes <= self._limit:
+                self._sites[row] = image
+                self._held += image.nbytes
+            elif row not in self._sites:
+                self._limit = self._held
