@@ -106,11 +106,13 @@ class CropLoader:
         slots_B = np.arange(first, first + self.batch_size, dtype=np.int64)
         sites, planes_KHW = self._filled(slots_B)
         counts = [len(site.addresses) for site in sites]
+        # Only names that occur: a batch of three-channel sites does not claim a fourth.
+        present, channel_K = np.unique(np.concatenate([site.channel_C for site in sites]), return_inverse=True)
         return PlaneBatch(
             planes_KHW=planes_KHW,
             sample_K=torch.from_numpy(np.repeat(np.arange(len(sites)), counts)),
-            channel_K=torch.from_numpy(np.concatenate([site.channel_C for site in sites])),
-            channels=self.manifest.channels,
+            channel_K=torch.from_numpy(channel_K),
+            channels=tuple(self.manifest.channels[c] for c in present),
             rows_B=np.array([site.row for site in sites], np.int64),
         )
 
