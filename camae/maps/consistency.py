@@ -31,8 +31,8 @@ def consistency(x: Any, by: Any, null: Sequence[str] | None = None) -> pd.DataFr
     total = to_numpy(group_means(unit, members)).astype(np.float64) * count[:, None]
     norm_N = to_numpy(xp.einsum("ij,ij->i", unit, unit)).astype(np.float64)
     own = np.array([norm_N[index].sum() for index in members])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = ((total**2).sum(axis=1) - own) / (count * (count - 1))
+    pairs = np.where(count > 1, count * (count - 1), 1)
+    value = np.where(count > 1, ((total**2).sum(axis=1) - own) / pairs, np.nan)
     out = pd.DataFrame({"perturbation": names, "n_replicates": count, "consistency": value})
     return out.assign(p_value=_p_against(names, value, null))
 

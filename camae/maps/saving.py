@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from camae.errors import CamaeError, MissingFileError
+from camae.files import write_atomic, write_json
 from camae.maps.affine import Affine, Alignment, LowRank
 from camae.maps.alignment import ALIGNERS
 from camae.maps.arrays import to_numpy
@@ -30,9 +29,8 @@ def save_aligner(aligner: Alignment, folder: str | Path) -> Path:
     if not aligner.maps_:
         raise CamaeError(f"{type(aligner).__name__} is not fitted; fit it before saving.")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = _tensors(list(aligner.maps_.values()))
-    _replace(folder / "aligner.safetensors", lambda path: save_file(tensors, path))
+    write_atomic(folder / "aligner.safetensors", lambda path: save_file(tensors, path))
     header = {
         "format": FORMAT,
         "method": aligner.method,
@@ -40,7 +38,7 @@ def save_aligner(aligner: Alignment, folder: str | Path) -> Path:
         "rank": aligner.rank_,
         "batches": list(aligner.maps_),
     }
-    _replace(folder / "aligner.json", lambda path: path.write_text(json.dumps(header, indent=1)))
+    write_json(folder / "aligner.json", header)
     return folder
 
 
@@ -102,14 +100,3 @@ def load_aligner(folder: str | Path) -> Alignment:
     ) as error:
         raise CamaeError(f"{folder} does not hold a saved aligner ({error}); save it again.") from None
     return aligner
-
-
-def _replace(path: Path, write: Any) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(aside)
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from camae.errors import CamaeError
-from camae.maps.arrays import namespace
+from camae.maps.arrays import namespace, rows
+
+ROWS = 16_384  # rows in memory at once in fp64
 
 
 @dataclass
@@ -25,12 +27,15 @@ class Moments:
         return namespace(self.covariance).diagonal(self.covariance)
 
 
-def moments(x: Any) -> Moments:
-    """Moments of the rows of x (n, d), computed about their own mean."""
-    chosen = x.astype(np.float64)
-    mean = chosen.mean(axis=0)
-    chosen -= mean
-    return Moments(x.shape[0], mean, chosen.T @ chosen / x.shape[0])
+def moments(x: Any, index: np.ndarray) -> Moments:
+    """Moments of the rows `index` of x (n, d), computed about their own mean, in fp64, some rows at a time."""
+    parts = [index[start : start + ROWS] for start in range(0, len(index), ROWS)]
+    mean = sum(rows(x, part).sum(axis=0, dtype=np.float64) for part in parts) / len(index)
+    covariance = 0.0
+    for part in parts:
+        centred = rows(x, part) - mean
+        covariance = covariance + centred.T @ centred
+    return Moments(len(index), mean, covariance / len(index))
 
 
 def safe_scale(mean: Any, std: Any) -> Any:

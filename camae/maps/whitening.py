@@ -35,7 +35,7 @@ class PCA(Alignment):
 
     def _axes(self, x: Any, control: np.ndarray | None) -> tuple[Any, Any, Any]:
         ((_, index),) = fit_rows(x, None, control, needed=2)
-        total = moments(rows(x, index))
+        total = moments(x, index)
         axes_DK, spread_K = principal_axes(total, self.rtol, self.components, self.method)
         self.rank_ = axes_DK.shape[1]
         return total.mean, axes_DK, spread_K
@@ -91,7 +91,7 @@ class TVN(Alignment):
                 f"{self.method} is fitted on negative controls; give control= with one boolean per row."
             )
         ((_, index),) = fit_rows(x, None, control, needed=2)
-        total = moments(rows(x, index))
+        total = moments(x, index)
         scale_D = safe_scale(total.mean, namespace(x).sqrt(total.variance))
         scaled = Moments(total.count, total.mean, total.covariance / scale_D / scale_D[:, None])
         axes_DK, spread_K = principal_axes(scaled, self.rtol, self.components, self.method)
@@ -163,7 +163,7 @@ class Spherize(Alignment):
             raise CamaeError(f"Unknown kind of sphering '{self.kind}'; choose ZCA, PCA, ZCA-cor or PCA-cor.")
         xp = namespace(x)
         for name, index in fit_rows(x, batch, control, needed=2):
-            total = moments(rows(x, index))
+            total = moments(x, index)
             unbiased = total.count / (total.count - 1)
             scale_D = xp.ones_like(total.mean)
             if self.kind.endswith("cor"):

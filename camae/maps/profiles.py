@@ -1,0 +1,123 @@
+"""Profile tables as the field exchanges them: `Metadata_*` columns and features, in Parquet, CSV or AnnData."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from camae.errors import CamaeError, MissingBackendError, MissingFileError
+from camae.tables import read_table
+
+WELL = ("Metadata_Source", "Metadata_Batch", "Metadata_Plate", "Metadata_Well", "Metadata_Site")
+
+
+def read_profiles(path: str | Path) -> tuple[pd.DataFrame, np.ndarray]:
+    """Metadata (n rows, `Metadata_*` columns as they are) and features (n, d), fp32 or fp64 as stored.
+
+    path: .parquet, .csv, .csv.gz, .tsv, .tsv.gz (pycytominer's), or .h5ad (AnnData: metadata in obs, features in
+    X). Raises CamaeError for another kind of file, no features, features that are not numbers, or a well (or site)
+    that occurs twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(
+            f"{path} does not exist; give a table of profiles (.parquet, .csv, .csv.gz, .h5ad)."
+        )
+    if path.suffix == ".h5ad":
+        meta, x = _read_anndata(path)
+    else:
+        table = _read_columns(path)
+        features = [name for name in table.columns if not name.startswith("Metadata_")]
+        if not features:
+            raise CamaeError(f"{path} has no feature columns: every column starts with Metadata_.")
+        odd = [name for name in features if table[name].dtype.kind not in "fiub"]
+        if odd:
+            raise CamaeError(
+                f"{path}: the column '{odd[0]}' does not hold numbers; name metadata columns Metadata_..., or drop it."
+            )
+        meta, x = table.drop(columns=features), table[features].to_numpy()
+    _check_wells(meta, path)
+    return meta, x
+
+
+def _read_columns(path: Path) -> pd.DataFrame:
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        return read_table(path)[0]
+    for ending, separator in ((".csv", ","), (".tsv", "\t")):
+        if name.endswith((ending, ending + ".gz")):
+            try:
+                return pd.read_csv(path, sep=separator)
+            except (ValueError, OSError) as error:
+                raise CamaeError(f"{path} is not a readable table ({error}).") from None
+    raise CamaeError(
+        f"{path}: cannot tell the format; profiles are read from .parquet, .csv(.gz), .tsv(.gz) or .h5ad."
+    )
+
+
+def _read_anndata(path: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    try:
+        import anndata
+    except ImportError:
+        raise MissingBackendError(
+            f"{path} needs the package anndata; pip install anndata, or save as Parquet."
+        ) from None
+    data = anndata.read_h5ad(path)
+    meta = data.obs.reset_index(drop=True)
+    meta.columns = [name if name.startswith("Metadata_") else f"Metadata_{name}" for name in meta.columns]
+    x = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)
+    return meta, x
+
+
+def _check_wells(meta: pd.DataFrame, path: Path) -> None:
+    keys = [name for name in WELL if name in meta.columns]
+    if "Metadata_Plate" not in keys or "Metadata_Well" not in keys:
+        return
+    twice = meta.duplicated(keys)
+    if twice.any():
+        row = int(twice.to_numpy().argmax())
+        what = ", ".join(f"{name.removeprefix('Metadata_')} {meta[name].iloc[row]}" for name in keys)
+        raise CamaeError(
+            f"{path}: {what} occurs more than once (again in row {row}, {int(twice.sum())} in all)."
+        )
+
+
+def column(meta: pd.DataFrame, name: str, what: str) -> np.ndarray:
+    """A metadata column as text. Raises CamaeError naming the columns there are."""
+    if name not in meta.columns:
+        raise CamaeError(
+            f"The profiles have no column {name} for the {what}; there are {', '.join(meta.columns)}."
+        )
+    return meta[name].fillna("").astype(str).to_numpy(str)
+
+
+def read_pairs_folder(folder: str | Path) -> dict[str, np.ndarray]:
+    """Known pairs by source: one file each, named for the source (CORUM.txt, StringDB.csv ..).
+
+    Every .txt, .csv or .tsv file whose first two columns, under a header, are names; files of another shape (a
+    licence, a cluster list) are passed over. The databases are not shipped: CORUM and SIGNOR are for
+    non-commercial use; fetch them from their own sites or the EFAAR benchmarking package. Raises CamaeError when
+    the folder holds no such file.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise MissingFileError(f"{folder} does not exist; give a file or folder of known pairs.")
+    files = (
+        [folder]
+        if folder.is_file()
+        else sorted(p for p in folder.iterdir() if p.suffix in (".txt", ".csv", ".tsv"))
+    )
+    out = {}
+    for path in files:
+        table = pd.read_csv(
+            path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str, keep_default_na=False
+        )
+        if table.shape[1] == 2 and len(table):
+            out[path.stem] = table.to_numpy(dtype=object)
+    if not out:
+        raise CamaeError(
+            f"{folder} holds no file with two columns of names (.txt, .csv or .tsv, with a header)."
+        )
+    return out

@@ -1,0 +1,146 @@
+"""Alignment of tables larger than memory: Parquet in, Parquet out.
+
+Two passes. The first keeps only the rows to fit on (the controls), in a scratch file that is mapped, not loaded;
+the fit reads it batch by batch. The second maps every row group and writes it. Memory is one row group, one
+batch's controls and the learned maps, whatever the number of rows.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from camae.errors import CamaeError, MissingFileError
+from camae.files import write_atomic
+from camae.maps.affine import EVERY, Alignment
+from camae.tables import feature_columns
+
+ROWS = 16_384  # rows in memory at once
+
+
+def fit_parquet(
+    aligner: Alignment,
+    files: Sequence[str | Path],
+    batch: str | None = "Metadata_Plate",
+    control: str | None = "Metadata_control_type",
+    negative: str = "negcon",
+    rows: int = ROWS,
+) -> Alignment:
+    """Fit `aligner` on the rows of Parquet `files` whose column `control` says `negative` (on all rows with None).
+
+    batch: column of the batch, None for one batch. Returns the aligner. Raises CamaeError for missing columns, files
+    that differ in their features, or no controls.
+    """
+    needed = [name for name in (batch, control) if name is not None]
+    with tempfile.TemporaryDirectory(prefix="camae-fit-") as scratch:
+        path, kept, width = Path(scratch) / "rows.f32", [], 0
+        with open(path, "wb") as out:
+            for meta, x in _chunks(files, needed, rows):
+                chosen = (
+                    np.ones(len(x), bool) if control is None else (meta[control] == negative).to_numpy(bool)
+                )
+                x[chosen].tofile(out)
+                kept.append(
+                    np.full(chosen.sum(), EVERY) if batch is None else meta[batch][chosen].to_numpy(str)
+                )
+                width = x.shape[1]
+        label = np.concatenate(kept)
+        if len(label) == 0:
+            raise CamaeError(
+                f"No row has {control} = '{negative}'; there are no negative controls to fit on."
+            )
+        x = np.memmap(path, dtype=np.float32, mode="r", shape=(len(label), width))
+        mask = None if control is None else np.ones(len(label), dtype=bool)
+        return aligner.fit(x, None if batch is None else label, mask)
+
+
+def transform_parquet(
+    aligner: Alignment,
+    files: Sequence[str | Path],
+    out: str | Path,
+    batch: str | None = "Metadata_Plate",
+    rows: int = ROWS,
+) -> Path:
+    """Map every row of `files` with a fitted aligner into one Parquet file (metadata first, emb_0000 ..).
+
+    The output appears only when it is complete. Raises CamaeError for a batch unseen at fit or missing columns.
+    """
+
+    def write(path: Path) -> None:
+        writer = None
+        try:
+            for meta, x in _chunks(files, [batch] if batch else [], rows):
+                z = aligner.transform(x, None if batch is None else meta[batch].to_numpy(str))
+                columns = dict(zip(feature_columns(z.shape[1]), np.ascontiguousarray(z.T), strict=True))
+                table = pa.table({**{name: pa.array(meta[name]) for name in meta.columns}, **columns})
+                if writer is None:
+                    about = json.dumps({"alignment": aligner.method, "rank": aligner.rank_})
+                    schema = table.schema.with_metadata({b"camae": about.encode()})
+                    # Dictionaries, statistics and compression help text and only cost time on floats.
+                    kind = dict.fromkeys(columns, "none") | dict.fromkeys(meta.columns, "zstd")
+                    text = list(meta.columns)
+                    writer = pq.ParquetWriter(
+                        path, schema, compression=kind, use_dictionary=text, write_statistics=text
+                    )
+                writer.write_table(table)
+        finally:
+            if writer is not None:
+                writer.close()
+
+    return write_atomic(out, write)
+
+
+def align_parquet(
+    files: Sequence[str | Path],
+    out: str | Path,
+    aligner: Alignment,
+    batch: str | None = "Metadata_Plate",
+    control: str | None = "Metadata_control_type",
+    negative: str = "negcon",
+    rows: int = ROWS,
+) -> Alignment:
+    """`fit_parquet`, then `transform_parquet` of the same files; returns the fitted aligner (see `save_aligner`)."""
+    fit_parquet(aligner, files, batch, control, negative, rows)
+    transform_parquet(aligner, files, out, batch, rows)
+    return aligner
+
+
+def _chunks(
+    files: Sequence[str | Path], needed: Sequence[str], rows: int
+) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
+    """Metadata as text and features in fp32, at most `rows` rows at a time, over all files in order."""
+    if isinstance(files, str | Path) or not files:
+        raise CamaeError("files must be a list with at least one Parquet file.")
+    first: list[str] | None = None
+    for path in map(Path, files):
+        if not path.is_file():
+            raise MissingFileError(f"{path} does not exist; the table is read from Parquet files.")
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            names = file.schema_arrow.names
+            features = [name for name in names if not name.startswith("Metadata_")]
+            missing = [name for name in needed if name not in names]
+            if missing:
+                raise CamaeError(f"{path} has no column {missing[0]}.")
+            if first is not None and features != first:
+                raise CamaeError(
+                    f"{path} has other feature columns than the first file; align them separately."
+                )
+            first = features
+            for part in file.iter_batches(batch_size=rows):
+                yield _split(part, features)
+
+
+def _split(part: Any, features: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
+    x = np.empty((part.num_rows, len(features)), dtype=np.float32)
+    for k, name in enumerate(features):
+        x[:, k] = part.column(name).to_numpy(zero_copy_only=False)
+    meta = part.select([name for name in part.schema.names if name.startswith("Metadata_")]).to_pandas()
+    return meta.fillna("").astype(str), x

@@ -1,0 +1,82 @@
+"""From a table of wells to perturbation vectors, and known pairs from files."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from camae import maps
+from camae.errors import CamaeError
+from camae.maps.screen import map_screen, read_pairs
+from camae.tables import make_table
+
+
+def wells(features=6, plates=2, seed=0):
+    rng = np.random.default_rng(seed)
+    rows, vectors = [], []
+    effect = {f"gene{i}": rng.normal(size=features) for i in range(5)}
+    for plate in range(plates):
+        shift = rng.normal(size=features) * 5
+        for name in [*effect, *["ctl"] * 20]:
+            rows.append(
+                {
+                    "Metadata_Plate": f"P{plate}",
+                    "Metadata_Perturbation": name,
+                    "Metadata_control_type": "negcon" if name == "ctl" else "",
+                }
+            )
+            vectors.append(effect.get(name, 0) + rng.normal(size=features) * 0.1 + shift)
+    return make_table(pd.DataFrame(rows), np.array(vectors))
+
+
+def test_one_vector_per_perturbation_and_no_controls():
+    result = map_screen(wells(), "center")
+    assert result.names.tolist() == [f"gene{i}" for i in range(5)]
+    assert result.vectors.shape == (5, 6)
+
+
+def test_equals_the_steps_by_hand():
+    table = wells()
+    x = table.filter(regex="^emb_").to_numpy()
+    plate, control = (
+        table["Metadata_Plate"].to_numpy(str),
+        (table["Metadata_control_type"] == "negcon").to_numpy(),
+    )
+    z = maps.align(x, "tvn", batch=plate, control=control)
+    by = table["Metadata_Perturbation"].to_numpy(str)[~control]
+    expected = maps.aggregate(z[~control], by=by, method="spherical_mean", origin=z[control].mean(0))
+    np.testing.assert_allclose(map_screen(table, "tvn").vectors, expected, atol=1e-6)
+
+
+def test_components_are_limited_by_the_controls():
+    result = map_screen(wells(features=30), "tvn")
+    assert result.options["components"] == 40 // 4
+    assert result.vectors.shape[1] == 10
+    assert map_screen(wells(features=30), "tvn", components=5).vectors.shape[1] == 5
+
+
+@pytest.mark.parametrize(
+    ("column", "sentence"),
+    [
+        ("Metadata_Plate", "no column Metadata_Plate"),
+        ("Metadata_control_type", "no column Metadata_control_type"),
+    ],
+)
+def test_missing_columns_are_named(column, sentence):
+    with pytest.raises(CamaeError, match=sentence):
+        map_screen(wells().drop(columns=column), "tvn")
+
+
+def test_no_controls():
+    table = wells()
+    table["Metadata_control_type"] = ""
+    with pytest.raises(CamaeError, match="no well is a negative control"):
+        map_screen(table)
+
+
+def test_pairs_from_csv_and_tsv(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\nA,B\nC,NA\n")
+    (tmp_path / "a.tsv").write_text("x\ty\tz\nA\tB\t1\n")
+    assert read_pairs(tmp_path / "a.csv") == [("A", "B"), ("C", "NA")]
+    assert read_pairs(tmp_path / "a.tsv") == [("A", "B")]
+    with pytest.raises(CamaeError, match="no such file"):
+        read_pairs(tmp_path / "none.csv")
