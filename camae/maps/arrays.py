@@ -12,20 +12,7 @@ from typing import Any
 import numpy as np
 
 from camae.errors import CamaeError
-
-
-def namespace(x: Any) -> Any:
-    """The array library of `x`: numpy, or whatever `x.__array_namespace__()` names (CuPy)."""
-    if isinstance(x, np.ndarray):
-        return np
-    if hasattr(x, "__array_namespace__"):
-        return x.__array_namespace__()
-    raise CamaeError(f"Expected a NumPy or CuPy array, got {type(x).__name__}; convert it before the call.")
-
-
-def to_numpy(x: Any) -> np.ndarray:
-    """`x` on the host. CuPy arrays are copied by `.get()`; NumPy arrays are returned as they are."""
-    return x if isinstance(x, np.ndarray) else x.get()
+from camae.kernels.arrays.namespaces import namespace, to_numpy
 
 
 def embeddings(x: Any, what: str = "x") -> Any:
@@ -35,7 +22,10 @@ def embeddings(x: Any, what: str = "x") -> Any:
     """
     if isinstance(x, list) or hasattr(x, "iloc"):
         x = np.asarray(x)
-    xp = namespace(x)
+    try:
+        xp = namespace(x)
+    except TypeError as error:
+        raise CamaeError(f"{what}: {error}; convert it before the call.") from None
     if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] == 0:
         raise CamaeError(f"{what} must be a table (rows, features) that is not empty, got shape {x.shape}.")
     if x.dtype.kind not in "fiub":

@@ -16,12 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from camae.kernels.arrays.namespaces import namespace, to_numpy
+
 BINS = 1 << 16
 COLLECT = 1 << 24  # values gathered in one pass at most; a fuller bin is divided again
-
-
-def _namespace(x: Any) -> Any:
-    return np if isinstance(x, np.ndarray) else x.__array_namespace__()
 
 
 def blocks(x_ND: Any, block: int) -> Iterator[tuple[int, int, Any]]:
@@ -33,7 +31,7 @@ def blocks(x_ND: Any, block: int) -> Iterator[tuple[int, int, Any]]:
 
 def pair_values(x_ND: Any, block: int) -> Iterator[Any]:
     """The cosines of all unordered pairs (i < j), flat, block by block."""
-    xp = _namespace(x_ND)
+    xp = namespace(x_ND)
     for i, j, cosines in blocks(x_ND, block):
         if i == j:
             yield cosines[xp.triu_indices(cosines.shape[0], 1)]
@@ -46,7 +44,7 @@ def cosines_of_pairs(x_ND: Any, left_P: np.ndarray, right_P: np.ndarray, block: 
 
     left_P and right_P are host indices with left != right; the order inside a pair does not matter.
     """
-    xp = _namespace(x_ND)
+    xp = namespace(x_ND)
     low_P, high_P = np.minimum(left_P, right_P), np.maximum(left_P, right_P)
     out_P = np.empty(len(low_P), dtype=x_ND.dtype)
     key_P = (low_P // block) * (1 << 32) + high_P // block
@@ -57,7 +55,7 @@ def cosines_of_pairs(x_ND: Any, left_P: np.ndarray, right_P: np.ndarray, block: 
         i, j = (int(v[chosen[0]]) // block * block for v in (low_P, high_P))
         cosines = x_ND[i : i + block] @ x_ND[j : j + block].T
         found = cosines[xp.asarray(low_P[chosen] - i), xp.asarray(high_P[chosen] - j)]
-        out_P[chosen] = _host(found)
+        out_P[chosen] = to_numpy(found)
     return out_P
 
 
@@ -81,7 +79,7 @@ Level = tuple[Any, Any, int]  # low, scale, bin: the values v with bin(v) == bin
 
 def _bin(values: Any, low: Any, scale: Any) -> Any:
     """Bin numbers 0 .. BINS - 1, rising with the value (subtraction and product are monotone in floating point)."""
-    xp = _namespace(values)
+    xp = namespace(values)
     scaled = values - low
     scaled *= scale
     xp.clip(scaled, 0, BINS - 1, out=scaled)
@@ -106,7 +104,7 @@ def _extent(x_ND: Any, levels: tuple[Level, ...], block: int) -> tuple[float, fl
 
 def _select(x_ND: Any, wanted: np.ndarray, levels: tuple[Level, ...], block: int) -> dict[int, float]:
     """Sorted `wanted` ranks among the members of `levels`: count in bins, then sort the bins that are hit."""
-    xp, dtype = _namespace(x_ND), x_ND.dtype.type
+    xp, dtype = namespace(x_ND), x_ND.dtype.type
     low, high = _extent(x_ND, levels, block)
     if low == high:
         return {int(rank): low for rank in wanted}
@@ -114,7 +112,7 @@ def _select(x_ND: Any, wanted: np.ndarray, levels: tuple[Level, ...], block: int
     counts_B = xp.zeros(BINS, dtype=np.int64)
     for values in _members(x_ND, levels, block):
         counts_B += xp.bincount(_bin(values, bottom, scale), minlength=BINS)
-    counts_B = _host(counts_B)
+    counts_B = to_numpy(counts_B)
     start_B = np.cumsum(counts_B) - counts_B
     hit = (
         np.searchsorted(start_B, wanted, side="right") - 1
@@ -138,7 +136,7 @@ def _collect(
     x_ND: Any, bins: np.ndarray, low: Any, scale: Any, levels: tuple[Level, ...], block: int
 ) -> np.ndarray:
     """The sorted members of `levels` that fall in `bins`, on the host."""
-    xp = _namespace(x_ND)
+    xp = namespace(x_ND)
     if len(bins) == 0:
         return np.empty(0, dtype=x_ND.dtype)
     chosen_B = np.zeros(BINS, dtype=bool)
@@ -147,8 +145,4 @@ def _collect(
     parts = []
     for values in _members(x_ND, levels, block):
         parts.append(values[table_B[_bin(values, low, scale)]])
-    return _host(xp.sort(xp.concatenate(parts)))
-
-
-def _host(x: Any) -> np.ndarray:
-    return x if isinstance(x, np.ndarray) else x.get()
+    return to_numpy(xp.sort(xp.concatenate(parts)))

@@ -123,7 +123,7 @@ def to_device(request):
 @pytest.fixture
 def screen():
     rng = np.random.default_rng(0)
-    pert = np.array([f"p{i:02d}" for i in np.arange(180) % 30])
+    pert = np.array([f"p{i:02d}" for i in np.arange(180) % 30], dtype="U8")
     pert[:40] = "DMSO"
     meta = pd.DataFrame({"pert": pert, "plate": [f"P{i}" for i in rng.integers(0, 2, 180)], "target": "a|b"})
     meta["target"] = [f"t{i % 7}|t{i % 5}" for i in range(180)]
