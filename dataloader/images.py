@@ -32,7 +32,12 @@ def read_plane(path: Path, backend: str | None = None) -> np.ndarray:
 
     Raises MissingFileError or CamaeError with one sentence naming the file.
     """
-    pages = _planes(os.fspath(path), None, checked_backend(backend))
+    name = checked_backend(backend)
+    if name == "dali":
+        raise CamaeError(
+            f"{path}: the DALI back-end reads square windows only, use backend='native' for planes"
+        )
+    pages = _planes(os.fspath(path), None, name)
     if len(pages) != 1:
         raise _several(path, len(pages))
     return pages[0]

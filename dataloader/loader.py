@@ -107,7 +107,9 @@ class CropLoader:
         sites, planes_KHW = self._filled(slots_B)
         counts = [len(site.addresses) for site in sites]
         # Only names that occur: a batch of three-channel sites does not claim a fourth.
-        present, channel_K = np.unique(np.concatenate([site.channel_C for site in sites]), return_inverse=True)
+        present, channel_K = np.unique(
+            np.concatenate([site.channel_C for site in sites]), return_inverse=True
+        )
         return PlaneBatch(
             planes_KHW=planes_KHW,
             sample_K=torch.from_numpy(np.repeat(np.arange(len(sites)), counts)),

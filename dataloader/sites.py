@@ -30,7 +30,7 @@ class Site:
     W: int
     dtype: np.dtype
     share: float
-    native: bool
+    by_window: bool
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class SiteReader:
                 W,
                 dtype,
                 share,
-                self.backend == "native" and all(map(is_tiff, addresses)),
+                self.backend != "tifffile" and all(map(is_tiff, addresses)),
             )
         return self._sites[row]
 
@@ -89,8 +89,8 @@ class SiteReader:
         for b, site in enumerate(windows.sites):
             image = self._cache.get(site.row) if site.row not in whole else whole[site.row]
             # A whole decode pays when the windows together would decode as much.
-            by_window = site.native and visits[site.row] * site.share < 1 and not self._cache.open
-            if image is None and by_window:
+            cheaper = visits[site.row] * site.share < 1 and not self._cache.open
+            if image is None and site.by_window and (cheaper or self.backend == "dali"):
                 direct.append(b)
                 continue
             try:
@@ -116,7 +116,10 @@ class SiteReader:
         y, x, turns = (
             np.repeat(column[direct], counts) for column in (windows.y_B, windows.x_B, windows.symmetry_B)
         )
-        failures = native.read_windows(addresses, y, x, chosen, turns, threads=self.threads)
+        if self.backend == "dali":
+            failures = _through_dali(addresses, y, x, chosen, turns)
+        else:
+            failures = native.read_windows(addresses, y, x, chosen, turns, threads=self.threads)
         owner = np.repeat(direct, counts)
         starts = np.cumsum(counts) - counts
         errors: dict[int, CamaeError] = {}
@@ -134,6 +137,24 @@ class SiteReader:
             if chosen is not planes_KHW:
                 planes_KHW[first_B[b] : first_B[b + 1]] = planes
         return errors
+
+
+def _through_dali(
+    addresses: Sequence[str], y: np.ndarray, x: np.ndarray, out: np.ndarray, turns: np.ndarray
+) -> list[tuple[int, CamaeError]]:
+    """As native.read_windows; a batch with a bad file fails as a whole, so the file is looked for in the sentence."""
+    from camae.dataloader.dali import read_windows
+
+    try:
+        planes = read_windows(addresses, y.tolist(), x.tolist(), out.shape[-1])
+    except CamaeError as error:
+        named = [job for job, address in enumerate(addresses) if str(error).startswith(f"{address}:")]
+        if not named:
+            raise
+        return [(job, error) for job in named]
+    for plane, turned, turn in zip(planes, out, turns, strict=True):
+        turned[:] = symmetric(plane, int(turn))
+    return []
 
 
 def _copy_turned(image: np.ndarray, windows: Windows, b: int, out: np.ndarray) -> None:

@@ -6,6 +6,7 @@ Poisson and read noise. Deflate shrinks it to about two thirds, as it does real 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ LAYOUTS: dict[str, dict] = {
 }
 
 
+@lru_cache(maxsize=32)
 def field(seed: int, channel: int, size: int = SIZE) -> np.ndarray:
-    """One plane (size, size) uint16, the same for the same arguments."""
+    """One plane (size, size) uint16, the same for the same arguments. Not to be changed in place."""
     rng = np.random.default_rng((20260101, seed, channel))
     photons = np.full((size, size), 60.0 + 15.0 * channel, np.float32)
     for _ in range(max(1, size * size // 18_000)):
