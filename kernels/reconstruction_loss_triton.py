@@ -39,8 +39,8 @@ class LossConfig:
 
 
 CONFIGS = {
-    "sm_80": LossConfig(patches_16=8, patches_8=32),
-    "sm_90": LossConfig(patches_16=8, patches_8=64),
+    "sm_80": LossConfig(patches_16=8, patches_8=16),
+    "sm_90": LossConfig(patches_16=8, patches_8=32),
     "interpreter": LossConfig(patches_16=8, patches_8=16),
 }
 

@@ -1,0 +1,170 @@
+"""The ops as torch sees them: opcheck, fake tensors on a CUDA device without one, compiled graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
+
+from camae.kernels import reconstruction_loss as loss_module
+from camae.kernels import tokenize as tokenize_module
+from camae.kernels import varlen_attention as attention_module
+from camae.kernels.lion import Lion
+from camae.kernels.planes import plane_statistics
+from camae.model import CAMAE, Backends, preset
+from camae.model.blocks import Sequences
+
+
+def tokenize_arguments(case):
+    return (
+        case.planes_KHW,
+        case.sample_K,
+        case.keep_index,
+        *(p.requires_grad_() for p in case.parameters),
+        *plane_statistics(case.planes_KHW),
+        case.eps,
+        case.n_samples,
+    )
+
+
+def loss_arguments(case):
+    indices = (case.plane_M, case.patch_M, case.weight_M)
+    return case.pred_MP2, case.planes_KHW, *indices, *plane_statistics(case.planes_KHW), case.eps, 0.3
+
+
+def attention_arguments():
+    lengths_q, lengths_k = torch.tensor([0, 5, 0, 7, 4]), torch.tensor([0, 6, 2, 0, 3])
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(n, 2, 16, generator=g, dtype=torch.float64, requires_grad=True) for n in (16, 11, 11)
+    )
+    return q, k, v, lengths_q.cumsum(0).int(), lengths_k.cumsum(0).int(), 7, 6, 0.3
+
+
+@pytest.mark.parametrize("keep", ["all", "random"])
+def test_opcheck_tokenize(tokenize_case, keep):
+    case = tokenize_case(torch.uint16, 8, keep, width=12)
+    opcheck(tokenize_module._tokenize_op, tokenize_arguments(case))
+    opcheck(tokenize_module._statistics_op, (case.planes_KHW,))
+
+
+def test_opcheck_loss(loss_case):
+    case = loss_case(torch.uint8, 8)
+    case.pred_MP2.requires_grad_()
+    opcheck(loss_module._loss_op, loss_arguments(case))
+
+
+def test_opcheck_attention():
+    opcheck(attention_module._attention_op, attention_arguments())
+
+
+def test_gradcheck_of_every_backward(tokenize_case, loss_case):
+    """The registered backward passes themselves (their plain-torch form on CPU), not autograd through torch."""
+    case = tokenize_case(torch.uint8, 8, width=3)
+    arguments = tokenize_arguments(case)
+    assert torch.autograd.gradcheck(
+        lambda *p: tokenize_module._tokenize_op(*arguments[:3], *p, *arguments[7:]), arguments[3:7]
+    )
+    pred, *rest = loss_arguments(loss_case(torch.uint8, 8, M=3))
+    assert torch.autograd.gradcheck(lambda p: loss_module._loss_op(p, *rest)[0], (pred.requires_grad_(),))
+    q, k, v, *rest = attention_arguments()
+    assert torch.autograd.gradcheck(lambda *x: attention_module._attention_op(*x, *rest)[0], (q, k, v))
+
+
+def test_compiled_graph_is_whole_and_equal(loss_case):
+    """torch.compile with fullgraph (Inductor's back-end needs a C++ compiler; aot_eager shows the graph)."""
+    arguments = loss_arguments(loss_case(torch.uint8, 8))
+    compiled = torch.compile(loss_module._loss_op, backend="aot_eager", fullgraph=True)
+    for a, b in zip(compiled(*arguments), loss_module._loss_op(*arguments), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def on_fake(model: torch.nn.Module, device: str) -> torch.nn.Module:
+    """The model with fake parameters and buffers on `device`; call inside a FakeTensorMode."""
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                module._parameters[name] = torch.nn.Parameter(torch.empty(p.shape, device=device))
+        for name, b in module._buffers.items():
+            module._buffers[name] = torch.empty(b.shape, dtype=b.dtype, device=device)
+    return model
+
+
+def losses_on_fakes(model: CAMAE, device: str) -> tuple[torch.Tensor, ...]:
+    """Tokenizer, encoder blocks, a decoder stack, head and loss with the kernels, in bf16 autocast.
+
+    The layout's indices are given: what depends on data cannot be computed on fakes.
+    """
+    encoder, decoder, kept, masked = model.encoder, model.decoder, (16, 8), (48, 24)
+
+    def integers(n, dtype=torch.int64):
+        return torch.empty(n, dtype=dtype, device=device)
+
+    planes_KHW, index_M = integers((6, 64, 64), torch.uint8), integers(sum(masked))
+    parameters = (encoder.patch_weight_DP2, encoder.patch_bias_D, encoder.positions_ND, encoder.cls_D)
+    with torch.autocast(device, torch.bfloat16):
+        tokens_TD = tokenize_module.tokenize(
+            planes_KHW, integers(6), integers(sum(kept)), *parameters, eps=1e-3, n_samples=2, backend="triton"
+        )
+        assert tokens_TD.shape == (sum(kept) + 2, 384)
+        assert (tokens_TD.device.type, tokens_TD.dtype) == (device, torch.bfloat16)
+        lengths = (kept[0] + 1, kept[1] + 1)
+        for block in encoder.blocks:
+            tokens_TD = block(tokens_TD, Sequences(integers(3, torch.int32), lengths), "triton")
+        features_LD = decoder.project(tokens_TD[integers(sum(masked))])
+        for block in decoder.stacks[0]:
+            features_LD = block(features_LD, Sequences(integers(3, torch.int32), masked), "triton")
+        pred_MP2 = decoder.heads[0](features_LD)
+        assert pred_MP2.dtype == torch.bfloat16
+    return loss_module.reconstruction_losses(pred_MP2, planes_KHW, index_M, index_M, 0.01, backend="triton")
+
+
+@pytest.fixture
+def small_model(monkeypatch):
+    """A model on the kernels, whose back-end may be named although no device can run it here."""
+    for module in (tokenize_module, loss_module, attention_module):
+        monkeypatch.setattr(module, "choose", lambda op, requested, backends, default: requested)
+    changes = {"crop": 64, "channels": ("a", "b"), "decoder": "small", "depth": 2}
+    return CAMAE(preset("ca_mae_vit_s16", **changes), Backends("triton", "triton", "triton"))
+
+
+def test_training_step_on_fakes(small_model):
+    """Forward, backward and optimizer: torch checks shape, dtype and device of every op and every gradient."""
+    with FakeTensorMode():
+        on_fake(small_model, "cpu")
+        losses = losses_on_fakes(small_model, "cpu")
+        losses[0].backward()
+        Lion(small_model.parameters(), clip_norm=1.0, backend="reference").step()
+    assert all(x.shape == () and x.dtype == torch.float32 for x in losses)
+    for name in ("encoder.patch_weight_DP2", "encoder.cls_D", "encoder.blocks.0.in_proj.weight"):
+        parameter = small_model.get_parameter(name)
+        assert parameter.grad is not None, name
+        assert parameter.grad.shape == parameter.shape
+
+
+def test_kernels_on_fake_cuda_tensors(small_model):
+    """The same on CUDA fakes. Builds of torch without CUDA cannot record autograd there (no device guard), so the
+    backward ops are called one by one."""
+    with FakeTensorMode(), torch.no_grad():
+        on_fake(small_model, "cuda")
+        losses = losses_on_fakes(small_model, "cuda")
+        case = {"device": "cuda", "dtype": torch.bfloat16}
+        q, kv, cu = (
+            torch.empty(9, 2, 64, **case),
+            torch.empty(7, 2, 64, **case),
+            torch.empty(3, device="cuda"),
+        )
+        cu = cu.to(torch.int32)
+        out, lse = attention_module._attention_op(q, kv, kv, cu, cu, 5, 4, 0.1)
+        grads = attention_module._attention_backward_op(q, q, kv, kv, out, lse, cu, cu, 5, 4, 0.1)
+        planes = torch.empty(6, 64, 64, dtype=torch.uint8, device="cuda")
+        index, statistics = torch.empty(6, dtype=torch.int64, device="cuda"), torch.empty(6, device="cuda")
+        weight, bias = tokenize_module._weight_gradient_op(
+            planes, index, None, q.reshape(18, 64), statistics, statistics, 1e-3, 16, 16
+        )
+    assert all(x.device.type == "cuda" and x.dtype == torch.float32 for x in losses)
+    assert [g.shape for g in grads] == [q.shape, kv.shape, kv.shape]
+    assert {g.dtype for g in grads} == {torch.bfloat16}
+    assert lse.shape == (2, 9)
+    assert (weight.shape, bias.shape, weight.dtype) == ((64, 256), (64,), torch.float32)
