@@ -40,15 +40,16 @@ def timed(benchmark, full):
     """Time `ours`, and with --full also `theirs` in between; append a row and return (our median, their median)."""
 
     def run(op, case, shape, ours, theirs=None, competitor=None, dtype="float32", rounds=3, **extra):
-        seconds, other = [], []
+        seconds, cpu, other = [], [], []
         ours()
         for k in range(rounds):
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             if k == 0:
                 benchmark.pedantic(ours, rounds=1, iterations=1)
             else:
                 ours()
             seconds.append(time.perf_counter() - start)
+            cpu.append(time.process_time() - start_cpu)
             if full and theirs is not None and k < 1:
                 start = time.perf_counter()
                 theirs()
@@ -69,6 +70,8 @@ def timed(benchmark, full):
                 "versions": {name: _version(name) for name in ("numpy", "pandas", competitor) if name},
                 "commit": _commit(),
                 "seconds": {"median": round(median, 4), "p20": round(p20, 4), "p80": round(p80, 4)},
+                "cpu_seconds": round(float(np.median(cpu)), 4),
+                "threads": os.environ.get("OMP_NUM_THREADS", "default"),
                 "rounds": rounds,
                 "peak_MB": round(peak / 1e6, 1),
                 "load_average": round(os.getloadavg()[0], 2),

@@ -77,7 +77,7 @@ def _as_text(pairs: Any, source: str) -> np.ndarray:
         raw = raw.reshape(0, 2) if raw.ndim == 1 and raw.dtype == object else raw
     if raw.ndim != 2 or raw.shape[1] != 2:
         raise CamaeError(f"{source} must be a sequence of 2-tuples of names; an entry has another length.")
-    if all(isinstance(name, str) for name in raw.ravel()):
+    if pd.api.types.infer_dtype(raw.ravel(), skipna=False) == "string":
         return raw
     return raw.astype(str).astype(object)
 
@@ -246,8 +246,9 @@ def _running_last(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def bootstrap_shares(index: np.ndarray, value: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """Weighted means of value (k, pairs) under resampling of perturbations: (k, resamples).
 
-    A perturbation drawn w times gives its pair the weight w_a w_b; the percentiles of the null stay as they are.
-    Resamples without any pair are drawn again.
+    A perturbation drawn w times gives its pairs the weight w_a w_b; the percentiles of the null stay as they are.
+    The spread is cautious: right for effects shared by a perturbation's pairs, up to sqrt(3) too large for
+    independent ones (Owen 2007, the pigeonhole bootstrap). Resamples without any pair are drawn again.
     """
     members, local = np.unique(index, return_inverse=True)
     local = local.reshape(index.shape)

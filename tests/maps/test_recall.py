@@ -1,6 +1,9 @@
 """Recall against a direct transcription of its definition on a fully sorted null."""
 
+import warnings
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from camae import maps
@@ -79,3 +82,60 @@ def test_curve_passes_through_recall_and_paired_difference_of_equal_maps_is_zero
     assert result["difference"]["value"] > 2 * result["difference"]["se"] > 0
     same = maps.recall_difference([v], [v], names, named, bootstrap=20)["difference"]
     assert same == {"value": 0.0, "se": 0.0}
+
+
+def test_recall_counts_are_those_of_efaar(efaar, tmp_path):
+    from sklearn.utils import Bunch
+
+    rng = np.random.default_rng(8)
+    genes = np.array([f"g{i:03d}" for i in range(300)])
+    centre = rng.normal(size=(30, 10))
+    v = centre[np.arange(300) % 30] + 1.5 * rng.normal(size=(300, 10))
+    pairs = {}
+    for source in ("CORUM", "StringDB"):
+        index = np.unique(np.sort(rng.integers(0, 300, (900, 2)), axis=1), axis=0)
+        pairs[source] = genes[index[index[:, 0] != index[:, 1]]]
+        pd.DataFrame(pairs[source], columns=["entity1", "entity2"]).to_csv(
+            tmp_path / f"{source}.txt", index=False
+        )
+    theirs = efaar.benchmark.known_relationship_benchmark(
+        Bunch(metadata=pd.DataFrame({"gene": genes}), features=pd.DataFrame(v)),
+        "gene",
+        benchmark_sources=list(pairs),
+        recall_thr_pairs=[(0.05, 0.95), (0.1, 0.9)],
+        benchmark_data_dir=str(tmp_path),
+    ).set_index("source")
+    for tails in [(0.05, 0.95), (0.1, 0.9)]:
+        ours = maps.recall(v, genes, pairs, tails=tails)
+        counts = theirs[f"recall_{tails[0]}_{tails[1]}"] * ours.n_pairs
+        assert ours.n_found.tolist() == counts[ours.index].round().astype(int).tolist()
+
+
+def test_standard_error_by_bootstrap_is_never_too_small():
+    """Resampling both ends of a pair gives independent pairs three times their variance (weights w_a w_b of Poisson
+    kind: 2 x 2 - 1) and shared effects of a perturbation their own: the error is 1 to sqrt(3) times that of new
+    screens.
+    """
+    rng = np.random.default_rng(0)
+    names = np.arange(150).astype(str)
+    pairs = [(names[a], names[b]) for a, b in rng.integers(0, 150, (1500, 2))]
+    rows = [maps.recall(rng.normal(size=(150, 24)), names, pairs, bootstrap=200).iloc[0] for _ in range(40)]
+    spread = np.std([row.recall for row in rows], ddof=1)
+    # 40 screens know their spread to 1 / sqrt(80) = 11 %: two of these on either side.
+    assert 0.8 < np.mean([row.se for row in rows]) / spread < 3**0.5 * 1.25
+
+
+def test_bad_tails_and_pairs_are_one_sentence(screen):
+    v, names, _ = screen
+    for pairs, tails, message in [
+        ([("G1", "G2")], (0.05, 1.5), "between 0 and 1"),
+        ([("G1", "G2")], (1.0, None), "take in every pair"),
+        ([("G1", "G2", "G3")], (0.05, 0.95), "2-tuples"),
+        ([], (0.05, 0.95), "none of its 0 pairs"),
+        ([("x", "y")], (0.05, 0.95), "none of its 1 pairs"),
+    ]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(CamaeError, match=message):
+                maps.recall(v, names, pairs, tails=tails)
+    assert maps.recall(v, names, [("G0", "G20")], tails=(None, 0.95)).left.isna().all()
