@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from camae.errors import CamaeError
-from camae.maps.arrays import embeddings, groups, labels, listing, mask, namespace, rows, to_numpy, unit_rows
+from camae.maps.arrays import embeddings, groups, labels, listing, mask, namespace, rows, unit_rows
 
+ROWS = 16_384  # rows of a running sum in fp64
 AGGREGATIONS = ("mean", "median", "spherical_mean")
 
 
@@ -73,17 +74,18 @@ def control_mean(z: Any, control: Any) -> Any:
 
 
 def group_means(z: Any, members: list[np.ndarray]) -> Any:
-    """Mean of each group of rows, (groups, d), summed in the precision of z pairwise within the group."""
+    """Mean of each group of rows, (groups, d) in z's dtype, summed in fp64: differences of a running sum.
+
+    Groups go through in chunks of about `ROWS` rows, so that the running sum stays small.
+    """
     xp = namespace(z)
-    if xp is np:
-        order = np.concatenate(members)
-        starts = np.cumsum([0] + [len(index) for index in members[:-1]])
-        sizes = np.array([len(index) for index in members], dtype=z.dtype)
-        return np.add.reduceat(z[order], starts, axis=0) / sizes[:, None]
-    return xp.stack([rows(z, index).mean(axis=0) for index in members])
-
-
-def replicate_counts(by: Any) -> dict[str, int]:
-    """Number of rows of each label."""
-    names, counts = np.unique(labels(by, len(by), "by"), return_counts=True)
-    return dict(zip(names.tolist(), to_numpy(counts).tolist(), strict=True))
+    sizes = np.array([len(index) for index in members])
+    chunk_G = (np.cumsum(sizes) - sizes) // ROWS
+    parts = []
+    for chunk in np.unique(chunk_G):
+        first, last = np.searchsorted(chunk_G, [chunk, chunk + 1])
+        total = xp.cumsum(rows(z, np.concatenate(members[first:last])), axis=0, dtype=np.float64)
+        total = total[xp.asarray(np.cumsum(sizes[first:last]) - 1)]
+        total[1:] -= total[:-1].copy()
+        parts.append((total / xp.asarray(sizes[first:last])[:, None]).astype(z.dtype))
+    return xp.concatenate(parts)

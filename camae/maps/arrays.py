@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from camae.errors import CamaeError
 from camae.kernels.arrays.namespaces import namespace, to_numpy
@@ -53,7 +54,7 @@ def labels(values: Any, n: int, what: str) -> np.ndarray:
     raw = np.asarray(values)
     if raw.ndim != 1 or len(raw) != n:
         raise CamaeError(f"{what} needs one label for each of the {n} rows, got shape {raw.shape}.")
-    missing = np.array([v is None or v != v for v in raw.tolist()], dtype=bool)
+    missing = np.asarray(pd.isna(raw))
     if missing.any():
         raise CamaeError(
             f"{what} is missing in row {int(missing.argmax())} ({int(missing.sum())} rows in all)."
