@@ -152,6 +152,7 @@ def _evaluate(
     map_table = make_table(pd.DataFrame({"Metadata_Perturbation": names}), best)
     write_table(out / "map.parquet", map_table, {"system": "trained, seed 0, TVN"})
     return {
+        "alignment": {"method": "tvn", "batch": "plate"} | mapped["trained"][0].options,
         "recall": recall,
         "recall_without_alignment": unaligned,
         "trained_minus_untrained": difference["difference"],

@@ -1,0 +1,24 @@
+"""A tiny model, saved and loaded as users would."""
+
+import pytest
+import torch
+
+from camae.model import CAMAE, preset
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return CAMAE(
+        preset(
+            "ca_mae_vit_ti16",
+            width=32,
+            heads=2,
+            depth=2,
+            crop=32,
+            patch=8,
+            layer_scale=0.5,
+            channels=("DNA", "ER", "Mito"),
+            decoder={"width": 32, "depth": 1, "heads": 4, "cross_heads": 4},
+        )
+    ).eval()

@@ -1,0 +1,81 @@
+"""The package as a whole: light import, maps without torch, layering, errors at the shell."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "nvidia", "cupy", "triton", "ray", "matplotlib", "pandas")
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_import_is_light():
+    """Under 0.3 s, the best of five so that a busy machine does not decide, and nothing heavy comes along."""
+    code = (
+        "import sys, time; began = time.perf_counter(); import camae; "
+        f"print(time.perf_counter() - began, [m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    outputs = [run_python(code).split(" ", 1) for _ in range(5)]
+    assert min(float(seconds) for seconds, _ in outputs) < 0.3
+    assert outputs[0][1].strip() == "[]"
+
+
+def test_maps_need_no_torch():
+    code = "import sys; from camae import maps; maps.align, maps.recall; print('torch' in sys.modules)"
+    assert run_python(code).strip() == "False"
+
+
+def test_training_imports_no_gpu_packages():
+    code = "import sys, camae; camae.train, camae.embed; print([m for m in ('cupy', 'triton', 'ray', 'nvidia.dali') "
+    assert run_python(code + "if m in sys.modules])").strip() == "[]"
+
+
+def imports_of(folder):
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                yield file.relative_to(ROOT), node.module
+            elif isinstance(node, ast.Import):
+                yield from ((file.relative_to(ROOT), alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize(
+    ("folder", "forbidden"),
+    [
+        ("kernels", r"camae\.(model|training|embedding|maps|dataloader|demo|reporting)"),
+        ("dataloader", r"camae\.(model|training|embedding|maps|kernels|demo|reporting)"),
+        ("camae/maps", r"(torch|camae\.(model|training|embedding|dataloader|demo))($|\.)"),
+        ("camae/model", r"camae\.(training|embedding|maps|demo|reporting|cli)"),
+        ("camae/embedding", r"camae\.(maps|demo|cli)"),
+        ("camae/training", r"camae\.(embedding|maps|demo|cli)"),
+    ],
+)
+def test_dependencies_point_one_way(folder, forbidden):
+    wrong = [(str(file), module) for file, module in imports_of(folder) if re.match(forbidden, module)]
+    assert wrong == []
+
+
+def test_public_names_are_there():
+    import camae
+
+    for name in ("train", "load", "embed", "embed_screen", "use", "report", "maps", "CamaeError"):
+        assert getattr(camae, name) is not None
+    assert callable(camae.report)
+    with pytest.raises(AttributeError, match="colour"):
+        camae.colour  # noqa: B018
+
+
+@pytest.mark.parametrize("folder", ["kernels", "dataloader"])
+def test_folders_are_not_import_names(folder):
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {folder}"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode != 0
+    assert f"camae.{folder}" in done.stderr

@@ -1,0 +1,187 @@
+"""Training end to end on a tiny screen: resume is exact, settings are checked, runs say what they did."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import camae
+from camae.errors import CamaeError
+from camae.training.log import read_log
+
+TINY = {
+    "model_options": {
+        "crop": 32,
+        "patch": 8,
+        "width": 32,
+        "heads": 2,
+        "depth": 2,
+        "drop_path": 0.2,
+        "decoder": {"width": 32, "depth": 1, "heads": 4, "cross_heads": 4},
+    },
+    "batch_size": 4,
+    "quiet": True,
+}
+
+
+def run(screen, out, steps=6, **settings):
+    return camae.train(screen, "ca_mae_vit_ti16", out, steps, **(TINY | settings))
+
+
+def losses(history):
+    return [row["loss"] for row in history]
+
+
+@pytest.mark.parametrize("optimizer", ["lion", "adamw"])
+def test_resume_is_bitwise(screen, tmp_path, optimizer):
+    whole = run(screen, tmp_path / "whole", optimizer=optimizer, checkpoint_every=100)
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted(screen, tmp_path / "parts", optimizer, at=4)
+    assert len(read_log(tmp_path / "parts" / "log.jsonl")) >= 3
+    resumed = run(screen, tmp_path / "parts", optimizer=optimizer, checkpoint_every=3)
+    assert losses(resumed.history) == losses(whole.history)
+    for (name, a), (_, b) in zip(
+        whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+def _interrupted(screen, out, optimizer, at):
+    """Train and stop as a Ctrl-C would, inside step `at`."""
+    from camae.training import loop
+
+    original = loop._Trainer._step
+
+    def stop(self, step, batches):
+        if step == at:
+            raise KeyboardInterrupt
+        return original(self, step, batches)
+
+    loop._Trainer._step = stop
+    try:
+        run(screen, out, optimizer=optimizer, checkpoint_every=3)
+    finally:
+        loop._Trainer._step = original
+
+
+def test_killed_process_resumes_exactly(screen, tmp_path):
+    """SIGKILL at an arbitrary moment, then the same command again: one unbroken loss sequence."""
+    whole = run(screen, tmp_path / "whole", steps=30, checkpoint_every=5)
+    script = (
+        "import camae, torch\n"
+        f"camae.train({str(screen)!r}, 'ca_mae_vit_ti16', {str(tmp_path / 'killed')!r}, 30, "
+        f"checkpoint_every=5, **{TINY!r})"
+    )
+    log = tmp_path / "killed" / "log.jsonl"
+    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while len(read_log(log)) < 12 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = run(screen, tmp_path / "killed", steps=30, checkpoint_every=5)
+    assert [row["step"] for row in resumed.history] == list(range(1, 31))
+    assert losses(resumed.history) == pytest.approx(losses(whole.history), rel=0, abs=0)
+
+
+def test_accumulation_equals_one_batch(screen, tmp_path):
+    """Gradients of two half batches add to that of the whole: losses agree to fp32 rounding."""
+    options = TINY["model_options"] | {"drop_path": 0.0}
+    one = run(screen, tmp_path / "one", steps=1, model_options=options, optimizer="adamw")
+    two = run(screen, tmp_path / "two", steps=1, model_options=options, optimizer="adamw", accumulate=2)
+    # masks are drawn batch by batch from one stream, so the same numbers are drawn in the same order
+    assert two.history[0]["loss"] == pytest.approx(one.history[0]["loss"], rel=1e-5)
+    assert two.history[0]["grad_norm"] == pytest.approx(one.history[0]["grad_norm"], rel=1e-4)
+
+
+def test_loss_falls(screen, tmp_path):
+    history = run(screen, tmp_path / "run", steps=60, optimizer="adamw", lr=3e-3, augment=False).history
+    first, last = losses(history)[:5], losses(history)[-5:]
+    assert sum(last) < 0.9 * sum(first)
+
+
+def test_run_folder_says_what_ran(screen, tmp_path):
+    done = run(screen, tmp_path / "run", steps=2, val="plate")
+    record = json.loads((done.path / "run.json").read_text())
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["training_sites"] == record["validation_sites"] == 4
+    assert (done.path / "config.toml").read_text().startswith("model =")
+    assert done.history[-1]["val_mse"] > 0
+    assert camae.load(done.path).channels == ["DNA", "ER", "Mito"]
+
+
+def test_resolved_copy_repeats_the_run(screen, tmp_path):
+    first = run(screen, tmp_path / "first", steps=2)
+    again = camae.train(screen, out=tmp_path / "again", config=first.path / "config.toml", quiet=True)
+    assert losses(again.history) == losses(first.history)
+
+
+def test_other_settings_do_not_continue_a_run(screen, tmp_path):
+    run(screen, tmp_path / "run", steps=2)
+    with pytest.raises(CamaeError, match=r"other settings \(lr\)"):
+        run(screen, tmp_path / "run", steps=2, lr=1.0)
+    with pytest.raises(CamaeError, match="already holds a run"):
+        run(screen, tmp_path / "run", steps=2, resume=False)
+
+
+def test_init_and_freeze(screen, tmp_path):
+    first = run(screen, tmp_path / "first", steps=2)
+    second = run(screen, tmp_path / "second", steps=2, init=str(first.path), freeze=["encoder"])
+    for a, b in zip(first.model.encoder.parameters(), second.model.encoder.parameters(), strict=True):
+        assert torch.equal(a, b)
+    before, after = first.model.decoder.state_dict(), second.model.decoder.state_dict()
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+
+
+def test_init_keeps_known_channels_and_starts_new_ones(screen, tmp_path):
+    first = run(screen, tmp_path / "first", steps=2)
+    channels = ["Mito", "Lipid", "DNA", "ER"]
+    second = run(
+        screen,
+        tmp_path / "second",
+        steps=1,
+        lr=1e-12,
+        weight_decay=0.0,
+        channels=channels,
+        init=str(first.path),
+    )
+    record = json.loads((second.path / "run.json").read_text())
+    assert record["decoders_started_anew"] == ["Lipid"]
+    old, new = first.model.decoder.stacks[2], second.model.decoder.stacks[0]  # Mito
+    for a, b in zip(old.parameters(), new.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"optimizer": "sgd"}, "not 'lion' or 'adamw'"),
+        ({"accumulate": 3}, "not a multiple of accumulate"),
+        ({"colour": 3}, "unknown training settings colour"),
+        ({"val": "well"}, "use 'plate', 'experiment'"),
+        ({"val": "plate:P9"}, "no plate P9"),
+        ({"val": "experiment"}, "hold out everything"),
+        ({"mask_ratio": 1.0}, "mask_ratio"),
+        ({"freeze": ["colour"]}, "no parameter is named 'colour'"),
+        ({"channels": ["DNA", "ER"]}, "no decoder for channel 'Mito'"),
+        ({"model_options": {"crop": 64, "patch": 8, "width": 32, "heads": 2}}, "larger than"),
+        ({"init": "nowhere"}, "no such model"),
+    ],
+)
+def test_bad_settings_are_one_sentence(screen, tmp_path, settings, sentence):
+    with pytest.raises(CamaeError, match=sentence):
+        run(screen, tmp_path / "run", steps=1, **settings)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_missing_and_broken_configuration(tmp_path, screen):
+    with pytest.raises(CamaeError, match="no such configuration file"):
+        camae.train(screen, out=tmp_path / "run", config=tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("steps = = 3")
+    with pytest.raises(CamaeError, match="not valid TOML"):
+        camae.train(screen, out=tmp_path / "run", config=tmp_path / "bad.toml")
