@@ -6,6 +6,8 @@ import io
 import os
 import re
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +52,8 @@ def decode(address: str, sizes_only: bool = False) -> np.ndarray:
     path, index = split_address(address)
     if not os.path.exists(path):
         raise MissingFileError(f"{path}: no such file")
-    reader = _READERS.get(os.path.splitext(path)[1].lower())
+    in_zarr = any(part.endswith(".zarr") for part in path.split(os.sep))
+    reader = _READERS.get(".zarr" if in_zarr else os.path.splitext(path)[1].lower())
     if reader is None:
         raise CamaeError(f"{path}: not an image format that can be read ({', '.join(_READERS)})")
     try:
@@ -126,12 +129,11 @@ def _read_parquet(path: str, index: tuple[int, ...], sizes_only: bool) -> np.nda
 
     if len(index) != 1:
         raise CamaeError(f"{path}: holds one image per row: name one, as in {path}#0")
-    file, row = pyarrow.parquet.ParquetFile(path), index[0]
-    for group in range(file.num_row_groups):
-        n = file.metadata.row_group(group).num_rows
+    metadata, row = pyarrow.parquet.read_metadata(path), index[0]
+    for group in range(metadata.num_row_groups):
+        n = metadata.row_group(group).num_rows
         if row < n:
-            cell = file.read_row_group(group, columns=[image_column(file)]).column(0)[row].as_py()
-            data = cell["bytes"] if isinstance(cell, dict) else cell
+            data = _row_group(path, os.stat(path).st_mtime_ns, group)[row]
             if data[:4] == b"\x89PNG":
                 return _read_png_bytes(data)
             return _jpeg2000(f"{path}#{index[0]}", data)
@@ -139,11 +141,20 @@ def _read_parquet(path: str, index: tuple[int, ...], sizes_only: bool) -> np.nda
     raise CamaeError(f"{path}: has no row {index[0]}")
 
 
-def image_column(file: object) -> str:
+@lru_cache(maxsize=4)
+def _row_group(path: str, mtime_ns: int, group: int) -> list[bytes]:
+    """Encoded images of one row group: Parquet is read by groups, and planes of a site lie in one."""
+    import pyarrow.parquet
+
+    file = pyarrow.parquet.ParquetFile(path)
+    cells = file.read_row_group(group, columns=[image_column(file.schema_arrow)]).column(0).to_pylist()
+    return [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
+
+
+def image_column(schema: Any) -> str:
     """The name of the column that holds encoded images: a struct with `bytes` first, then a binary one."""
     import pyarrow as pa
 
-    schema = file.schema_arrow  # type: ignore[attr-defined]
     for wanted in (pa.types.is_struct, pa.types.is_binary, pa.types.is_large_binary):
         for field in schema:
             if wanted(field.type):

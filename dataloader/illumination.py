@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 
+from camae.dataloader.sampling import symmetric
 from camae.errors import CamaeError, MissingFileError
 
 
@@ -15,28 +14,40 @@ def corrected(plane: np.ndarray, path: str, y: int, x: int, symmetry: int = 0) -
     symmetry: how the window was turned (see sampling.symmetric). Integers are rounded and clipped to their own
     dtype, so that batches keep one dtype. Raises CamaeError when the function is missing, too small or not positive.
     """
-    from camae.dataloader.sampling import symmetric
-
-    function = _function(path)
     h, w = plane.shape[::-1] if symmetry & 4 else plane.shape
-    part = np.asarray(function[y : y + h, x : x + w], dtype=np.float32)
+    part = _window(path, y, x, h, w)
     if part.shape != (h, w) or not (part > 0).all():
-        size = "x".join(str(n) for n in function.shape)
-        raise CamaeError(f"{path}: the illumination function of {size} must cover the image and be positive")
+        raise CamaeError(f"{path}: the illumination function must cover the image and be positive")
     quotient = plane / symmetric(part[None], symmetry)[0]
     if plane.dtype.kind == "f":
         return quotient.astype(plane.dtype)
     return np.clip(np.rint(quotient), 0, np.iinfo(plane.dtype).max).astype(plane.dtype)
 
 
-@lru_cache(maxsize=256)
-def _function(path: str) -> np.ndarray:
+def _window(path: str, y: int, x: int, h: int, w: int) -> np.ndarray:
+    """Part of a two-dimensional .npy file as float32. Only its rows are read, and read, not mapped: a screen has
+    thousands of these files, and one that is replaced under a mapping would end the process."""
     try:
-        function = np.load(path, mmap_mode="r", allow_pickle=False)
+        with open(path, "rb") as stream:
+            version = np.lib.format.read_magic(stream)
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }
+            shape, columns_first, dtype = read_header[version](stream)
+            if len(shape) != 2 or dtype.hasobject:
+                raise CamaeError(
+                    f"{path}: an illumination function is numbers of (height, width), this is {shape}"
+                )
+            if columns_first:
+                shape, (y, x), (h, w) = shape[::-1], (x, y), (w, h)
+            stream.seek(min(y, shape[0]) * shape[1] * dtype.itemsize, 1)
+            rows = np.fromfile(stream, dtype, min(h, max(shape[0] - y, 0)) * shape[1]).reshape(-1, shape[1])
     except FileNotFoundError:
         raise MissingFileError(f"{path}: the illumination function named for this plane is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, CamaeError):
+            raise
         raise CamaeError(f"{path}: cannot be read as an illumination function ({error})") from error
-    if function.ndim != 2:
-        raise CamaeError(f"{path}: an illumination function is (height, width), this is {function.shape}")
-    return function
+    part = rows[:, x : x + w].astype(np.float32)
+    return part.T if columns_first else part

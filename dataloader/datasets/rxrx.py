@@ -1,12 +1,15 @@
-"""RxRx1 images, in either layout.
+"""RxRx1, RxRx2, RxRx3, RxRx19a and RxRx19b image folders, in either layout, and RxRx3-core's Parquet files.
 
-Nested: `<experiment>/Plate<n>/<well>_s<site>_w<channel>.png`; flat: `<experiment>_<plate>_<well>_w<channel>.png`.
+Nested: `<experiment>/Plate<n>/<well>_s<site>_w<channel>.png` (RxRx3: also without the w, also .jp2);
+flat: `<experiment>_<plate>_<well>_w<channel>.png`, site 1. Channels are named w1, w2, ...: only RxRx19 states its
+stains; STAINS_6 and STAINS_5 can be given as `channel_names`.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -15,24 +18,44 @@ from camae.dataloader.datasets.common import control_type, finish, normal_well
 from camae.dataloader.manifest import Manifest, read_table
 from camae.errors import CamaeError
 
+STAINS_6 = {"w1": "DNA", "w2": "ER", "w3": "Actin", "w4": "RNA", "w5": "Mito", "w6": "AGP"}
+STAINS_5 = {"w1": "DNA", "w2": "ER", "w3": "Actin", "w4": "RNA", "w5": "AGP"}
+N_CHANNELS = {"rxrx1": 6, "rxrx2": 6, "rxrx3": 6, "rxrx19a": 5, "rxrx19b": 6, "rxrx3-core": 6}
+
+_EXPERIMENT = r"(?P<experiment>[A-Za-z0-9]+-\d+)"
+_WELL = r"(?P<well>[A-Z]{1,2}\d{2})"
 NESTED = re.compile(
-    r"(?:^|/)(?P<experiment>[A-Za-z0-9]+-\d+)/Plate(?P<plate>\d+)/(?P<well>[A-Z]{1,2}\d{2})_s(?P<site>\d+)_w(?P<channel>\d)\.png$"
+    rf"(?:^|/){_EXPERIMENT}/Plate(?P<plate>\d+)/{_WELL}_s(?P<site>\d+)_w?(?P<channel>\d)(?:\.(?:png|jp2))?$"
 )
 FLAT = re.compile(
-    r"(?:^|/)(?P<experiment>[A-Za-z0-9]+-\d+)_(?P<plate>\d+)_(?P<well>[A-Z]{1,2}\d{2})(?:_s(?P<site>\d+))?_w(?P<channel>\d)\.png$"
+    rf"(?:^|/){_EXPERIMENT}_(?P<plate>\d+)_{_WELL}(?:_s(?P<site>\d+))?_w(?P<channel>\d)\.(?:png|jp2)$"
 )
-N_CHANNELS = 6
+# What the metadata tables of the data sets call things, the first that is there counts.
+_ALIASES = {
+    "experiment": ("experiment", "experiment_name"),
+    "plate": ("plate",),
+    "well": ("well", "address"),
+    "perturbation": ("sirna", "gene", "treatment"),
+    "control": ("well_type",),
+    "cell": ("cell_type",),
+}
+_NEGATIVE = ("untreated", "empty", "empty_control", "crispr_control", "dmso")
+_KEYS = ("Metadata_Batch", "Metadata_Plate", "Metadata_Well", "Metadata_Site")
 
 
-def _pngs(root: Path, limit: int | None = None) -> list[str]:
-    found: list[str] = []
+def _images(root: Path) -> Iterator[tuple[re.Match[str], str]]:
+    """(match of the name, address) of every RxRx image under root, Parquet rows included."""
     for folder, folders, files in os.walk(root):
         folders.sort()
         at = os.path.relpath(folder, root).replace(os.sep, "/")
-        found += [f if at == "." else f"{at}/{f}" for f in sorted(files) if f.endswith(".png")]
-        if limit is not None and len(found) >= limit:
-            break
-    return found
+        for file in sorted(files):
+            name = file if at == "." else f"{at}/{file}"
+            if file.endswith((".png", ".jp2")):
+                match = _matched(name, root)
+                if match is not None:
+                    yield match, name
+            elif file.endswith(".parquet"):
+                yield from _parquet_images(root, name)
 
 
 def _matched(name: str, root: Path) -> re.Match[str] | None:
@@ -40,39 +63,47 @@ def _matched(name: str, root: Path) -> re.Match[str] | None:
     return NESTED.search(f"{root.parent.name}/{root.name}/{name}") or FLAT.search(name)
 
 
+def _parquet_images(root: Path, name: str) -> Iterator[tuple[re.Match[str], str]]:
+    """RxRx3-core: one encoded plane per row, `__key__` says which."""
+    import pyarrow.parquet
+
+    if "__key__" not in pyarrow.parquet.read_schema(root / name).names:
+        return
+    keys = pyarrow.parquet.read_table(root / name, columns=["__key__"]).column(0).to_pylist()
+    for row, key in enumerate(keys):
+        match = NESTED.search(key)
+        if match is not None:
+            yield match, f"{name}#{row}"
+
+
 def looks_like(root: Path) -> bool:
-    """Whether the first image found carries an RxRx name."""
-    root = root.absolute()
-    names = _pngs(root, limit=1)
-    return bool(names) and _matched(names[0], root) is not None
+    """Whether the folder holds an image with an RxRx name (the first one found decides)."""
+    return next(_images(root.absolute()), None) is not None
 
 
-def read(path: str | os.PathLike[str], incomplete: str = "error", n_channels: int = N_CHANNELS) -> Manifest:
-    """A manifest of the RxRx images under `path`, channels w1..w6, with perturbation and control type.
+def read(
+    path: str | os.PathLike[str], incomplete: str = "error", n_channels: int = N_CHANNELS["rxrx1"]
+) -> Manifest:
+    """A manifest of the RxRx images under `path`, channels w1..w<n>, with perturbation and control type.
 
-    Metadata comes from every CSV in `path` or its parent that has the columns experiment, plate, well
-    (RxRx1's train, test and *_controls tables, or metadata.csv). The nested and the flat layout of one well
-    are different files and become different rows.
+    Metadata comes from every CSV in `path` or its parent that names experiment, plate and well (RxRx1's train,
+    test and *_controls tables, or a metadata*.csv). The nested and the flat layout of one well are different files
+    and become different rows. Plates are named <experiment>_<plate>, as their numbers repeat.
     """
     root = Path(path).absolute()
     channels = [f"w{i}" for i in range(1, n_channels + 1)]
     sites: dict[tuple[str, str, str, str, bool], dict[str, str]] = {}
-    for name in _pngs(root):
-        match = _matched(name, root)
-        if match is None:
-            continue
-        nested = match.re is NESTED
-        key = (match["experiment"], match["plate"], match["well"], match["site"] or "1", nested)
-        plane = sites.setdefault(key, {})
+    for match, address in _images(root):
+        key = (match["experiment"], match["plate"], match["well"], match["site"] or "1", match.re is NESTED)
+        planes = sites.setdefault(key, {})
         channel = f"w{match['channel']}"
-        if channel in plane:
-            raise CamaeError(f"{root}: {plane[channel]} and {name} claim the same plane")
-        plane[channel] = name
+        if channel in planes:
+            raise CamaeError(f"{root}: {planes[channel]} and {address} claim the same plane")
+        planes[channel] = address
     if not sites:
-        raise CamaeError(f"{root}: holds no PNG named as RxRx images are")
-    columns = ("Metadata_Batch", "Metadata_Plate", "Metadata_Well", "Metadata_Site")
-    rows = [dict(zip(columns, key[:4], strict=True)) | plane for key, plane in sorted(sites.items())]
-    table = pd.DataFrame(rows, dtype=object).reindex(columns=[*columns, *channels]).fillna("")
+        raise CamaeError(f"{root}: holds no image named as RxRx images are")
+    rows = [dict(zip(_KEYS, key[:4], strict=True)) | planes for key, planes in sorted(sites.items())]
+    table = pd.DataFrame(rows, dtype=object).reindex(columns=[*_KEYS, *channels]).fillna("")
     return finish(_with_metadata(table, root), root, channels, incomplete)
 
 
@@ -80,26 +111,30 @@ def _with_metadata(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     known: dict[tuple[str, str, str], tuple[str, str, str]] = {}
     for folder in (root.parent, root):
         for file in sorted(folder.glob("*.csv")):
-            meta = read_table(file)
-            if not {"experiment", "plate", "well"} <= set(meta.columns):
-                continue
-            sirna = meta["sirna"] if "sirna" in meta else pd.Series("", index=meta.index)
-            kind = meta["well_type"] if "well_type" in meta else pd.Series("", index=meta.index)
-            cell = (
-                meta["cell_type"] if "cell_type" in meta else meta["experiment"].str.rsplit("-", n=1).str[0]
-            )
-            wells = meta["well"].map(normal_well)
-            columns = (meta["experiment"], meta["plate"], wells, sirna, kind, cell)
-            for experiment, plate, well, *values in zip(*columns, strict=True):
-                key = (experiment, plate, well)
+            for key, values in _metadata_rows(read_table(file)):
                 if key not in known or not known[key][0]:
-                    known[key] = (values[0], values[1], values[2])
+                    known[key] = values
     keys = zip(table["Metadata_Batch"], table["Metadata_Plate"], table["Metadata_Well"], strict=True)
-    values = [known.get(key, ("", "", key[0].rsplit("-", 1)[0])) for key in keys]
+    facts = [known.get(key, ("", "", "")) for key in keys]
     return table.assign(
-        # Plate numbers repeat in every experiment; the plate's name must not.
         Metadata_Plate=table["Metadata_Batch"] + "_" + table["Metadata_Plate"],
-        Metadata_Perturbation=[v[0] for v in values],
-        Metadata_control_type=[control_type(v[1]) for v in values],
-        Metadata_cell_type=[v[2] for v in values],
+        Metadata_Perturbation=[v[0] for v in facts],
+        Metadata_control_type=[v[1] for v in facts],
+        Metadata_cell_type=[
+            v[2] or batch.rsplit("-", 1)[0] for v, batch in zip(facts, table["Metadata_Batch"], strict=True)
+        ],
     )
+
+
+def _metadata_rows(meta: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], tuple[str, str, str]]]:
+    """((experiment, plate, well), (perturbation, control type, cell type)) of a table that is RxRx metadata."""
+    columns = {what: [c for c in names if c in meta.columns] for what, names in _ALIASES.items()}
+    if not (columns["experiment"] and columns["plate"] and columns["well"]):
+        return
+    for row in meta.to_dict("records"):
+        first = {what: next((row[c] for c in names if row[c]), "") for what, names in columns.items()}
+        kind = control_type(first["control"])
+        if not columns["control"] and first["perturbation"].lower() in _NEGATIVE:
+            kind = "negcon"
+        key = (first["experiment"], first["plate"], normal_well(first["well"]))
+        yield key, (first["perturbation"], kind, first["cell"])
