@@ -5,6 +5,8 @@ on any silent conversion (`__array__`), and when a NumPy array with dimensions i
 same calls run with CuPy.
 """
 
+import subprocess
+import sys
 import types
 import warnings
 
@@ -230,3 +232,11 @@ def test_the_guard_itself_refuses():
         np.asarray(x)
     with pytest.raises(TypeError, match="mixed"):
         x + np.ones(2)
+
+
+def test_maps_import_neither_torch_nor_a_gpu_library():
+    script = (
+        "import sys, camae.maps; print(sorted({'torch', 'cupy', 'matplotlib', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
