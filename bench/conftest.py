@@ -1,0 +1,56 @@
+"""Options and fixtures of the bench: `pytest bench/ [--full] [--compare]`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("bench")
+    group.addoption("--full", action="store_true", help="the sizes of the tables with their competitors")
+    group.addoption(
+        "--compare", action="store_true", help="fail on a slowdown against the promoted rows of this device"
+    )
+
+
+def pytest_configure(config):
+    # Rows are timed side by side by the bench itself; pytest-benchmark's own statistics stay short.
+    if hasattr(config.option, "benchmark_columns"):
+        config.option.benchmark_columns = ["median", "rounds"]
+
+
+@pytest.fixture(scope="session")
+def recorder(request):
+    """Measures, checks and writes rows; on CUDA always at full size."""
+    import torch
+    from rows import Recorder
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    full = request.config.getoption("--full") or device == "cuda"
+    rounds = 30 if device == "cuda" else (7 if full else 3)
+    recorder = Recorder(device, full, request.config.getoption("--compare"), rounds)
+    request.config.stash[RECORDER] = recorder
+    return recorder
+
+
+RECORDER: pytest.StashKey = pytest.StashKey()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    recorder = config.stash.get(RECORDER, None)
+    if recorder is None or not recorder.compare:
+        return
+    from rows import device_name
+
+    name = device_name(recorder.device)
+    terminalreporter.write_line(f"compared {recorder.compared} rows with the baselines of {name}")
+    if recorder.without_baseline:
+        terminalreporter.write_line(
+            f"no baseline for {recorder.without_baseline} rows on {name} with these versions and sizes: "
+            "run with --full and commit bench/results to promote them"
+        )

@@ -1,0 +1,227 @@
+"""Benchmark rows: timing variants side by side, one JSON line each, and comparison with promoted baselines.
+
+A row is refused (the test fails) unless its correctness check passed before any timing. Rows of a small run go to
+runs/bench/<device>/, rows of `--full` to bench/results/<device>/, where a commit promotes them to baselines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
+SCRATCH = ROOT / "runs" / "bench"
+PACKAGES = ("torch", "triton", "numpy", "flash-attn")
+FLUSH_BYTES = 256 * 2**20  # larger than any L2
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds: median, 20th and 80th percentile, and how many were taken."""
+
+    median: float
+    p20: float
+    p80: float
+    rounds: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Times:
+        """From single measurements."""
+        ordered = sorted(seconds)
+
+        def at(share: float) -> float:
+            return ordered[round(share * (len(ordered) - 1))]
+
+        return cls(statistics.median(ordered), at(0.2), at(0.8), len(ordered))
+
+
+def device_name(device: str) -> str:
+    """A folder name for the machine: the GPU's name, or CPU with its number of cores."""
+    if device == "cuda":
+        return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
+    return f"cpu-{os.cpu_count()}core"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide speed; those absent are left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@lru_cache
+def commit() -> str:
+    """The short commit, with + where files differ from it."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def time_cpu(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
+    """Wall-clock seconds, variants interleaved, one warm-up each."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for run in variants.values():
+        run()
+    for _ in range(rounds):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Times.of(s) for name, s in seconds.items()}
+
+
+def time_cuda(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
+    """Seconds between CUDA events, variants interleaved, the L2 cache overwritten before each."""
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in variants}
+    for run in variants.values():
+        for _ in range(3):
+            run()
+    for _ in range(rounds):
+        for name, run in variants.items():
+            flush.zero_()
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            stop.record()
+            events[name].append((start, stop))
+    torch.cuda.synchronize()
+    return {n: Times.of([a.elapsed_time(b) / 1e3 for a, b in pairs]) for n, pairs in events.items()}
+
+
+@lru_cache
+def measured_limits(device: str) -> tuple[float, float]:
+    """(bytes/s of a large copy, FLOP/s of a large matrix product) of this machine, now."""
+    side = 8192 if device == "cuda" else 1024
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    source = torch.empty(2**28 if device == "cuda" else 2**25, dtype=torch.uint8, device=device)
+    target, a = torch.empty_like(source), torch.randn(side, side, device=device).to(dtype)
+    timer = time_cuda if device == "cuda" else time_cpu
+    times = timer({"copy": lambda: target.copy_(source), "product": lambda: a @ a}, 10)
+    return 2 * source.numel() / times["copy"].p20, 2 * side**3 / times["product"].p20
+
+
+@dataclass
+class Recorder:
+    """Measures and writes rows of one session."""
+
+    device: str
+    full: bool
+    compare: bool
+    rounds: int
+    compared: int = 0
+    without_baseline: int = 0
+
+    def row(
+        self,
+        op: str,
+        case: str,
+        *,
+        shape: Sequence[int],
+        dtype: str,
+        ours: dict[str, Callable[[], Any]],
+        competitors: dict[str, Callable[[], Any]],
+        check: Callable[[], None],
+        size_bytes: float,
+        flops: float,
+        target: str = "",
+        benchmark: Any = None,
+    ) -> dict[str, Any]:
+        """Check, time all variants interleaved, write one row for every one of ours, compare where asked."""
+        check()
+        variants = {**ours, **competitors}
+        if benchmark is not None:
+            benchmark.pedantic(next(iter(ours.values())), rounds=1, iterations=1, warmup_rounds=0)
+        times = (time_cuda if self.device == "cuda" else time_cpu)(variants, self.rounds)
+        bandwidth, rate = measured_limits(self.device)
+        floor = max(size_bytes / bandwidth, flops / rate)
+        best = min(competitors, key=lambda n: times[n].median) if competitors else None
+        result = {}
+        for backend in ours:
+            mine = times[backend]
+            result = {
+                "op": op,
+                "case": case,
+                "shape": list(shape),
+                "dtype": dtype,
+                "backend": backend,
+                "device": device_name(self.device),
+                "threads": torch.get_num_threads(),
+                "versions": versions(),
+                "commit": commit(),
+                "bytes": size_bytes,
+                "flops": flops,
+                "seconds": {"median": mine.median, "p20": mine.p20, "p80": mine.p80, "rounds": mine.rounds},
+                "floor_seconds": floor,
+                "fraction_of_floor": floor / mine.median,
+                "tflops": flops / mine.median / 1e12,
+                "competitor": best,
+                "competitor_seconds": {n: times[n].median for n in competitors},
+                "ratio": times[best].median / mine.median if best else None,
+                "correct": True,
+                "target": target or None,
+            }
+            if self.compare:
+                self.hold_to_baseline(result)
+            self.write(result)
+        return result
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one JSON line."""
+        folder = (RESULTS if self.full else SCRATCH) / row["device"]
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "kernels.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def hold_to_baseline(self, row: dict[str, Any]) -> None:
+        """Fail on a slowdown beyond the baseline's recorded spread; count rows that have none."""
+        baseline = find_baseline(row)
+        if baseline is None:
+            self.without_baseline += 1
+            return
+        self.compared += 1
+        sentence = slowdown(row, baseline)
+        assert sentence is None, sentence
+
+
+KEY = ("op", "case", "shape", "dtype", "backend", "device", "threads", "versions")
+
+
+def find_baseline(row: dict[str, Any], folder: Path = RESULTS) -> dict[str, Any] | None:
+    """The last promoted row of the same case, device and versions."""
+    found = None
+    for file in sorted((folder / row["device"]).glob("*.jsonl")):
+        for line in file.read_text().splitlines():
+            candidate = json.loads(line)
+            if all(candidate.get(k) == row[k] for k in KEY):
+                found = candidate
+    return found
+
+
+def slowdown(row: dict[str, Any], baseline: dict[str, Any]) -> str | None:
+    """A sentence when the median lies beyond the baseline's p80 by more than its spread, else None."""
+    old, new = baseline["seconds"], row["seconds"]["median"]
+    limit = old["p80"] + (old["p80"] - old["p20"])
+    if new <= limit:
+        return None
+    return (
+        f"{row['op']} [{row['case']}, {row['backend']}] on {row['device']}: {new:.3g} s, baseline {old['median']:.3g} s "
+        f"({baseline['commit']}), beyond its spread (limit {limit:.3g} s)"
+    )
