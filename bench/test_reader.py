@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from rows import RESULTS, SCRATCH, commit, device_name, versions
 
 from camae import _native
 from camae.dataloader import read_crops
@@ -36,8 +38,8 @@ class Crop:
     x: int
 
 
-def native(crop: Crop, size: int) -> np.ndarray:
-    out = np.empty((len(crop.paths), size, size), np.uint16)
+def native(crop: Crop, out: np.ndarray) -> np.ndarray:
+    """Into a given buffer, as the loader does: the batch's own planes."""
     n = len(crop.paths)
     failures = _native.read_windows(
         crop.paths, [-1] * n, [crop.y] * n, [crop.x] * n, [0] * n, [1] * n, out, threads=1
@@ -100,8 +102,10 @@ def copy_alone(crops: list[Crop], size: int) -> Callable[[int], None]:
     """One numpy copy of the window out of memory-mapped planes: what uncompressed reading cannot undercut by much."""
     planes = {p: tifffile.memmap(p, mode="r") for crop in crops for p in crop.paths}
 
+    out = np.empty((6, size, size), np.uint16)
+
     def copy(i: int) -> None:
-        crop, out = crops[i], np.empty((6, size, size), np.uint16)
+        crop = crops[i]
         for plane, path in zip(out, crop.paths, strict=True):
             plane[:] = planes[path][crop.y : crop.y + size, crop.x : crop.x + size]
 
@@ -135,7 +139,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_reader(
     layout: str, folder: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture
 ) -> None:
-    full = bool(request.config.getoption("--full", default=False))
+    full = bool(request.config.getoption("--full"))
     size, edge, fields, rounds = (256, 2048, 3, 5) if full else (64, 512, 1, 2)
     paths = field.write_fields(folder, layout, fields, edge)
     rng = np.random.default_rng(0)
@@ -144,11 +148,12 @@ def test_reader(
     places = rng.integers(0, edge - size + 1, (n, 2))
     crops = [Crop(paths[rng.integers(fields)], int(y), int(x)) for y, x in places]
     truth = tifffile_whole(crops[0], size)
-    assert np.array_equal(native(crops[0], size), truth)
+    out = np.empty((6, size, size), np.uint16)
+    assert np.array_equal(native(crops[0], out), truth)
     assert np.array_equal(tifffile_segments(crops[0], size), truth)
     floor = copy_alone(crops, size) if layout.startswith("none") else codec_alone(crops, size)
     methods: dict[str, Callable[[int], object]] = {
-        "native": lambda i: native(crops[i], size),
+        "native": lambda i: native(crops[i], out),
         "floor": floor,
         "tifffile_segments": lambda i: tifffile_segments(crops[i], size),
     }
@@ -167,9 +172,9 @@ def test_reader(
         else seen["native"] <= TARGET_RATIO * seen["floor"]
     )
     row = {
-        "bench": "reader",
-        "layout": layout,
-        "crop": f"6x{size}x{size}",
+        "op": "read_crops",
+        "case": layout,
+        "shape": [6, size, size],
         "image": edge,
         "unit": "CPU-ms per crop",
     }
@@ -180,3 +185,18 @@ def test_reader(
     }
     with capsys.disabled():
         print("\n" + json.dumps(row))
+    write(row, full)
+
+
+def write(row: dict, full: bool) -> None:
+    """One JSON line: with --full beside the promoted rows, else to runs/."""
+    place = (RESULTS if full else SCRATCH) / device_name("cpu") / "reader.jsonl"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    about = {
+        "device": device_name("cpu"),
+        "load_average": os.getloadavg()[0],
+        "versions": versions(),
+        "commit": commit(),
+    }
+    with place.open("a") as stream:
+        stream.write(json.dumps(row | about) + "\n")
