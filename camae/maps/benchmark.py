@@ -153,7 +153,7 @@ def table_4(screen: Screen, null_size: int = 10_000, seed: int = 0) -> pd.DataFr
         ("TVN, held out", "tvn", fit, held),
     ):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # Table 2 has noted the rank
             z = align(screen.x, method, screen.plate, fitted)
         meta = pd.DataFrame({"pert": screen.perturbation, "plate": screen.plate, "control": screen.control})
         kept = np.flatnonzero((~screen.control & (screen.perturbation != "")) | negatives)
@@ -161,6 +161,7 @@ def table_4(screen: Screen, null_size: int = 10_000, seed: int = 0) -> pd.DataFr
         if hits is None:
             screen.notes.append("No perturbation has two replicates: Table 4 is left out.")
             return pd.DataFrame()
+        screen.notes += [note for note in hits.attrs["notes"] if note not in screen.notes]
         table.append(("perturbations", kind, *_summary(hits)))
         if screen.target is not None and hits.retrieved.any():
             table.append(("siblings", kind, *_summary(_siblings(screen, z, hits, null_size, seed))))
@@ -187,7 +188,11 @@ def _retrieved(
     query = np.ones(len(kept), bool) if by == "well" else ~part.control.to_numpy(bool)
     if part[by][query].value_counts().max() < 2:
         return None
-    return retrieval(rows(z, kept), part, by, [], "plate", list(neg_diffby), null_size, seed, query=query)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        hits = retrieval(rows(z, kept), part, by, [], "plate", list(neg_diffby), null_size, seed, query=query)
+    hits.attrs["notes"] = [str(w.message) for w in caught]
+    return hits
 
 
 def _siblings(screen: Screen, z: Any, hits: pd.DataFrame, null_size: int, seed: int) -> pd.DataFrame:
@@ -199,9 +204,20 @@ def _siblings(screen: Screen, z: Any, hits: pd.DataFrame, null_size: int, seed: 
     first = pd.Series(screen.target[chosen]).groupby(by).first().loc[perturbation_names(by)]
     meta = pd.DataFrame({"target": first.replace("", None).to_numpy()})
     try:
-        return retrieval(
-            consensus, meta, "target", [], [], "target", null_size, seed, absolute=True, multilabel="target"
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # most targets have one compound: that is the data, not a mistake
+            return retrieval(
+                consensus,
+                meta,
+                "target",
+                [],
+                [],
+                "target",
+                null_size,
+                seed,
+                absolute=True,
+                multilabel="target",
+            )
     except CamaeError as error:
         screen.notes.append(f"Siblings: {error}")
         return pd.DataFrame({"retrieved": [], "average_precision": []})

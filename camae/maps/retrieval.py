@@ -7,6 +7,7 @@ Benjamini-Hochberg. AP needs no sort: a positive's place is the number of negati
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,6 +106,7 @@ def average_precision(
         raise CamaeError("pos_sameby, and one of neg_sameby and neg_diffby, must name at least one column.")
     asked = np.ones(n, dtype=bool) if query is None else mask(query, n, "query")
     queries = find_queries(meta, same, diff, asked, multilabel, separator)
+    _warn_of_unscored(meta, same, asked, queries.profile)
     negatives = Negatives(xp, meta, neg_same, neg_diff, multilabel, separator)
     ap, n_negatives = _scores(unit_rows(x), queries, negatives, ties, absolute)
     kept = n_negatives > 0
@@ -150,6 +152,19 @@ def mean_average_precision(
         out["p_value"] = [float(p_values(group[k], null)) for k, null in enumerate(means)]
     out["q_value"] = q_values(out.p_value.to_numpy())
     return out.assign(retrieved=out.q_value < threshold)
+
+
+def _warn_of_unscored(meta: pd.DataFrame, same: list[str], asked: np.ndarray, scored: np.ndarray) -> None:
+    left = asked.copy()
+    left[scored] = False
+    left &= meta[same].notna().all(axis=1).to_numpy()
+    if left.any():
+        row = int(left.argmax())
+        warnings.warn(
+            f"{left.sum()} of {asked.sum()} profiles have no positive pair, as a perturbation without replicates has "
+            f"none, and are not scored (first: row {row}, {', '.join(map(str, meta[same].iloc[row]))}).",
+            stacklevel=3,
+        )
 
 
 def _scores(

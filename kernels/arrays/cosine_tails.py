@@ -12,39 +12,39 @@ pairs are taken from these blocks as well: ties are ties.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from camae.kernels.arrays.namespaces import namespace, to_numpy
 
-BINS = 1 << 16
-COLLECT = 1 << 24  # values gathered in one pass at most; a fuller bin is divided again
+COLLECT = 1 << 26  # values gathered in one pass at most; fuller bins are divided again
+MANY_PAIRS = 1 << 28  # beyond this many pairs the bins are finer, so that the second pass gathers less
 
 
-def blocks(x_ND: Any, block: int) -> Iterator[tuple[int, int, Any]]:
-    """(first row, first column, cosines) of the upper triangle's blocks, diagonal blocks whole."""
-    for i in range(0, x_ND.shape[0], block):
-        for j in range(i, x_ND.shape[0], block):
-            yield i, j, x_ND[i : i + block] @ x_ND[j : j + block].T
+def default_block(x_ND: Any) -> int:
+    """Rows of a block: 4 MB of fp32 cosines stay in a CPU's cache, 256 MB keep a GPU busy."""
+    return 1024 if namespace(x_ND) is np else 8192
 
 
 def pair_values(x_ND: Any, block: int) -> Iterator[Any]:
     """The cosines of all unordered pairs (i < j), flat, block by block."""
     xp = namespace(x_ND)
-    for i, j, cosines in blocks(x_ND, block):
-        if i == j:
-            yield cosines[xp.triu_indices(cosines.shape[0], 1)]
-        else:
-            yield cosines.reshape(-1)
+    for i in range(0, x_ND.shape[0], block):
+        for j in range(i, x_ND.shape[0], block):
+            cosines = x_ND[i : i + block] @ x_ND[j : j + block].T
+            yield cosines[~xp.tri(cosines.shape[0], dtype=bool)] if i == j else cosines.reshape(-1)
 
 
-def cosines_of_pairs(x_ND: Any, left_P: np.ndarray, right_P: np.ndarray, block: int = 1024) -> np.ndarray:
+def cosines_of_pairs(
+    x_ND: Any, left_P: np.ndarray, right_P: np.ndarray, block: int | None = None
+) -> np.ndarray:
     """Cosines of the pairs (left_P, right_P), on the host, bit for bit those that `order_statistics` ranks.
 
     left_P and right_P are host indices with left != right; the order inside a pair does not matter.
     """
-    xp = namespace(x_ND)
+    xp, block = namespace(x_ND), block or default_block(x_ND)
     low_P, high_P = np.minimum(left_P, right_P), np.maximum(left_P, right_P)
     out_P = np.empty(len(low_P), dtype=x_ND.dtype)
     key_P = (low_P // block) * (1 << 32) + high_P // block
@@ -59,90 +59,101 @@ def cosines_of_pairs(x_ND: Any, left_P: np.ndarray, right_P: np.ndarray, block: 
     return out_P
 
 
-def order_statistics(x_ND: Any, ranks: Sequence[int], block: int = 1024) -> np.ndarray:
+def order_statistics(x_ND: Any, ranks: Sequence[int], block: int | None = None) -> np.ndarray:
     """The values at 0-based `ranks` of the sorted cosines of all n (n - 1) / 2 unordered pairs.
 
-    x_ND: unit (or zero) rows. Returns a host array in x's dtype, one value for each rank.
-    Raises ValueError for a rank outside 0 .. n (n - 1) / 2 - 1.
+    x_ND: unit (or zero) rows. block: rows of a block (`default_block`). Returns a host array in x's dtype, one
+    value for each rank. Raises ValueError for a rank outside 0 .. n (n - 1) / 2 - 1.
     """
     n = x_ND.shape[0]
     total = n * (n - 1) // 2
     wanted = np.unique(np.asarray(ranks, dtype=np.int64))
     if len(wanted) and (wanted[0] < 0 or wanted[-1] >= total):
         raise ValueError(f"ranks must lie in 0..{total - 1}, got {wanted[0]}..{wanted[-1]}")
-    found = _select(x_ND, wanted, (), block)
+    pairs = Pairs(x_ND, block or default_block(x_ND), 1 << (16 if total < MANY_PAIRS else 20))
+    found = pairs.select(wanted, ())
     return np.array([found[int(rank)] for rank in ranks], dtype=x_ND.dtype)
 
 
-Level = tuple[Any, Any, int]  # low, scale, bin: the values v with bin(v) == bin
+@dataclass(frozen=True)
+class Bins:
+    """`count` bins from `low` upwards. The bin rises with the value: both operations are monotone when rounded."""
+
+    low: Any
+    scale: Any
+    count: int
+
+    def of(self, values: Any) -> Any:
+        scaled = values - self.low
+        scaled *= self.scale
+        namespace(values).clip(scaled, 0, self.count - 1, out=scaled)
+        return scaled.astype(np.int64)
 
 
-def _bin(values: Any, low: Any, scale: Any) -> Any:
-    """Bin numbers 0 .. BINS - 1, rising with the value (subtraction and product are monotone in floating point)."""
-    xp = namespace(values)
-    scaled = values - low
-    scaled *= scale
-    xp.clip(scaled, 0, BINS - 1, out=scaled)
-    return scaled.astype(np.int64)
+Levels = tuple[tuple[Bins, int], ...]  # the values that lie in the given bin of every level
 
 
-def _members(x_ND: Any, levels: tuple[Level, ...], block: int) -> Iterator[Any]:
-    """The pair values that lie in the given bin of every level."""
-    for values in pair_values(x_ND, block):
-        for low, scale, bin_ in levels:
-            values = values[_bin(values, low, scale) == bin_]
-        if values.size:
-            yield values
+@dataclass(frozen=True)
+class Pairs:
+    """All pairs of x_ND, met in blocks."""
 
+    x_ND: Any
+    block: int
+    n_bins: int
 
-def _extent(x_ND: Any, levels: tuple[Level, ...], block: int) -> tuple[float, float]:
-    if not levels:
-        return -1.0, 1.0
-    parts = [(float(v.min()), float(v.max())) for v in _members(x_ND, levels, block)]
-    return min(low for low, _ in parts), max(high for _, high in parts)
+    def members(self, levels: Levels) -> Iterator[Any]:
+        """The pair values that lie in the given bin of every level."""
+        for values in pair_values(self.x_ND, self.block):
+            for bins, chosen in levels:
+                values = values[bins.of(values) == chosen]
+            if values.size:
+                yield values
 
+    def bins(self, levels: Levels) -> Bins | float:
+        """Bins over the members' extent, or their value where they are all the same."""
+        low, high = -1.0, 1.0
+        if levels:
+            parts = [(float(v.min()), float(v.max())) for v in self.members(levels)]
+            low, high = min(low for low, _ in parts), max(high for _, high in parts)
+        if low == high:
+            return low
+        dtype = self.x_ND.dtype.type
+        return Bins(dtype(low), dtype(min(self.n_bins / (high - low), np.finfo(dtype).max)), self.n_bins)
 
-def _select(x_ND: Any, wanted: np.ndarray, levels: tuple[Level, ...], block: int) -> dict[int, float]:
-    """Sorted `wanted` ranks among the members of `levels`: count in bins, then sort the bins that are hit."""
-    xp, dtype = namespace(x_ND), x_ND.dtype.type
-    low, high = _extent(x_ND, levels, block)
-    if low == high:
-        return {int(rank): low for rank in wanted}
-    bottom, scale = dtype(low), dtype(min(BINS / (high - low), float(np.finfo(dtype).max)))
-    counts_B = xp.zeros(BINS, dtype=np.int64)
-    for values in _members(x_ND, levels, block):
-        counts_B += xp.bincount(_bin(values, bottom, scale), minlength=BINS)
-    counts_B = to_numpy(counts_B)
-    start_B = np.cumsum(counts_B) - counts_B
-    hit = (
-        np.searchsorted(start_B, wanted, side="right") - 1
-    )  # of bins that start equal, the last: the one not empty
-    bins = np.unique(hit)
-    full = counts_B[bins] > max(COLLECT // max(len(bins), 1), 1)
-    found: dict[int, float] = {}
-    for bin_ in bins[full].tolist():
-        inner = _select(x_ND, wanted[hit == bin_] - start_B[bin_], (*levels, (bottom, scale, bin_)), block)
-        found |= {rank + int(start_B[bin_]): value for rank, value in inner.items()}
-    ordered = _collect(x_ND, bins[~full], bottom, scale, levels, block)
-    offset_B = np.zeros(BINS, dtype=np.int64)
-    offset_B[bins[~full]] = np.cumsum(counts_B[bins[~full]]) - counts_B[bins[~full]]
-    for rank, bin_ in zip(wanted.tolist(), hit.tolist(), strict=True):
-        if rank not in found:
-            found[rank] = float(ordered[offset_B[bin_] + rank - start_B[bin_]])
-    return found
+    def select(self, wanted: np.ndarray, levels: Levels) -> dict[int, float]:
+        """Sorted `wanted` ranks among the members of `levels`: count in bins, then sort the bins that are hit."""
+        bins = self.bins(levels)
+        if isinstance(bins, float):
+            return {int(rank): bins for rank in wanted}
+        counts = namespace(self.x_ND).zeros(self.n_bins, dtype=np.int64)
+        for values in self.members(levels):
+            counts += namespace(values).bincount(bins.of(values), minlength=self.n_bins)
+        counts = to_numpy(counts)
+        start = np.cumsum(counts) - counts
+        # Of bins that start equal the last is hit: the only one that is not empty.
+        hit = np.searchsorted(start, wanted, side="right") - 1
+        unique = np.unique(hit)
+        full = counts[unique] > COLLECT // max(len(unique), 1)
+        found: dict[int, float] = {}
+        for one in unique[full].tolist():
+            inner = self.select(wanted[hit == one] - start[one], (*levels, (bins, one)))
+            found |= {rank + int(start[one]): value for rank, value in inner.items()}
+        ordered = self.collect(bins, unique[~full], levels)
+        offset = np.zeros(self.n_bins, dtype=np.int64)
+        offset[unique[~full]] = np.cumsum(counts[unique[~full]]) - counts[unique[~full]]
+        for rank, one in zip(wanted.tolist(), hit.tolist(), strict=True):
+            if rank not in found:
+                found[rank] = float(ordered[offset[one] + rank - start[one]])
+        return found
 
-
-def _collect(
-    x_ND: Any, bins: np.ndarray, low: Any, scale: Any, levels: tuple[Level, ...], block: int
-) -> np.ndarray:
-    """The sorted members of `levels` that fall in `bins`, on the host."""
-    xp = namespace(x_ND)
-    if len(bins) == 0:
-        return np.empty(0, dtype=x_ND.dtype)
-    chosen_B = np.zeros(BINS, dtype=bool)
-    chosen_B[bins] = True
-    table_B = xp.asarray(chosen_B)
-    parts = []
-    for values in _members(x_ND, levels, block):
-        parts.append(values[table_B[_bin(values, low, scale)]])
-    return to_numpy(xp.sort(xp.concatenate(parts)))
+    def collect(self, bins: Bins, chosen: np.ndarray, levels: Levels) -> np.ndarray:
+        """The sorted members of `levels` that fall in the `chosen` bins, on the host."""
+        xp = namespace(self.x_ND)
+        if len(chosen) == 0:
+            return np.empty(0, dtype=self.x_ND.dtype)
+        table = np.zeros(self.n_bins, dtype=bool)
+        table[chosen] = True
+        table = xp.asarray(table)
+        return to_numpy(
+            xp.sort(xp.concatenate([values[table[bins.of(values)]] for values in self.members(levels)]))
+        )

@@ -178,6 +178,10 @@ def test_bad_input_is_one_sentence(screen):
         maps.retrieval(x, meta, "pert", [], "site", "control")
     with pytest.raises(CamaeError, match="No profile has a negative pair"):
         maps.retrieval(x, meta.assign(control=0), **RULES)
+    lonely = meta.assign(pert=meta.pert.where(meta.index != 5, "only once"))
+    with pytest.warns(UserWarning, match=r"1 of 240 profiles have no positive pair.*row 5, only once"):
+        hits = maps.retrieval(x, lonely, **RULES, null_size=50)
+    assert "only once" not in set(hits.pert)
     bad = x.copy()
     bad[7, 3] = np.nan
     with pytest.raises(CamaeError, match="row 7, column 3"):

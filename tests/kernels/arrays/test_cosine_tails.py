@@ -37,3 +37,11 @@ def test_ties_cost_no_memory_and_pairs_have_the_bits_that_are_ranked(monkeypatch
 def test_a_rank_outside_the_pairs_is_an_error():
     with pytest.raises(ValueError, match=r"0\.\.2"):
         cosine_tails.order_statistics(np.eye(3), [3])
+
+
+def test_finer_bins_for_many_pairs_change_nothing(monkeypatch):
+    x = _unit(200, 12, np.float32)
+    ranks = [5, 995, 10_000, 19_000]
+    coarse = cosine_tails.order_statistics(x, ranks)
+    monkeypatch.setattr(cosine_tails, "MANY_PAIRS", 1000)
+    assert (cosine_tails.order_statistics(x, ranks) == coarse).all()
