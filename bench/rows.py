@@ -222,6 +222,6 @@ def slowdown(row: dict[str, Any], baseline: dict[str, Any]) -> str | None:
     if new <= limit:
         return None
     return (
-        f"{row['op']} [{row['case']}, {row['backend']}] on {row['device']}: {new:.3g} s, baseline {old['median']:.3g} s "
-        f"({baseline['commit']}), beyond its spread (limit {limit:.3g} s)"
+        f"{row['op']} [{row['case']}, {row['backend']}] on {row['device']}: {new:.3g} s, "
+        f"baseline {old['median']:.3g} s ({baseline['commit']}), beyond its spread (limit {limit:.3g} s)"
     )
