@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: help demo test test-full bench check format gpu clean
+.PHONY: help demo test test-full bench check format gpu aot clean
 help:
 	@echo "make demo       the whole product on a small screen (under 10 minutes on 2 cores)"
 	@echo "make test       the test suite (no GPU needed)"
@@ -13,6 +13,7 @@ help:
 	@echo "make check      formatting, lint and types"
 	@echo "make bench      pytest bench/"
 	@echo "make gpu        everything that needs a GPU"
+	@echo "make aot        compile the kernels for sm_80 and sm_90a with another Triton (TRITON=3.6.0)"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +56,13 @@ gpu:
 	$(PYTHON) -m venv --system-site-packages .venv-gpu
 	.venv-gpu/bin/python -m pip install -q --no-index --no-build-isolation --no-deps -e .
 	.venv-gpu/bin/python -m pytest -m gpu -p no:cacheprovider
+
+# The kernels' budgets on another Triton, beside the environment's own: make aot TRITON=3.6.0
+TRITON ?= 3.6.0
+AOT := build/aot-$(TRITON)
+aot: $(VENV)/.dev
+	test -d $(AOT)/triton || $(PIP) install -q --no-deps --target $(AOT) triton==$(TRITON)
+	PYTHONPATH=$(AOT) TRITON_CACHE_DIR=$(AOT)/cache $(BIN)/python -m camae.kernels.compile_ahead tests/kernels/budgets.json
 
 clean:
 	rm -rf build runs .pytest_cache .ruff_cache

@@ -196,7 +196,7 @@ def reconstruction_losses(
             eps,
             alpha,
         )
-        return total, parts[0], parts[1]
+        return total, *parts.unbind()
     target_MP2 = standardised_patches(planes_KHW, plane_M, patch_M, P, eps, compute, statistics)
     mse_M, fourier_M = patch_losses_reference(pred_MP2.to(compute), target_MP2)
     mse, fourier = (mse_M * weight_M).sum(), (fourier_M * weight_M).sum()

@@ -113,7 +113,7 @@ def losses_on_fakes(model: CAMAE, device: str) -> tuple[torch.Tensor, ...]:
         lengths = (kept[0] + 1, kept[1] + 1)
         for block in encoder.blocks:
             tokens_TD = block(tokens_TD, Sequences(integers(3, torch.int32), lengths), "triton")
-        features_LD = decoder.project(torch.cat([tokens_TD] * 3)[: sum(masked)])
+        features_LD = decoder.project(torch.narrow(torch.cat([tokens_TD] * 3), 0, 0, sum(masked)))
         for block in decoder.stacks[0]:
             features_LD = block(features_LD, Sequences(integers(3, torch.int32), masked), "triton")
         pred_MP2 = decoder.heads[0](features_LD)

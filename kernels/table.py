@@ -1,0 +1,46 @@
+"""Which back-end every op would use on a device, and why: what `camae doctor` prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from camae.kernels import lion, reconstruction_loss, tokenize, varlen_attention
+from camae.kernels.backends import Backend, default_backend
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """One op: the back-end used when none is named, the reason, and all that it has."""
+
+    op: str
+    default: str
+    why: str
+    backends: tuple[Backend, ...]
+
+
+_WHY = {
+    "triton": "our kernels; on this kind of device not yet timed against others",
+    "reference": "plain torch: the form for a device without kernels",
+    "torch_varlen": "the one with published figures (282-322 TFLOP/s forward, H100, head dim 64, bf16)",
+}
+
+
+def op_table(device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> list[OpRow]:
+    """Rows for tokenize, reconstruction_loss, varlen_attention and lion.
+
+    dtype: of attention's inputs; None: bf16 on CUDA, fp32 elsewhere.
+    """
+    device = torch.device(device)
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    rows = []
+    for module in (tokenize, reconstruction_loss, varlen_attention, lion):
+        attention = module is varlen_attention
+        default = varlen_attention.default_attention(device, dtype) if attention else default_backend(device)
+        available = module.backends(device)
+        chosen = next(b for b in available if b.name == default)
+        why = _WHY[default] if chosen.usable else f"cannot run: {chosen.why}"
+        rows.append(OpRow(module.__name__.rpartition(".")[2], default, why, available))
+    return rows

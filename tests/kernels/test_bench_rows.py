@@ -1,0 +1,77 @@
+"""The bench's own rules: a red check refuses the row, baselines match exactly, slowdowns are named."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def rows():
+    path = Path(__file__).parents[2] / "bench" / "rows.py"
+    spec = importlib.util.spec_from_file_location("bench_rows", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench_rows"] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def line(**changes):
+    seconds = {"median": 1.0, "p20": 0.9, "p80": 1.1, "rounds": 7}
+    base = {"op": "x", "case": "y", "shape": [1], "dtype": "float32", "backend": "reference"}
+    base |= {
+        "device": "cpu-2core",
+        "threads": 1,
+        "versions": {"torch": "1"},
+        "commit": "abc",
+        "seconds": seconds,
+    }
+    return base | changes
+
+
+def test_only_the_same_case_device_and_versions_is_a_baseline(rows, tmp_path):
+    folder = tmp_path / "cpu-2core"
+    folder.mkdir()
+    old, new = line(commit="old"), line(commit="new")
+    (folder / "kernels.jsonl").write_text(json.dumps(old) + "\n" + json.dumps(new) + "\n")
+    assert rows.find_baseline(line(), tmp_path)["commit"] == "new"
+    assert rows.find_baseline(line(versions={"torch": "2"}), tmp_path) is None
+    assert rows.find_baseline(line(device="h100"), tmp_path) is None
+
+
+def test_a_slowdown_beyond_the_spread_is_named(rows):
+    # The limit is p80 + (p80 - p20) = 1.1 + 0.2.
+    fast = line(seconds={"median": 1.29, "p20": 1, "p80": 2, "rounds": 7})
+    slow = line(seconds={"median": 1.31, "p20": 1, "p80": 2, "rounds": 7})
+    assert rows.slowdown(fast, line()) is None
+    sentence = rows.slowdown(slow, line())
+    assert "1.31 s, baseline 1 s (abc)" in sentence
+    assert "x [y, reference] on cpu-2core" in sentence
+
+
+def test_a_wrong_result_writes_no_row(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "SCRATCH", tmp_path)
+    recorder = rows.Recorder("cpu", full=False, compare=False, rounds=1)
+
+    def check():
+        raise AssertionError("wrong")
+
+    arguments = {
+        "shape": (1,),
+        "dtype": "float32",
+        "ours": {"reference": list},
+        "competitors": {"other": list},
+    }
+    arguments |= {"size_bytes": 1, "flops": 1}
+    with pytest.raises(AssertionError, match="wrong"):
+        recorder.row("x", "y", check=check, **arguments)
+    assert list(tmp_path.rglob("*.jsonl")) == []
+    row = recorder.row("x", "y", check=lambda: None, **arguments)
+    (file,) = tmp_path.rglob("*.jsonl")
+    assert json.loads(file.read_text()) == json.loads(json.dumps(row))
+    assert row["correct"]
+    assert row["competitor"] == "other"

@@ -1,0 +1,49 @@
+"""The op table that doctor prints, and that importing the ops is light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from camae.kernels.table import op_table
+from camae.kernels.varlen_attention import default_attention
+
+
+def test_cpu_uses_plain_torch_and_says_why_not_the_others():
+    rows = {row.op: row for row in op_table("cpu")}
+    assert set(rows) == {"tokenize", "reconstruction_loss", "varlen_attention", "lion"}
+    assert {row.default for row in rows.values()} == {"reference"}
+    others = {b.name: b.why for b in rows["varlen_attention"].backends if not b.usable}
+    assert "CUDA device" in others["torch_varlen"]
+    assert "not installed" in others["flash_attn_4"] or "CUDA device" in others["flash_attn_4"]
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "expected"),
+    [
+        ("cuda", torch.bfloat16, "torch_varlen"),
+        ("cuda", torch.float32, "reference"),
+        ("cpu", torch.bfloat16, "reference"),
+    ],
+)
+def test_default_attention(device, dtype, expected):
+    assert default_attention(torch.device(device), dtype) == expected
+
+
+def test_kernels_are_the_default_on_cuda():
+    rows = {row.op: row.default for row in op_table("cuda")}
+    assert rows == {
+        "tokenize": "triton",
+        "reconstruction_loss": "triton",
+        "varlen_attention": "torch_varlen",
+        "lion": "triton",
+    }
+
+
+def test_importing_the_ops_imports_no_triton():
+    code = "import camae.kernels.table, sys; print('triton' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
