@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from camae.errors import CamaeError
@@ -130,6 +133,100 @@ def report(
     import camae
 
     _out.print(str(camae.report(run, out)))
+
+
+@app.command()
+def benchmark(
+    embeddings: Annotated[
+        list[Path], typer.Argument(help="profile tables, one per model, of the same screen")
+    ],
+    out: Annotated[Path, typer.Option(help="results folder")],
+    pairs: Annotated[Path | None, typer.Option(help="file or folder of known pairs")] = None,
+    target: Annotated[str | None, typer.Option(help="column of targets, for sibling retrieval")] = None,
+    arms: Annotated[Path | None, typer.Option(help="gene table of chromosome arms")] = None,
+    expression: Annotated[Path | None, typer.Option(help="gene table of expression (zFPKM)")] = None,
+    backend: Annotated[str, typer.Option(help="'numpy' or 'cupy'")] = "numpy",
+) -> None:
+    """The paper's Tables 2-4 and recall curves for one or more models."""
+    from camae.maps.command import run_benchmark
+
+    run_benchmark(embeddings, pairs, out, target=target, arms=arms, expression=expression, backend=backend)
+    _out.print(f"results: {out / 'benchmark.html'}")
+
+
+@app.command()
+def pack(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="folder of the packed screen; an unfinished one is continued")],
+    codec: Annotated[str, typer.Option(help="'zstd' (256-pixel tiles) or 'none' (uncompressed)")] = "zstd",
+    incomplete: Incomplete = "error",
+    pattern: Pattern = None,
+) -> None:
+    """Rewrite a screen to crop-friendly TIFFs that any TIFF tool reads."""
+    from camae.dataloader.pack import pack as pack_screen
+
+    with _planes_bar("packing planes") as progress:
+        result = pack_screen(_manifest(data, incomplete, pattern), out, codec, progress=progress)
+    _out.print(f"{result}\nmanifest: {out / 'manifest.parquet'}")
+
+
+data_app = typer.Typer(help="Look at a screen before using it.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("check")
+def data_check(
+    data: Data,
+    out: Annotated[Path | None, typer.Option(help="CSV of the problems")] = None,
+    incomplete: Incomplete = "skip",
+    pattern: Pattern = None,
+) -> None:
+    """Find missing, damaged, wrong-sized, saturated, constant and duplicate planes; exit code 1 if there are any."""
+    from camae.dataloader.check import check
+    from camae.files import write_text
+
+    with _planes_bar("checking planes") as progress:
+        problems = check(_manifest(data, incomplete, pattern), progress=progress)
+    if out is not None:
+        write_text(out, problems.to_csv(index=False))
+    if problems.empty:
+        _out.print("no problems found")
+        return
+    table = Table(*problems.columns, title=f"{len(problems)} problems")
+    for row in problems.head(100).astype(str).itertuples(index=False):
+        table.add_row(*row)
+    _out.print(table)
+    raise typer.Exit(1)
+
+
+@data_app.command("plan")
+def data_plan(
+    data: Data,
+    destination: Annotated[str, typer.Option(help="folder that the copy commands write to")] = ".",
+    incomplete: Incomplete = "skip",
+    pattern: Pattern = None,
+) -> None:
+    """Count files and GB of a screen, and print the commands that fetch what is not here."""
+    from camae.dataloader.plan import plan
+
+    result = plan(_manifest(data, incomplete, pattern), destination)
+    _out.print(str(result))
+    for command in result.commands:
+        _out.print(command, soft_wrap=True)
+
+
+def _manifest(data: str, incomplete: str, pattern: str | None) -> Any:
+    from camae.dataloader import read_manifest
+
+    return read_manifest(data, incomplete=incomplete, pattern=pattern)
+
+
+@contextmanager
+def _planes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A live bar fed by progress(done, total)."""
+    with Progress(transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @app.command()

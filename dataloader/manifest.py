@@ -53,7 +53,7 @@ class Manifest:
             if column.startswith("Metadata_") or table[column].dtype != object or table[column].hasnans:
                 table[column] = _as_text(table[column])
         self.table = table
-        self.root = Path(root).absolute()
+        self.root = Path(os.path.abspath(root))  # without "..", so that leaving it can be seen
         self.channels: tuple[str, ...] = tuple(
             str(c) for c in table.columns if not str(c).startswith(("Metadata_", ILLUMINATION))
         )
