@@ -29,7 +29,7 @@ def op_backends(device: str | None = None) -> dict[str, str]:
 def examine() -> dict[str, dict[str, Any]]:
     """Everything `camae doctor` prints: versions, devices, ops."""
     ops = {
-        op: f"{row['uses']}; " + "; ".join(f"{b.name}: {b.why}" for b in row["backends"])
+        op: f"{row['uses']} ({row['why']}); " + "; ".join(f"{b.name}: {b.why}" for b in row["backends"])
         for op, row in _ops(None).items()
     }
     return {"versions": versions(), "devices": _devices(), "back-ends": ops}
@@ -47,12 +47,9 @@ def _devices() -> dict[str, str]:
 def _ops(device: str | None) -> dict[str, dict[str, Any]]:
     import torch
 
-    from camae.kernels.backends import default_backend
+    from camae.kernels.table import op_table
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    table = {}
-    for op in ("tokenize", "reconstruction_loss", "varlen_attention"):
-        module = importlib.import_module(f"camae.kernels.{op}")
-        backends = module.backends(device)
-        table[op] = {"uses": default_backend(device), "backends": backends}
-    return table
+    return {
+        row.op: {"uses": row.default, "why": row.why, "backends": row.backends} for row in op_table(device)
+    }

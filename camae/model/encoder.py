@@ -91,6 +91,7 @@ class Encoder(nn.Module):
             positions_ND,
             self.cls_D,
             eps=eps,
+            n_samples=layout.n_samples,
             backend=tokenize_backend,
         )
         sequences = Sequences(layout.cu_seqlens, layout.lengths, layout.sample_T)

@@ -145,8 +145,8 @@ def test_training_step_on_fakes(small_model):
 
 
 def test_kernels_on_fake_cuda_tensors(small_model):
-    """The same on CUDA fakes. Builds of torch without CUDA cannot record autograd there (no device guard), so the
-    backward ops are called one by one."""
+    """The same on CUDA fakes. Builds of torch without CUDA cannot record autograd there (they have no device
+    guard), so the backward ops are called one by one."""
     with FakeTensorMode(), torch.no_grad():
         on_fake(small_model, "cuda", torch.bfloat16)
         losses = losses_on_fakes(small_model, "cuda")
