@@ -46,7 +46,8 @@ def test_loader(
     full = bool(request.config.getoption("--full"))
     edge, crop, fields, batch, rounds = (2048, 256, 3, 16, 9) if full else (512, 64, 2, 8, 3)
     paths = field.write_fields(tmp_path_factory.mktemp("loader"), layout, fields, edge)
-    loader = CropLoader(manifest_of(paths), crop=crop, batch_size=batch, cache_bytes=0, threads=1)
+    # The fields stand for a screen of 100 times as many sites, so that epochs are longer than batches.
+    loader = CropLoader(manifest_of(paths * 100), crop=crop, batch_size=batch, cache_bytes=0, threads=1)
     rng = np.random.default_rng(0)
     steps = 8 if layout.startswith("none") else 1
 

@@ -51,8 +51,9 @@ template <typename T>
 void transpose_square(const T *in, T *out, std::size_t n, bool flip_rows) {
     const std::ptrdiff_t stride = flip_rows ? -static_cast<std::ptrdiff_t>(n) : static_cast<std::ptrdiff_t>(n);
     T *const first = flip_rows ? out + (n - 1) * n : out;
-    for (std::size_t i = 0; i < n; i += 8)
-        for (std::size_t j = 0; j < n; j += 8)
+    // Result rows outermost: they go to memory in whole lines, the source stays in cache.
+    for (std::size_t j = 0; j < n; j += 8)
+        for (std::size_t i = 0; i < n; i += 8)
             transpose_block(in + i * n + j, static_cast<std::ptrdiff_t>(n),
                             first + static_cast<std::ptrdiff_t>(j) * stride + static_cast<std::ptrdiff_t>(i), stride,
                             std::min<std::size_t>(8, n - i), std::min<std::size_t>(8, n - j));
