@@ -65,13 +65,8 @@ def design(parameters: ScreenParameters) -> Design:
     effect_PF[grouped:] = parameters.group_strength * own_PF[grouped:]
     weak = count - parameters.weak_singletons
     effect_PF[weak:] = parameters.weak_strength * own_PF[weak:]
-    effect_PF[:, _plain(parameters)] *= parameters.plain_effect
     order = rng.permutation(count)
     return Design(_names(rng, count), group_P[order], effect_PF[order])
-
-
-def _plain(parameters: ScreenParameters) -> npt.NDArray[np.bool_]:
-    return np.isin(FACTORS, parameters.plain_factors)
 
 
 def well_name(index: int) -> str:
@@ -95,8 +90,7 @@ def plate_layout(parameters: ScreenParameters, plate: int) -> npt.NDArray[np.int
 def well_factors(parameters: ScreenParameters, plate: int, well: int, effect_F: Array) -> Array:
     """A well's factor values: the perturbation, the plate's drift, the well's own variation, the outer rim."""
     drift_F = parameters.plate_factor_sd * stream(parameters.seed, 2, plate).standard_normal(len(FACTORS))
-    sd_F = np.where(_plain(parameters), parameters.plain_well_sd, parameters.well_sd)
-    own_F = sd_F * stream(parameters.seed, 3, plate, well).standard_normal(len(FACTORS))
+    own_F = parameters.well_sd * stream(parameters.seed, 3, plate, well).standard_normal(len(FACTORS))
     factors_F = effect_F + drift_F + own_F
     if is_edge(well):
         factors_F[FACTORS.index("cell_density")] += parameters.edge_density

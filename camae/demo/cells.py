@@ -17,7 +17,7 @@ from camae.demo.parameters import FACTORS, ScreenParameters
 
 Array = npt.NDArray[np.floating[Any]]
 MARGIN = 32
-HALF_PATCH = 52
+HALF_PATCH = 64
 _DENSITY_SENSITIVITY = 0.16
 _FACTOR = {name: i for i, name in enumerate(FACTORS)}
 
@@ -53,7 +53,7 @@ class Cells:
 
 def sample_cells(rng: np.random.Generator, well_factors_F: Array, parameters: ScreenParameters) -> Cells:
     """Scatter cells at the well's density, pushed apart, each with its own factor values."""
-    side = parameters.size + 2 * MARGIN
+    side = parameters.field + 2 * MARGIN
     density_index = _FACTOR["cell_density"]
     usual = parameters.cells_per_site * (side / 256) ** 2
     expected = usual * np.exp(_DENSITY_SENSITIVITY * well_factors_F[density_index])

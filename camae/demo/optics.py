@@ -27,6 +27,15 @@ def illumination(rng: np.random.Generator, size: int, depth: float) -> Array:
     return (field / field.mean()).astype(np.float32)
 
 
+def magnify(image_FF: Array, size: int) -> Array:
+    """An (F, F) image on (size, size) camera pixels, bilinear between pixel centres."""
+    at = np.clip((np.arange(size) + 0.5) * len(image_FF) / size - 0.5, 0, len(image_FF) - 1)
+    low = np.minimum(at.astype(int), len(image_FF) - 2)
+    share = (at - low).astype(np.float32)
+    rows = image_FF[low] * (1 - share)[:, None] + image_FF[low + 1] * share[:, None]
+    return rows[:, low] * (1 - share) + rows[:, low + 1] * share
+
+
 def photograph(
     clean_CLL: Array, parameters: ScreenParameters, plate: int, well: int, site: int
 ) -> npt.NDArray[np.uint16]:
@@ -44,7 +53,8 @@ def photograph(
         log_background += 0.3 * parameters.well_gain_sd * well_rng.standard_normal()
         sigma *= np.exp(parameters.well_blur_sd * well_rng.standard_normal())
         log_gain += parameters.edge_gain * is_edge(well)
-        sharp = np.maximum(blur(clean_LL, sigma), 0)[MARGIN:-MARGIN, MARGIN:-MARGIN]
+        specimen = np.maximum(blur(clean_LL, sigma / parameters.magnification), 0)
+        sharp = magnify(specimen[MARGIN:-MARGIN, MARGIN:-MARGIN], parameters.size)
         level = light * (
             _FULL_SIGNAL[name] * np.exp(log_gain) * sharp + parameters.background * np.exp(log_background)
         )

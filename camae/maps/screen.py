@@ -18,7 +18,7 @@ Pair = tuple[str, str]
 
 # Negative controls per component kept when a principal-component alignment has fewer controls than it needs:
 # a covariance from about as many controls as features whitens their noise, not the batch effect.
-CONTROLS_PER_COMPONENT = 4
+CONTROLS_PER_COMPONENT = 2
 _FITS_COMPONENTS = ("pca", "pca_standardize", "tvn", "tvn_ando")
 
 
@@ -45,7 +45,7 @@ def map_screen(
 ) -> ScreenMap:
     """Align wells by plate on the negative controls, then take the spherical mean of every perturbation.
 
-    Principal-component methods keep at most a quarter as many components as there are controls, unless
+    Principal-component methods keep at most half as many components as there are controls, unless
     `components` is given.
 
     wells: table with `Metadata_*` and feature columns, or its Parquet file. control: column that says "negcon".

@@ -49,8 +49,8 @@ def test_equals_the_steps_by_hand():
 
 def test_components_are_limited_by_the_controls():
     result = map_screen(wells(features=30), "tvn")
-    assert result.options["components"] == 40 // 4
-    assert result.vectors.shape[1] == 10
+    assert result.options["components"] == 40 // 2
+    assert result.vectors.shape[1] == 20
     assert map_screen(wells(features=30), "tvn", components=5).vectors.shape[1] == 5
 
 
