@@ -102,7 +102,9 @@ def read_binary(cubin: bytes) -> tuple[int, int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = subprocess.check_output([tool, "--dump-resource-usage", file.name], text=True, stderr=subprocess.DEVNULL)
+        usage = subprocess.check_output(
+            [tool, "--dump-resource-usage", file.name], text=True, stderr=subprocess.DEVNULL
+        )
         sass = subprocess.check_output([tool, "--dump-sass", file.name], text=True, stderr=subprocess.DEVNULL)
     registers = max(int(n) for n in re.findall(r"REG:(\d+)", usage))
     return registers, len(re.findall(r"\bSTL\b", sass)), len(re.findall(r"\b(?:HMMA|HGMMA|QGMMA)\b", sass))
