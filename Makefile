@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: help demo test test-full bench check format gpu aot clean
+.PHONY: help demo test test-full bench check format gpu aot codecs clean
 help:
 	@echo "make demo       the whole product on a small screen (under 10 minutes on 2 cores)"
 	@echo "make test       the test suite (no GPU needed)"
@@ -23,9 +23,18 @@ $(VENV)/.core: $(BIN)/python $(SOURCES)
 	$(PIP) install -q -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.dev: $(BIN)/python $(SOURCES)
+# efaar-benchmarking asks for a tree of packages that none of its functions we compare with needs.
+$(VENV)/.dev: $(BIN)/python $(SOURCES) | codecs
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	$(PIP) install -q -c constraints.txt --no-deps efaar-benchmarking
 	@touch $@ $(VENV)/.core
+
+# The native reader links libdeflate and zstd where their headers are; without them imagecodecs decodes.
+codecs:
+	@test -e /usr/include/libdeflate.h -a -e /usr/include/zstd.h || \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
+	    && apt-get install -y -qq libdeflate-dev libzstd-dev >/dev/null; } || \
+	  echo "libdeflate and zstd headers are absent: those codecs go through imagecodecs"
 
 demo: $(VENV)/.core
 	$(BIN)/camae demo --out runs/demo

@@ -266,9 +266,19 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
     return values
 
 
+_noted: set[str] = set()
+
+
+def _note(message: Warning | str, *_: Any) -> None:
+    """A warning as one line on stderr, once."""
+    if str(message) not in _noted:
+        _noted.add(str(message))
+        Console(stderr=True, soft_wrap=True).print(f"[yellow]note:[/] {message}", highlight=False)
+
+
 def main() -> None:
     """Entry point: user errors become one sentence on stderr and exit code 2."""
-    warnings.showwarning = lambda message, *_: Console(stderr=True).print(f"[yellow]note:[/] {message}")
+    warnings.showwarning = _note
     try:
         app()
     except CamaeError as error:

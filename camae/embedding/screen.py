@@ -191,7 +191,8 @@ class _Screen:
         size = self.model.config.crop
         try:
             check_image(torch.from_numpy(image), "the site", channels, self.model, self.about["value_range"])
-            corners = tile_corners(*image.shape[1:], size, self.about["tiles"], self.about["overlap"])
+            height, width = image.shape[1:]
+            corners = tile_corners(height, width, size, self.about["tiles"], self.about["overlap"])
         except CamaeError as error:
             raise CamaeError(f"{self.manifest.where(row)}: {error}") from None
         windows = [image[:, y : y + size, x : x + size] for y, x in corners]

@@ -24,7 +24,7 @@ def tile_corners(height: int, width: int, size: int, tiles: str, overlap: float 
     if tiles == "center":
         return [((height - size) // 2, (width - size) // 2)]
     if tiles == "grid":
-        ys, xs = (range(0, n - size + 1, size) for n in (height, width))
+        ys, xs = (list(range(0, n - size + 1, size)) for n in (height, width))
     elif tiles == "cover":
         ys, xs = (_spread(n, size, overlap) for n in (height, width))
     else:
@@ -32,7 +32,7 @@ def tile_corners(height: int, width: int, size: int, tiles: str, overlap: float 
     return [(y, x) for y in ys for x in xs]
 
 
-def _spread(length: int, size: int, overlap: float) -> list[int]:  # type: ignore[misc]
+def _spread(length: int, size: int, overlap: float) -> list[int]:
     stride = max(1, int(size * (1 - overlap)))
     count = -(-(length - size) // stride) + 1
     if count == 1:

@@ -194,7 +194,7 @@ class CAMAE(nn.Module):
         patches, masks = pred_LP2.split(totals), mask_L.split(totals)
         if isinstance(images, (list, tuple)) and len(set(totals)) > 1:
             return list(patches), list(masks)
-        if not isinstance(images, (list, tuple)) and images.ndim == 3:
+        if not isinstance(images, (list, tuple)) and images.ndim == 3:  # type: ignore[union-attr]
             return patches[0], masks[0]
         return torch.stack(patches), torch.stack(masks)
 
@@ -255,14 +255,15 @@ def channel_lists(
     if isinstance(channels, str):
         raise CamaeError(f"channels is the single string {channels!r}; give a list of names, one per plane")
     shared = all(isinstance(name, str) for name in channels)
-    lists = [list(channels)] * len(samples) if shared else [list(names) for names in channels]
+    lists: list[list[str]]
+    lists = [list(channels)] * len(samples) if shared else [list(names) for names in channels]  # type: ignore[arg-type]
     if len(lists) != len(samples):
         raise CamaeError(f"{len(lists)} lists of channel names for {len(samples)} images")
     for i, (names, image) in enumerate(zip(lists, samples, strict=True)):
         if len(names) != image.shape[0]:
             raise CamaeError(
-                f"image {i} has {image.shape[0]} planes but {len(names)} channel names: {', '.join(map(str, names))}"
+                f"image {i} has {image.shape[0]} planes but {len(names)} channel names: {', '.join(names)}"
             )
         if len(set(names)) != len(names):
-            raise CamaeError(f"image {i}: channel names repeat: {', '.join(map(str, names))}")
-    return lists  # type: ignore[return-value]
+            raise CamaeError(f"image {i}: channel names repeat: {', '.join(names)}")
+    return lists

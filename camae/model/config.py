@@ -154,7 +154,8 @@ PRESETS: dict[str, ModelConfig] = _presets()
 def preset(name: str, **changes: Any) -> ModelConfig:
     """The named preset, with fields changed: `preset("ca_mae_vit_ti16", crop=128, decoder={"depth": 1})`.
 
-    `decoder="small"` is width 256 with 2 blocks, cross-attending to visible tokens. Raises CamaeError for an unknown name or field.
+    `decoder="small"` is width 256 with 2 blocks, cross-attending to visible tokens.
+    Raises CamaeError for an unknown name or field.
     """
     if name not in PRESETS:
         raise CamaeError(f"there is no model preset {name!r}; presets are {', '.join(PRESETS)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -22,10 +24,11 @@ class Decoder(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
         d = c.decoder
-        self.config, self.channels = d, c.channels
+        self.config, self.channels, self.pixels = d, c.channels, c.patch**2
         self.project = nn.Linear(c.width, d.width)
         self.mask_token_D = nn.Parameter(torch.empty(d.width))
         self.channel_tokens_CD = nn.Parameter(torch.empty(len(c.channels), d.width))
+        self.positions_ND: torch.Tensor
         self.register_buffer("positions_ND", sincos_positions(c.grid, c.grid, d.width), persistent=False)
         n_cross = {"shared": 1, "per_channel": len(c.channels), "none": 0}[d.cross_attention]
         n_heads = len(c.channels) if d.cross_attention == "per_channel" else 1
@@ -38,7 +41,7 @@ class Decoder(nn.Module):
             nn.ModuleList(SequentialBlock(d.width, d.heads, hidden, d.norm_eps) for _ in range(d.depth))
             for _ in c.channels
         )
-        self.heads = nn.ModuleList(nn.Linear(d.width, c.patch**2) for _ in range(n_heads))
+        self.heads = nn.ModuleList(nn.Linear(d.width, self.pixels) for _ in range(n_heads))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -53,7 +56,7 @@ class Decoder(nn.Module):
         nn.init.normal_(self.mask_token_D, std=0.02)
         nn.init.normal_(self.channel_tokens_CD, std=0.02)
 
-    def channel_indices(self, names_K: list[str]) -> list[int]:
+    def channel_indices(self, names_K: Sequence[str]) -> list[int]:
         """Decoder of every plane. Raises CamaeError for a channel the model has no decoder for."""
         index = {name: i for i, name in enumerate(self.channels)}
         if unknown := [n for n in dict.fromkeys(names_K) if n not in index]:
@@ -72,7 +75,7 @@ class Decoder(nn.Module):
         visible_VD = self.project(tokens_TD[layout.patch_rows])
         all_LD = self.mask_token_D.to(visible_VD.dtype).expand(K * N, -1)
         all_LD = torch.index_copy(all_LD.contiguous(), 0, layout.kept, visible_VD)
-        where_LD = self.channel_tokens_CD[channel_K][:, None] + self.positions_ND  # type: ignore[operator]
+        where_LD = self.channel_tokens_CD[channel_K][:, None] + self.positions_ND
         all_LD = all_LD + where_LD.reshape(K * N, -1).to(all_LD.dtype)
         if self.config.cross_attention != "none":
             all_LD = self._cross(all_LD, layout, channel_K, backend)
@@ -82,7 +85,7 @@ class Decoder(nn.Module):
         """Pixels (M, P*P) from features, by the shared head or each channel's own."""
         if len(self.heads) == 1:
             return self.heads[0](features_MD)
-        out = features_MD.new_empty(len(features_MD), self.heads[0].out_features)  # type: ignore[arg-type]
+        out = features_MD.new_empty(len(features_MD), self.pixels)
         for c in range(len(self.heads)):
             rows = (channel_M == c).nonzero().squeeze(1)
             out = out.index_copy(0, rows, self.heads[c](features_MD[rows]).to(out.dtype))

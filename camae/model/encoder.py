@@ -35,6 +35,7 @@ class Encoder(nn.Module):
         )
         # The released parallel form has no norm on the token path.
         self.norm = nn.Identity() if c.block == "parallel" else nn.LayerNorm(c.width, eps=c.norm_eps)
+        self.positions_ND: torch.Tensor
         self.register_buffer("positions_ND", sincos_positions(c.grid, c.grid, c.width), persistent=False)
         self.reset_parameters()
 
@@ -56,7 +57,7 @@ class Encoder(nn.Module):
         """
         c = self.config
         if (height, width) == (c.crop, c.crop):
-            return self.positions_ND  # type: ignore[return-value]
+            return self.positions_ND
         if height % c.patch or width % c.patch:
             raise CamaeError(f"planes of {height} x {width} px are not a multiple of the patch, {c.patch} px")
         if not interpolate:
@@ -67,7 +68,7 @@ class Encoder(nn.Module):
         grid_h, grid_w = height // c.patch, width // c.patch
         scale = c.grid / math.sqrt(grid_h * grid_w)
         table = sincos_positions(grid_h, grid_w, c.width, scale=scale)
-        return table.to(self.positions_ND)  # type: ignore[call-overload]
+        return table.to(self.positions_ND)
 
     def forward(
         self,
@@ -81,7 +82,7 @@ class Encoder(nn.Module):
         layers: tuple[int, ...] = (),
     ) -> torch.Tensor | list[torch.Tensor]:
         """Tokens (T, D) of the last block, packed as `layout` says; with `layers`, those blocks' outputs."""
-        positions_ND = self.positions(*batch.planes_KHW.shape[1:], interpolate)
+        positions_ND = self.positions(batch.planes_KHW.shape[1], batch.planes_KHW.shape[2], interpolate)
         tokens_TD = tokenize(
             batch.planes_KHW,
             batch.sample_K,

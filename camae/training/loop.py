@@ -72,7 +72,7 @@ def train(
     Writes `config.toml`, `run.json`, `log.jsonl`, `checkpoints/`, `model.safetensors`,
     `reconstructions.npz` and pictures. Raises CamaeError with one sentence for bad data or settings.
     """
-    given = {"steps": steps} if steps is not None else {}
+    given: dict[str, Any] = {"steps": steps} if steps is not None else {}
     if model is not None:
         given["model"] = model
     recipe = resolve(config, **given, **settings)
