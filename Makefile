@@ -40,7 +40,7 @@ demo: $(VENV)/.core
 	$(BIN)/camae demo --out runs/demo
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -m "not gpu and not full" --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not full" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 test-full: $(VENV)/.dev
 	$(BIN)/pytest -m "not gpu"
@@ -65,6 +65,7 @@ gpu:
 	$(PYTHON) -m venv --system-site-packages .venv-gpu
 	.venv-gpu/bin/python -m pip install -q --no-index --no-build-isolation --no-deps -e .
 	.venv-gpu/bin/python -m pytest -m gpu -p no:cacheprovider
+	.venv-gpu/bin/python -m pytest bench/ --full -k kernels
 
 # The kernels' budgets on another Triton, beside the environment's own: make aot TRITON=3.6.0
 TRITON ?= 3.6.0

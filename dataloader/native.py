@@ -69,7 +69,8 @@ def describe(address: str) -> dict[str, Any]:
 def error_of(path: str, reason: int, sentence: str) -> CamaeError:
     """The error a person sees for what the native reader refused."""
     kind = MissingFileError if reason == _MISSING else CamaeError
-    return kind(f"{path}: {sentence}")
+    advice = "; the back-end 'tifffile' may read it" if "not read by the native reader" in sentence else ""
+    return kind(f"{path}: {sentence}{advice}")
 
 
 def read_windows(

@@ -47,6 +47,7 @@ def embed_screen(
     format: str | None = None,
     incomplete: str = "error",
     pattern: str | None = None,
+    reader: str | None = None,
     quiet: bool = False,
 ) -> pd.DataFrame:
     """Embed every site of a screen and return the table of its wells.
@@ -58,6 +59,7 @@ def embed_screen(
     pool: "mean" or "cls"; "per_channel" concatenates the channels (sites must then have equal channel counts).
     level: "well" (mean over sites) or "site".
     format, incomplete, pattern: how a folder is read, as in `camae.dataloader.read_manifest`.
+    reader: image back-end, "native" (default: 8- and 16-bit), "tifffile" (also float) or "dali".
     sites_per_shard, tokens_per_pass: fixed in the ledger at the first start, so that a resumed run packs the
         same batches and equals an uninterrupted one bitwise on a CPU.
 
@@ -90,7 +92,7 @@ def embed_screen(
     } | settings
     folder = Path(out)
     _claim(folder, about)
-    _Screen(net, sites, folder, about).run(quiet)
+    _Screen(net, sites, folder, about, reader).run(quiet)
     table = pd.concat([read_table(p)[0] for p in sorted((folder / "sites").glob("part-*.parquet"))])
     table = by_well(table) if level == "well" else table.reset_index(drop=True)
     write_table(folder / f"{level}s.parquet", table, about)
@@ -121,8 +123,16 @@ def _claim(folder: Path, about: dict[str, Any]) -> None:
 class _Screen:
     """The work of one screen: plan of shards, sites read ahead, shards written whole."""
 
-    def __init__(self, model: CAMAE, manifest: Manifest, folder: Path, about: dict[str, Any]):
-        self.model, self.manifest, self.folder, self.about = model, manifest, folder, about
+    def __init__(
+        self, model: CAMAE, manifest: Manifest, folder: Path, about: dict[str, Any], reader: str | None
+    ):
+        self.model, self.manifest, self.folder, self.about, self.reader = (
+            model,
+            manifest,
+            folder,
+            about,
+            reader,
+        )
 
     def run(self, quiet: bool) -> None:
         """Embed the shards that are not there yet."""
@@ -187,7 +197,7 @@ class _Screen:
 
     def _tiles(self, row: int) -> tuple[list[torch.Tensor], list[str]]:
         """Tiles of a site in which every plane has signal, and their channel names."""
-        image, channels = read_site(self.manifest, row, check_constant=True)
+        image, channels = read_site(self.manifest, row, check_constant=True, backend=self.reader)
         size = self.model.config.crop
         try:
             check_image(torch.from_numpy(image), "the site", channels, self.model, self.about["value_range"])

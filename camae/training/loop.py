@@ -24,6 +24,7 @@ from camae.model.ca_mae import CAMAE
 from camae.model.checkpoint import MODEL_FILE, save
 from camae.model.config import preset
 from camae.training import checkpoints
+from camae.training.guard import SignalGuard
 from camae.training.log import RunLog, progress_bar, read_log
 from camae.training.optimizer import build_optimizer, freeze
 from camae.training.recipe import Recipe, resolve, to_toml
@@ -110,6 +111,7 @@ class _Trainer:
         self.optimizer = build_optimizer(self.model, recipe)
         self.mask_ratio = recipe.mask_ratio or self.model.config.mask_ratio
         self.alpha = self.model.config.alpha if recipe.alpha is None else recipe.alpha
+        self.guard = SignalGuard(training, recipe.reader)
         self.log_every = recipe.log_every or (1 if self.device.type == "cpu" else 10)
 
     def run(self, resume: bool) -> Run:
@@ -143,7 +145,15 @@ class _Trainer:
 
     def _check_same_recipe(self, state: dict[str, Any], folder: Path) -> None:
         """Settings that change what a step computes must be those the run began with."""
-        free = {"checkpoint_every", "keep_checkpoints", "log_every", "picture_every", "workers", "device"}
+        free = {
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+            "picture_every",
+            "workers",
+            "device",
+            "reader",
+        }
         before, now = state["recipe"], self.recipe.to_dict()
         changed = [k for k in now if k not in free and before.get(k) != _json(now[k])]
         if changed:
@@ -179,6 +189,7 @@ class _Trainer:
             augment=r.augment,
             start_step=first_step * r.accumulate,
             workers=r.workers,
+            backend=r.reader,
         )
 
     def _steps(self, first: int, log: RunLog, bar: Progress) -> None:
@@ -226,7 +237,9 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
         for _ in range(r.accumulate):
-            losses = self._loss(next(batches).to(self.device, non_blocking=True))
+            batch = next(batches)
+            self.guard.check(batch)
+            losses = self._loss(batch.to(self.device, non_blocking=True))
             losses["total"].backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach()

@@ -22,6 +22,7 @@ class Recipe:
     freeze: parameter-name prefixes that are not trained.
     precision: "fp32" or "bf16" (autocast); None is bf16 on CUDA and fp32 elsewhere.
     value_range: lowest and highest possible value of float images.
+    reader: image back-end, "native" (default: 8- and 16-bit), "tifffile" (also float) or "dali".
     """
 
     model: str = "ca_mae_vit_b16"
@@ -52,6 +53,7 @@ class Recipe:
     log_every: int | None = None
     picture_every: int = 0
     workers: int = 1
+    reader: str | None = None
 
     def __post_init__(self) -> None:
         checks = [

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 
 import camae
@@ -100,8 +102,10 @@ def test_accumulation_equals_one_batch(screen, tmp_path):
 
 
 def test_loss_falls(screen, tmp_path):
-    history = run(screen, tmp_path / "run", steps=60, optimizer="adamw", lr=3e-3, augment=False).history
-    first, last = losses(history)[:5], losses(history)[-5:]
+    options = TINY["model_options"] | {"decoder": TINY["model_options"]["decoder"] | {"cross_residual": True}}
+    settings = {"optimizer": "adamw", "lr": 3e-3, "augment": False, "model_options": options}
+    history = run(screen, tmp_path / "run", steps=120, **settings).history
+    first, last = losses(history)[:10], losses(history)[-10:]
     assert sum(last) < 0.9 * sum(first)
 
 
@@ -177,6 +181,37 @@ def test_bad_settings_are_one_sentence(screen, tmp_path, settings, sentence):
     with pytest.raises(CamaeError, match=sentence):
         run(screen, tmp_path / "run", steps=1, **settings)
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda p: p.unlink(), "A02.*ER.*P1_A02_ER.tif"),
+        (lambda p: p.write_bytes(p.read_bytes()[:2000]), "A02.*ER.*P1_A02_ER.tif"),
+        (lambda p: tifffile.imwrite(p, np.zeros((16, 16), np.uint16)), "A02"),
+        (lambda p: tifffile.imwrite(p, np.full((48, 48), 7, np.uint16)), "A02.*ER.*P1_A02_ER.tif.*constant"),
+        (lambda p: tifffile.imwrite(p, np.full((48, 48), 0.5, np.float32)), "A02"),
+    ],
+)
+def test_bad_files_are_named(screen, tmp_path, change, sentence):
+    change(screen.parent / "P1_A02_ER.tif")
+    with pytest.raises(CamaeError, match=sentence):
+        run(screen, tmp_path / "run", steps=8)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_float_images_need_their_range_and_no_nan(screen, tmp_path):
+    for path in screen.parent.glob("*.tif"):
+        tifffile.imwrite(path, (tifffile.imread(path) / 65535).astype(np.float32))
+    with pytest.raises(CamaeError, match="value_range"):
+        run(screen, tmp_path / "run", steps=2, reader="tifffile")
+    assert (
+        run(screen, tmp_path / "ranged", steps=2, reader="tifffile", value_range=(0, 1)).history[-1]["loss"]
+        < 3
+    )
+    tifffile.imwrite(screen.parent / "P2_A03_DNA.tif", np.full((48, 48), np.nan, np.float32))
+    with pytest.raises(CamaeError, match=r"A03.*DNA.*P2_A03_DNA.tif.*NaN"):
+        run(screen, tmp_path / "nan", steps=4, reader="tifffile", value_range=(0, 1))
 
 
 def test_missing_and_broken_configuration(tmp_path, screen):
