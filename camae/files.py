@@ -24,6 +24,18 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def read_json_lines(path: str | Path) -> list[Any]:
+    """One value per line; a last line cut short by a kill is left out, a missing file has none."""
+    path = Path(path)
+    rows: list[Any] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Atomic text file, UTF-8."""
     return write_atomic(path, lambda p: p.write_text(text, encoding="utf-8"))

@@ -78,7 +78,11 @@ class Manifest:
 
         Raises MissingFileError when there is no such file, CamaeError when it is not a table.
         """
-        return cls(read_table(path), Path(path).absolute().parent)
+        table = read_table(path)
+        try:
+            return cls(table, Path(path).absolute().parent)
+        except CamaeError as error:
+            raise CamaeError(f"{path}: {error}") from None
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write to `.csv` or `.parquet`, whole or not at all; paths stay valid from the new folder."""

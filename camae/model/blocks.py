@@ -10,6 +10,15 @@ from camae.kernels.varlen_attention import varlen_attention
 from camae.model.config import ModelConfig
 
 
+def initialize_linears(module: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases in every linear layer (He et al.)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 class Sequences:
     """Where sequences begin in a packed (T, D) tensor, with lengths known on the host."""
 

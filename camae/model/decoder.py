@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from camae.errors import CamaeError
-from camae.model.blocks import CrossAttention, Sequences, SequentialBlock
+from camae.model.blocks import CrossAttention, Sequences, SequentialBlock, initialize_linears
 from camae.model.config import ModelConfig
 from camae.model.layout import TokenLayout, cumulative
 from camae.model.positions import sincos_positions
@@ -46,11 +46,7 @@ class Decoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Xavier-uniform projections (He et al.); heads, mask and channel tokens std 0.02."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialize_linears(self)
         for head in self.heads:  # first predictions near the mean of a standardised plane: a loss near 1
             nn.init.trunc_normal_(head.weight, std=0.02)  # type: ignore[arg-type]
         nn.init.normal_(self.mask_token_D, std=0.02)

@@ -10,7 +10,7 @@ from torch import nn
 from camae.dataloader.planes import PlaneBatch
 from camae.errors import CamaeError
 from camae.kernels.tokenize import tokenize
-from camae.model.blocks import ParallelBlock, Sequences, SequentialBlock
+from camae.model.blocks import ParallelBlock, Sequences, SequentialBlock, initialize_linears
 from camae.model.config import ModelConfig
 from camae.model.layout import TokenLayout
 from camae.model.positions import sincos_positions
@@ -41,11 +41,7 @@ class Encoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """He et al. initialisation: xavier-uniform projections, class token std 0.02."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialize_linears(self)
         nn.init.xavier_uniform_(self.patch_weight_DP2)
         nn.init.normal_(self.cls_D, std=0.02)
 

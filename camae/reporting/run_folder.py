@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError, MissingFileError
+from camae.files import read_json_lines
 from camae.tables import features_of, read_table
 
 
@@ -123,13 +124,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _log(path: Path) -> pd.DataFrame:
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return pd.DataFrame(rows)
+    return pd.DataFrame(read_json_lines(path))
 
 
 def _table(path: Path, needed: tuple[str, ...]) -> pd.DataFrame | None:

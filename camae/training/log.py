@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from camae.files import write_text
+from camae.files import read_json_lines, write_text
 
 
 class RunLog:
@@ -36,17 +36,8 @@ class RunLog:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a log; a last line cut short by a kill is left out."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """Rows of a run's log."""
+    return read_json_lines(path)
 
 
 def progress_bar(console: Console | None = None, disable: bool = False) -> Progress:
