@@ -278,7 +278,7 @@ def _note(message: Warning | str, *_: Any) -> None:
 
 def main() -> None:
     """Entry point: user errors become one sentence on stderr and exit code 2."""
-    warnings.showwarning = _note
+    warnings.showwarning = _note  # type: ignore[assignment]
     try:
         app()
     except CamaeError as error:
