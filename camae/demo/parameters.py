@@ -5,7 +5,8 @@ recovers most of them. Version 1 hid what perturbations do from any encoder that
 the four factors that change the layout of a cell and left most of the signal in textures of two or three pixels.
 Version 2 treats all factors alike, makes them stronger, and images at a higher magnification. Its strength and
 magnification were settled while looking at the recall of trained encoders on intermediate versions, so the demo shows
-that the parts work together; it is no independent measure of how well a model recalls biology. Changing a value changes the screen: raise `ScreenParameters.version` with it.
+that the parts work together; it is no independent measure of how well a model recalls biology.
+Changing a value changes the screen: raise `ScreenParameters.version` with it.
 """
 
 from __future__ import annotations
