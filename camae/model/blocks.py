@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from camae.kernels.varlen_attention import varlen_attention
 from camae.model.config import ModelConfig
@@ -17,6 +20,14 @@ def initialize_linears(module: nn.Module) -> None:
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def run_block(block: nn.Module, recompute: bool, *inputs: Any) -> torch.Tensor:
+    """block(*inputs); with `recompute` its activations are computed again in the backward pass, not kept."""
+    if recompute and torch.is_grad_enabled():
+        # Stochastic depth draws the same numbers again: checkpoint restores the generators' states.
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
 
 
 class Sequences:
@@ -139,17 +150,26 @@ class CrossAttention(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
+    def query(self, x_TD: torch.Tensor) -> torch.Tensor:
+        """Projected queries (T, width)."""
+        return self.q(self.query_norm(x_TD))
+
+    def keys_values(self, x_SD: torch.Tensor) -> torch.Tensor:
+        """Projected keys and values side by side (S, 2 * width)."""
+        return self.kv(self.context_norm(x_SD))
+
     def forward(
         self,
         query_TD: torch.Tensor,
-        context_SD: torch.Tensor,
+        q_TD: torch.Tensor,
+        kv_SD: torch.Tensor,
         queries: Sequences,
         keys: Sequences,
         backend: str | None,
     ) -> torch.Tensor:
-        q = self.q(self.query_norm(query_TD))
-        k, v = self.kv(self.context_norm(context_SD)).chunk(2, dim=1)
-        z = self.proj(attend(q, k, v, self.heads, queries, keys, backend))
+        """Output (T, width) for queries `query_TD`, projected as `q_TD`, over keys and values `kv_SD`."""
+        k, v = kv_SD.chunk(2, dim=1)
+        z = self.proj(attend(q_TD, k, v, self.heads, queries, keys, backend))
         if self.residual:
             z = z + query_TD
         return z + self.fc2(F.gelu(self.fc1(self.out_norm(z))))

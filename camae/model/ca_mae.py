@@ -82,22 +82,13 @@ class CAMAE(nn.Module):
         )
         return tokens, layout
 
-    def masked_forward(
-        self,
-        batch: PlaneBatch,
-        noise: torch.Tensor,
-        mask_ratio: float,
-        value_range: tuple[float, float] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, TokenLayout]:
-        """Mask, encode, decode: decoder features (K*N, width), channel of each plane (K,), the layout."""
-        layout = masked_layout(batch, self.n_patches(batch), mask_ratio, noise)
+    def _masked_layout(
+        self, batch: PlaneBatch, noise: torch.Tensor, mask_ratio: float, part: float
+    ) -> TokenLayout:
+        layout = masked_layout(batch, self.n_patches(batch), mask_ratio, noise, part)
         if 0 in layout.kept_per_sample:
             raise CamaeError(f"mask_ratio {mask_ratio} leaves a sample without a visible patch")
-        names_K = batch.names_K
-        channel_K = torch.tensor(self.decoder.channel_indices(names_K), device=layout.device)
-        tokens_TD, _ = self.encode(batch, layout, value_range=value_range)
-        features = self.decoder(tokens_TD, layout, names_K, self.backends.attention)
-        return features, channel_K, layout
+        return layout
 
     def batch_loss(
         self,
@@ -117,17 +108,22 @@ class CAMAE(nn.Module):
             default this batch's.
         reduction: "samples" = mean over a sample's masked patches, then over samples; "tokens" = over all
             masked patches, as the released model does.
+        In training mode with `decoder.part` below 1, an unbiased estimate from a random part of those patches.
         Returns scalars "total" (Eq. 3), and, detached, "mse" (Eq. 1) and "fourier" (Eq. 2).
         """
         c = self.config
         mask_ratio = c.mask_ratio if mask_ratio is None else mask_ratio
         alpha = c.alpha if alpha is None else alpha
-        features, channel_K, layout = self.masked_forward(batch, noise, mask_ratio, value_range)
-        masked = layout.masked
-        if len(masked) == 0:
+        names_K = batch.names_K
+        self.decoder.channel_indices(names_K)
+        part = c.decoder.part if self.training else 1.0
+        layout = self._masked_layout(batch, noise, mask_ratio, part)
+        decoded = layout.decoded
+        if sum(decoded.per_sample) == 0:
             raise CamaeError(f"mask_ratio {mask_ratio} masks nothing, so there is no loss; use one above 0")
-        plane_M, patch_M = masked // layout.n_patches, masked % layout.n_patches
-        pred_MP2 = self.decoder.predict(features[masked], channel_K[plane_M])
+        plane_M, patch_M = decoded.index_M // layout.n_patches, decoded.index_M % layout.n_patches
+        tokens_TD, _ = self.encode(batch, layout, value_range=value_range)
+        pred_MP2 = self.decoder(tokens_TD, layout, names_K, self.backends.attention, decoded)
         total, mse, fourier = reconstruction_losses(
             pred_MP2,
             batch.planes_KHW,
@@ -184,10 +180,11 @@ class CAMAE(nn.Module):
         image, and two lists for a ragged list.
         """
         batch = self.as_batch(images, channels)
-        features, channel_K, layout = self.masked_forward(
-            batch, self._noise(batch, noise), mask_ratio, value_range
-        )
-        pred_LP2 = self.decoder.predict(features, channel_K.repeat_interleave(layout.n_patches))
+        names_K = batch.names_K
+        self.decoder.channel_indices(names_K)
+        layout = self._masked_layout(batch, self._noise(batch, noise), mask_ratio, 1.0)
+        tokens_TD, _ = self.encode(batch, layout, value_range=value_range)
+        pred_LP2 = self.decoder(tokens_TD, layout, names_K, self.backends.attention)
         mask_L = torch.ones(len(pred_LP2), device=pred_LP2.device)
         mask_L[layout.kept] = 0
         totals = [c * layout.n_patches for c in layout.planes_per_sample]
@@ -214,15 +211,17 @@ class CAMAE(nn.Module):
         return flat
 
 
-def _weights(layout: TokenLayout, n_samples: int | None, reduction: str) -> torch.Tensor | None:
-    """Weight of every masked patch in the loss."""
-    if reduction == "tokens":
-        return None
-    if reduction != "samples":
+def _weights(layout: TokenLayout, n_samples: int | None, reduction: str) -> torch.Tensor:
+    """Weight of every decoded patch in the loss: a decoded one stands for all masked ones of its sample."""
+    if reduction not in ("samples", "tokens"):
         raise CamaeError(f"reduction {reduction!r} is not 'samples' or 'tokens'")
-    counts = torch.tensor(layout.masked_per_sample)
-    per_sample = 1.0 / (counts.clamp(min=1).double() * (n_samples or layout.n_samples))
-    return per_sample.repeat_interleave(counts).to(layout.device)
+    decoded, masked = torch.tensor(layout.decoded.per_sample), torch.tensor(layout.masked_per_sample)
+    if reduction == "tokens":
+        share = masked.double() / masked.sum()
+    else:
+        share = torch.full((layout.n_samples,), 1.0 / (n_samples or layout.n_samples), dtype=torch.float64)
+    weights = (share / decoded.clamp(min=1)).repeat_interleave(decoded)
+    return weights.to(layout.device, non_blocking=True)
 
 
 def split_images(images: Images) -> list[Image]:

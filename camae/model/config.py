@@ -18,6 +18,10 @@ class DecoderConfig:
         channel only, over visible and mask tokens).
     context: what cross-attention looks at: "all" tokens of the sample, mask tokens included (released
         form), or only the "visible" ones.
+    cross_depth: shared cross-attention blocks, one after the other.
+    depth: 0 leaves cross-attention alone (CrossMAE): every masked patch is decoded by itself.
+    part: share of the masked patches that a training step decodes, a random part of each sample's; below 1 with
+        depth 0. The loss is an unbiased estimate of that of all masked patches.
     cross_residual: add cross-attention to its queries. The released form does not, and then has to learn
         where it is from attention alone, a plateau of hundreds of steps at the start.
     """
@@ -27,8 +31,10 @@ class DecoderConfig:
     heads: int = 16
     cross_heads: int = 8
     cross_attention: str = "shared"
+    cross_depth: int = 1
     context: str = "all"
     cross_residual: bool = False
+    part: float = 1.0
     norm_eps: float = 1e-5
 
 
@@ -40,6 +46,8 @@ class ModelConfig:
     bias_layout: which rows of the fused in-projection the parallel block's bias falls on: "mlp" (the MLP
         rows) or "timm<=1.0.24" (the shifted form that released weights were trained with).
     standardization: "own" (grey levels, eps 1e-3) or "openphenom" (variance + 1e-5 on the [0, 1] scale).
+    stored_positions: 0: sine-cosine positions, the same for every channel. C: tables for up to C channels
+        stored with the weights, which only a released file that deviates from the formula brings.
     channels: names the decoders know, in order. The encoder takes any.
     """
 
@@ -55,6 +63,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     bias_layout: str = "mlp"
     standardization: str = "own"
+    stored_positions: int = 0
     mask_ratio: float = 0.75
     alpha: float = 0.01
     channels: tuple[str, ...] = ()
@@ -115,6 +124,19 @@ def _check(c: ModelConfig) -> None:
             c.decoder.width % c.decoder.heads == 0 and c.decoder.width % c.decoder.cross_heads == 0,
             f"decoder width {c.decoder.width} is not a multiple of its heads",
         ),
+        (
+            c.decoder.cross_depth == 1
+            or (c.decoder.cross_depth > 1 and c.decoder.cross_attention == "shared"),
+            "decoder.cross_depth above 1 needs cross_attention 'shared'",
+        ),
+        (
+            c.decoder.depth > 0 or c.decoder.cross_attention == "shared",
+            "decoder.depth 0 needs cross_attention 'shared'",
+        ),
+        (
+            c.decoder.part == 1 or (0 < c.decoder.part < 1 and c.decoder.depth == 0),
+            "decoder.part below 1 needs depth 0: a channel's blocks look at all patches of a plane",
+        ),
         (len(set(c.channels)) == len(c.channels), f"channel names repeat: {list(c.channels)}"),
     ]
     for good, sentence in problems:
@@ -122,7 +144,16 @@ def _check(c: ModelConfig) -> None:
             raise CamaeError(f"model configuration: {sentence}")
 
 
-SMALL_DECODER = DecoderConfig(width=256, depth=2, context="visible", cross_residual=True)
+# By name: the paper's separate decoder per channel; the released form; a small one of a tenth of the FLOPs; and
+# cross-attention alone, on a random half of the masked patches (CrossMAE).
+DECODERS = {
+    "paper": DecoderConfig(cross_attention="per_channel"),
+    "released": DecoderConfig(),
+    "small": DecoderConfig(width=256, depth=2, context="visible", cross_residual=True),
+    "cross": DecoderConfig(
+        width=256, depth=0, cross_depth=2, context="visible", cross_residual=True, part=0.5
+    ),
+}
 
 # (width, depth, heads): ViT sizes of the paper (section 4.2) and ti for tests and laptops.
 _SIZES = {"ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
@@ -154,7 +185,7 @@ PRESETS: dict[str, ModelConfig] = _presets()
 def preset(name: str, **changes: Any) -> ModelConfig:
     """The named preset, with fields changed: `preset("ca_mae_vit_ti16", crop=128, decoder={"depth": 1})`.
 
-    `decoder="small"` is width 256 with 2 blocks, cross-attending to visible tokens.
+    `decoder` is a name of `DECODERS` or a table of settings.
     Raises CamaeError for an unknown name or field.
     """
     if name not in PRESETS:
@@ -163,15 +194,17 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     changes = dict(changes)
     if "decoder" in changes:
         decoder = changes["decoder"]
-        if decoder == "small":
-            changes["decoder"] = SMALL_DECODER
+        if isinstance(decoder, str) and decoder in DECODERS:
+            changes["decoder"] = DECODERS[decoder]
         elif isinstance(decoder, Mapping):
             unknown = set(decoder) - {f.name for f in fields(DecoderConfig)}
             if unknown:
                 raise CamaeError(f"unknown decoder settings {sorted(unknown)}")
             changes["decoder"] = replace(base.decoder, **decoder)
         elif not isinstance(decoder, DecoderConfig):
-            raise CamaeError(f"decoder must be 'small' or a table of settings, not {decoder!r}")
+            raise CamaeError(
+                f"decoder must be {', '.join(map(repr, DECODERS))} or a table of settings, not {decoder!r}"
+            )
     if unknown := set(changes) - {f.name for f in fields(ModelConfig)}:
         raise CamaeError(f"unknown model settings {sorted(unknown)}")
     if "channels" in changes:

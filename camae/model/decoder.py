@@ -1,24 +1,89 @@
-"""The decoders: one stack per channel name, over all tokens of a plane, visible and masked."""
+"""The decoders: separate per channel, the released form, a small one, and one of cross-attention alone.
+
+Two rewrites of the released form are exact and always on. Keys and values of the shared cross-attention are
+computed once, not once per channel. Projections at masked positions (queries, keys, values) depend on channel
+and position alone, so they are computed once per step for C*N rows, not for every sample.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import nn
 
 from camae.errors import CamaeError
-from camae.model.blocks import CrossAttention, Sequences, SequentialBlock, initialize_linears
+from camae.model.blocks import CrossAttention, Sequences, SequentialBlock, initialize_linears, run_block
 from camae.model.config import ModelConfig
-from camae.model.layout import TokenLayout, cumulative
+from camae.model.layout import Part, TokenLayout, cumulative
 from camae.model.positions import sincos_positions
 
 
-class Decoder(nn.Module):
-    """Separate decoders per channel (paper, Figure 4; MultiMAE), with shared parts as configured.
+@dataclass(frozen=True)
+class DecoderTokens:
+    """Mask tokens of the channels at hand, where each patch finds its own, and the visible tokens.
 
-    Input: encoder tokens; output: per-patch features (K*N, width) from which `head` predicts P*P pixels of the
-    self-standardised plane.
+    blank_SD: (S, width), S = channels present * N: mask token + channel + position.
+    slot_L: (K*N,) row of blank_SD of every patch. visible_VD, kept_V: visible tokens and their flat indices.
+    """
+
+    blank_SD: torch.Tensor
+    slot_L: torch.Tensor
+    visible_VD: torch.Tensor
+    kept_V: torch.Tensor
+
+    def project(self, function: Callable[[torch.Tensor], torch.Tensor]) -> DecoderTokens:
+        """A function of single tokens, on each distinct token once."""
+        return replace(self, blank_SD=function(self.blank_SD), visible_VD=function(self.visible_VD))
+
+    def all(self) -> torch.Tensor:
+        """(K*N, width): visible tokens where visible, mask tokens elsewhere."""
+        blank_LD = self.blank_SD.index_select(0, self.slot_L)
+        return blank_LD.index_copy(0, self.kept_V, self.visible_VD)
+
+    def masked(self, index_M: torch.Tensor) -> torch.Tensor:
+        """(M, width): mask tokens of masked patches."""
+        return self.blank_SD.index_select(0, self.slot_L[index_M])
+
+
+class Planes:
+    """Which decoder each plane of a batch belongs to, and the planes of every decoder, from the host's list."""
+
+    def __init__(self, decoder_K: list[int], device: torch.device):
+        self.present = sorted(set(decoder_K))
+        local = {c: i for i, c in enumerate(self.present)}
+        by_decoder: list[list[int]] = [[] for _ in self.present]
+        for k, c in enumerate(decoder_K):
+            by_decoder[local[c]].append(k)
+        self.lists = by_decoder
+
+        def on_device(values: list[int]) -> torch.Tensor:
+            return torch.tensor(values).to(device, non_blocking=True)
+
+        self.local_K = on_device([local[c] for c in decoder_K])
+        self.present_C = on_device(self.present)
+        self.groups = [on_device(planes) for planes in by_decoder]
+        order = [k for planes in by_decoder for k in planes]
+        self.inverse_K = on_device(sorted(range(len(order)), key=order.__getitem__))
+
+    def map(self, function: Callable[..., torch.Tensor], planes_KND: torch.Tensor) -> torch.Tensor:
+        """function(decoder, (planes, N, D), planes' numbers) of every group, put back in the planes' order."""
+        if len(self.present) == 1:
+            return function(self.present[0], planes_KND, self.lists[0])
+        parts = [
+            function(c, planes_KND.index_select(0, rows), numbers)
+            for c, rows, numbers in zip(self.present, self.groups, self.lists, strict=True)
+        ]
+        return torch.cat(parts).index_select(0, self.inverse_K)
+
+
+class Decoder(nn.Module):
+    """Decoders of a model (paper, Figure 4; MultiMAE), what they share as configured.
+
+    Input: encoder tokens. Output: P*P pixels of the self-standardised plane for the patches asked for.
     """
 
     def __init__(self, c: ModelConfig):
@@ -30,7 +95,8 @@ class Decoder(nn.Module):
         self.channel_tokens_CD = nn.Parameter(torch.empty(len(c.channels), d.width))
         self.positions_ND: torch.Tensor
         self.register_buffer("positions_ND", sincos_positions(c.grid, c.grid, d.width), persistent=False)
-        n_cross = {"shared": 1, "per_channel": len(c.channels), "none": 0}[d.cross_attention]
+        self.recompute = False
+        n_cross = {"shared": d.cross_depth, "per_channel": len(c.channels), "none": 0}[d.cross_attention]
         n_heads = len(c.channels) if d.cross_attention == "per_channel" else 1
         hidden = 4 * d.width
         self.cross = nn.ModuleList(
@@ -63,73 +129,98 @@ class Decoder(nn.Module):
         return [index[name] for name in names_K]
 
     def forward(
-        self, tokens_TD: torch.Tensor, layout: TokenLayout, names_K: list[str], backend: str | None
+        self,
+        tokens_TD: torch.Tensor,
+        layout: TokenLayout,
+        names_K: Sequence[str],
+        backend: str | None,
+        part: Part | None = None,
     ) -> torch.Tensor:
-        """Features (K*N, width) of every patch of every plane."""
-        N, K = layout.n_patches, layout.n_planes
-        channel_K = torch.tensor(self.channel_indices(names_K), device=tokens_TD.device)
-        visible_VD = self.project(tokens_TD[layout.patch_rows])
-        all_LD = self.mask_token_D.to(visible_VD.dtype).expand(K * N, -1)
-        all_LD = torch.index_copy(all_LD.contiguous(), 0, layout.kept, visible_VD)
-        where_LD = self.channel_tokens_CD[channel_K][:, None] + self.positions_ND
-        all_LD = all_LD + where_LD.reshape(K * N, -1).to(all_LD.dtype)
-        if self.config.cross_attention != "none":
-            all_LD = self._cross(all_LD, layout, channel_K, backend)
-        return self._stacks(all_LD.unflatten(0, (K, N)), channel_K, backend).flatten(0, 1)
+        """Pixels (M, P*P) of the masked patches `part`, or of all K*N patches without it.
 
-    def predict(self, features_MD: torch.Tensor, channel_M: torch.Tensor) -> torch.Tensor:
-        """Pixels (M, P*P) from features, by the shared head or each channel's own."""
-        if len(self.heads) == 1:
-            return self.heads[0](features_MD)
-        out = features_MD.new_empty(len(features_MD), self.pixels)
-        for c in range(len(self.heads)):
-            rows = (channel_M == c).nonzero().squeeze(1)
-            out = out.index_copy(0, rows, self.heads[c](features_MD[rows]).to(out.dtype))
-        return out
+        With `depth` 0 only those patches are decoded; a channel's stack needs all patches of its planes.
+        """
+        planes = Planes(self.channel_indices(names_K), layout.device)
+        query = self._query(tokens_TD, layout, planes)
+        if self.config.depth == 0:
+            return self.heads[0](self._cross_only(query, layout, part or layout.everything, part, backend))
+        N = layout.n_patches
+        x_KND = self._cross(query, layout, planes, backend).unflatten(0, (-1, N))
+        x_KND = planes.map(lambda c, x, _: self._stack(c, x, backend), x_KND)
+        if len(self.heads) > 1:
+            x_KND = planes.map(lambda c, x, _: self.heads[c](x), x_KND)
+        x_MD = x_KND.flatten(0, 1)
+        if part is not None:
+            x_MD = x_MD.index_select(0, part.index_M)
+        return x_MD if len(self.heads) > 1 else self.heads[0](x_MD)
+
+    def _query(self, tokens_TD: torch.Tensor, layout: TokenLayout, planes: Planes) -> DecoderTokens:
+        """Projected encoder tokens and mask tokens, with channel and position added."""
+        N = layout.n_patches
+        visible_VD = self.project(tokens_TD.index_select(0, layout.patch_rows))
+        channels_CD = self.channel_tokens_CD.index_select(0, planes.present_C)
+        where_SD = (channels_CD[:, None] + self.positions_ND).flatten(0, 1).to(visible_VD.dtype)
+        patch_N = torch.arange(N, device=layout.device)
+        slot_L = (planes.local_K[:, None] * N + patch_N).flatten()
+        visible_VD = visible_VD + where_SD.index_select(0, slot_L[layout.kept])
+        return DecoderTokens(where_SD + self.mask_token_D.to(where_SD.dtype), slot_L, visible_VD, layout.kept)
+
+    def _context(
+        self, cross: CrossAttention, query: DecoderTokens, layout: TokenLayout
+    ) -> tuple[torch.Tensor, Sequences]:
+        """Keys and values that a cross-attention looks at, and where each sample's begin."""
+        if self.config.context == "visible":
+            lengths, kv_SD = layout.kept_per_sample, cross.keys_values(query.visible_VD)
+        else:
+            lengths, kv_SD = layout.totals, query.project(cross.keys_values).all()
+        return kv_SD, Sequences(cumulative(lengths, layout.device), lengths)
+
+    def _cross_only(
+        self, query: DecoderTokens, layout: TokenLayout, wanted: Part, part: Part | None, backend: str | None
+    ) -> torch.Tensor:
+        """Features (M, width) of the patches wanted, through the cross-attention blocks alone."""
+        queries = Sequences(cumulative(wanted.per_sample, layout.device), wanted.per_sample)
+
+        def rows(q: DecoderTokens) -> torch.Tensor:
+            return q.all() if part is None else q.masked(wanted.index_M)
+
+        x_MD = rows(query)
+        for i, module in enumerate(self.cross):
+            cross = cast(CrossAttention, module)
+            # The first block's queries are mask tokens: projected once per step.
+            q_MD = rows(query.project(cross.query)) if i == 0 else cross.query(x_MD)
+            kv_SD, keys = self._context(cross, query, layout)
+            x_MD = run_block(cross, self.recompute, x_MD, q_MD, kv_SD, queries, keys, backend)
+        return x_MD
 
     def _cross(
-        self, all_LD: torch.Tensor, layout: TokenLayout, channel_K: torch.Tensor, backend: str | None
+        self, query: DecoderTokens, layout: TokenLayout, planes: Planes, backend: str | None
     ) -> torch.Tensor:
-        """Cross-attention from each plane's tokens to its sample's context."""
+        """Features (K*N, width): every patch looks at the context of its sample."""
+        if self.config.cross_attention == "none":
+            return query.all()
+        if self.config.cross_attention == "shared":
+            return self._cross_only(query, layout, layout.everything, None, backend)
         N, device = layout.n_patches, layout.device
-        totals = tuple(c * N for c in layout.planes_per_sample)
-        visible_only = self.config.context == "visible"
-        context_SD = all_LD[layout.kept] if visible_only else all_LD
-        lengths = layout.kept_per_sample if visible_only else totals
-        keys = Sequences(cumulative(lengths, device), lengths)
-        if len(self.cross) == 1:
-            queries = Sequences(cumulative(totals, device), totals)
-            return self.cross[0](all_LD, context_SD, queries, keys, backend)
-        sample_K = torch.repeat_interleave(
-            torch.arange(layout.n_samples), torch.tensor(layout.planes_per_sample)
-        )
-        out_KND = all_LD.unflatten(0, (-1, N))
-        result = torch.zeros_like(out_KND)
-        for c, cross in enumerate(self.cross):
-            planes = (channel_K == c).nonzero().squeeze(1)
-            if len(planes) == 0:
-                continue
-            counts = torch.bincount(sample_K[planes.cpu()], minlength=layout.n_samples)
-            per_sample = tuple((counts * N).tolist())
-            queries = Sequences(cumulative(per_sample, device), per_sample)
-            z = cross(out_KND[planes].flatten(0, 1), context_SD, queries, keys, backend)
-            result = result.index_copy(0, planes, z.unflatten(0, (-1, N)).to(result.dtype))
-        return result.flatten(0, 1)
+        sample_K = [b for b, count in enumerate(layout.planes_per_sample) for _ in range(count)]
 
-    def _stacks(self, planes_KND: torch.Tensor, channel_K: torch.Tensor, backend: str | None) -> torch.Tensor:
-        """Each plane through its own channel's blocks: self-attention within the plane."""
-        if self.config.depth == 0:
-            return planes_KND
-        N = planes_KND.shape[1]
-        result = torch.zeros_like(planes_KND)
-        for c, stack in enumerate(self.stacks):
-            planes = (channel_K == c).nonzero().squeeze(1)
-            if len(planes) == 0:
-                continue
-            x = planes_KND[planes].flatten(0, 1)
-            lengths = (N,) * len(planes)
-            sequences = Sequences(cumulative(lengths, x.device), lengths)
-            for block in stack:  # type: ignore[attr-defined]
-                x = block(x, sequences, backend)
-            result = result.index_copy(0, planes, x.unflatten(0, (-1, N)).to(result.dtype))
-        return result
+        def one_channel(c: int, x_KND: torch.Tensor, numbers: list[int]) -> torch.Tensor:
+            cross = cast(CrossAttention, self.cross[c])
+            count = Counter(sample_K[k] for k in numbers)
+            lengths = tuple(count[b] * N for b in range(layout.n_samples))
+            queries = Sequences(cumulative(lengths, device), lengths)
+            kv_SD, keys = self._context(cross, query, layout)
+            x_TD = x_KND.flatten(0, 1)
+            out = run_block(cross, self.recompute, x_TD, cross.query(x_TD), kv_SD, queries, keys, backend)
+            return out.unflatten(0, (-1, N))
+
+        return planes.map(one_channel, query.all().unflatten(0, (-1, N))).flatten(0, 1)
+
+    def _stack(self, c: int, x_KND: torch.Tensor, backend: str | None) -> torch.Tensor:
+        """Planes of one channel through its own blocks: self-attention within the plane."""
+        K, N = x_KND.shape[:2]
+        sequences = Sequences(cumulative((N,) * K, x_KND.device), (N,) * K)
+        x_TD = x_KND.flatten(0, 1)
+        for block in cast(nn.ModuleList, self.stacks[c]):
+            x_TD = run_block(block, self.recompute, x_TD, sequences, backend)
+        return x_TD.unflatten(0, (K, N))

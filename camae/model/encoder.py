@@ -10,7 +10,7 @@ from torch import nn
 from camae.dataloader.planes import PlaneBatch
 from camae.errors import CamaeError
 from camae.kernels.tokenize import tokenize
-from camae.model.blocks import ParallelBlock, Sequences, SequentialBlock, initialize_linears
+from camae.model.blocks import ParallelBlock, Sequences, SequentialBlock, initialize_linears, run_block
 from camae.model.config import ModelConfig
 from camae.model.layout import TokenLayout
 from camae.model.positions import sincos_positions
@@ -22,6 +22,7 @@ class Encoder(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.config = c
+        self.recompute = 0  # every n-th block computes its activations again in the backward pass; 0: none
         self.patch_weight_DP2 = nn.Parameter(torch.empty(c.width, c.patch**2))
         self.patch_bias_D = nn.Parameter(torch.zeros(c.width))
         self.cls_D = nn.Parameter(torch.empty(c.width))
@@ -37,6 +38,10 @@ class Encoder(nn.Module):
         self.norm = nn.Identity() if c.block == "parallel" else nn.LayerNorm(c.width, eps=c.norm_eps)
         self.positions_ND: torch.Tensor
         self.register_buffer("positions_ND", sincos_positions(c.grid, c.grid, c.width), persistent=False)
+        self.stored_positions_CND: torch.Tensor
+        if c.stored_positions:
+            table_CND = torch.zeros(c.stored_positions, c.n_patches, c.width)
+            self.register_buffer("stored_positions_CND", table_CND)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -53,7 +58,7 @@ class Encoder(nn.Module):
         """
         c = self.config
         if (height, width) == (c.crop, c.crop):
-            return self.positions_ND
+            return torch.zeros_like(self.positions_ND) if c.stored_positions else self.positions_ND
         if height % c.patch or width % c.patch:
             raise CamaeError(f"planes of {height} x {width} px are not a multiple of the patch, {c.patch} px")
         if not interpolate:
@@ -61,6 +66,8 @@ class Encoder(nn.Module):
                 f"planes are {height} x {width} px but the model's crop is {c.crop} x {c.crop} px; tile them "
                 "(tile='cover') or ask for interpolated positions (tile='interpolate')"
             )
+        if c.stored_positions:
+            raise CamaeError("this model's stored position tables cannot be interpolated; tile the images")
         grid_h, grid_w = height // c.patch, width // c.patch
         scale = c.grid / math.sqrt(grid_h * grid_w)
         table = sincos_positions(grid_h, grid_w, c.width, scale=scale)
@@ -91,10 +98,22 @@ class Encoder(nn.Module):
             n_samples=layout.n_samples,
             backend=tokenize_backend,
         )
+        if self.config.stored_positions:
+            tokens_TD = tokens_TD.index_add(0, layout.patch_rows, self._stored_VD(batch, layout))
         sequences = Sequences(layout.cu_seqlens, layout.lengths, layout.sample_T)
         outputs = []
         for i, block in enumerate(self.blocks):
-            tokens_TD = block(tokens_TD, sequences, attention_backend)
+            recompute = self.recompute > 0 and i % self.recompute == 0
+            tokens_TD = run_block(block, recompute, tokens_TD, sequences, attention_backend)
             if i in layers:
                 outputs.append(tokens_TD)
         return outputs if layers else self.norm(tokens_TD)
+
+    def _stored_VD(self, batch: PlaneBatch, layout: TokenLayout) -> torch.Tensor:
+        """(V, D) stored positions of the visible patches: the table of a plane's place in its sample."""
+        most, tables = max(layout.planes_per_sample), self.config.stored_positions
+        if most > tables:
+            raise CamaeError(f"an image has {most} channels, but the model has positions for {tables}")
+        place_K = torch.cat([torch.arange(planes) for planes in layout.planes_per_sample]).to(layout.device)
+        plane_V, patch_V = layout.kept // layout.n_patches, layout.kept % layout.n_patches
+        return self.stored_positions_CND[place_K[plane_V], patch_V]

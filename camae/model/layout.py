@@ -11,6 +11,18 @@ from camae.dataloader.planes import PlaneBatch
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some patches of a batch.
+
+    index_M: (M,) int64 flat indices plane * N + patch, ascending (so sample by sample).
+    per_sample: (B,) on the host, how many of each sample.
+    """
+
+    index_M: torch.Tensor
+    per_sample: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class TokenLayout:
     """The packed tokens of a batch: sample by sample, class token first, then kept patches in order.
 
@@ -18,6 +30,7 @@ class TokenLayout:
     n_patches: N, patches per plane.
     kept_per_sample: (B,) on the host, visible patches of each sample.
     keep_index: (sum of kept,) int64 flat indices plane * N + patch, ascending; None when all are kept.
+    decode: the part of the masked patches that is decoded; None when all are.
     """
 
     planes_per_sample: tuple[int, ...]
@@ -25,6 +38,7 @@ class TokenLayout:
     kept_per_sample: tuple[int, ...]
     keep_index: torch.Tensor | None
     device: torch.device
+    decode: Part | None = None
 
     @property
     def n_samples(self) -> int:
@@ -61,7 +75,7 @@ class TokenLayout:
         """Rows of tokens_TD that are patches (all but the class tokens)."""
         is_patch = torch.ones(sum(self.lengths), dtype=torch.bool, device=self.device)
         is_patch[self.class_index] = False
-        return is_patch.nonzero().squeeze(1)
+        return indices(is_patch, sum(self.kept_per_sample))
 
     @cached_property
     def kept(self) -> torch.Tensor:
@@ -75,13 +89,33 @@ class TokenLayout:
         """(M,) flat index plane * N + patch of every masked token, ascending."""
         is_masked = torch.ones(self.n_planes * self.n_patches, dtype=torch.bool, device=self.device)
         is_masked[self.kept] = False
-        return is_masked.nonzero().squeeze(1)
+        return indices(is_masked, sum(self.masked_per_sample))
 
     @cached_property
     def masked_per_sample(self) -> tuple[int, ...]:
         """(B,) on the host, masked patches of each sample."""
         pairs = zip(self.planes_per_sample, self.kept_per_sample, strict=True)
         return tuple(c * self.n_patches - k for c, k in pairs)
+
+    @cached_property
+    def totals(self) -> tuple[int, ...]:
+        """(B,) on the host, patches of each sample, visible and masked."""
+        return tuple(c * self.n_patches for c in self.planes_per_sample)
+
+    @cached_property
+    def everything(self) -> Part:
+        """Every patch."""
+        return Part(torch.arange(self.n_planes * self.n_patches, device=self.device), self.totals)
+
+    @cached_property
+    def decoded(self) -> Part:
+        """The masked patches that are decoded: all, or the random part chosen with the mask."""
+        return self.decode or Part(self.masked, self.masked_per_sample)
+
+
+def indices(is_true_L: torch.Tensor, count: int) -> torch.Tensor:
+    """Where a mask with `count` true values is true, (count,) int64: no length is read back from a device."""
+    return is_true_L.nonzero_static(size=count).squeeze(1)
 
 
 def cumulative(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
@@ -92,7 +126,8 @@ def cumulative(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 def segments(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """[0]*lengths[0] + [1]*lengths[1] + ... as int64."""
-    return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
+    sample_L = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    return sample_L.to(device, non_blocking=True)
 
 
 def planes_per_sample(batch: PlaneBatch) -> tuple[int, ...]:
@@ -107,10 +142,14 @@ def full_layout(batch: PlaneBatch, n_patches: int) -> TokenLayout:
     return TokenLayout(planes, n_patches, kept, None, batch.planes_KHW.device)
 
 
-def masked_layout(batch: PlaneBatch, n_patches: int, mask_ratio: float, noise: torch.Tensor) -> TokenLayout:
+def masked_layout(
+    batch: PlaneBatch, n_patches: int, mask_ratio: float, noise: torch.Tensor, part: float = 1.0
+) -> TokenLayout:
     """Mask over all C*N tokens of a sample jointly: the int(C*N*(1-r)) with the smallest noise stay.
 
     noise: (sum of C_i*N,) uniform, packed by sample.
+    part: share of each sample's masked patches to decode, at least one: those with the smallest noise, a
+        uniformly random part, because the order of the noise above its threshold is independent of the mask.
     """
     planes = planes_per_sample(batch)
     device = batch.planes_KHW.device
@@ -120,7 +159,17 @@ def masked_layout(batch: PlaneBatch, n_patches: int, mask_ratio: float, noise: t
     by_noise = noise.to(device).argsort(stable=True)
     by_sample = by_noise[sample_L[by_noise].argsort(stable=True)]
     start = cumulative(totals, device).long()[sample_L]
-    rank = torch.arange(len(sample_L), device=device) - start
-    limit = torch.tensor(kept, device=device)[sample_L]
-    keep_index = by_sample[rank < limit].sort().values
-    return TokenLayout(planes, n_patches, kept, keep_index, device)
+    rank = torch.empty_like(sample_L)
+    rank[by_sample] = torch.arange(len(sample_L), device=device) - start
+    limit = _on(kept, device)[sample_L]
+    keep_index = indices(rank < limit, sum(kept))
+    decode = None
+    if part < 1:
+        counts = tuple(min(t - k, max(1, round(part * (t - k)))) for t, k in zip(totals, kept, strict=True))
+        chosen = (rank >= limit) & (rank < limit + _on(counts, device)[sample_L])
+        decode = Part(indices(chosen, sum(counts)), counts)
+    return TokenLayout(planes, n_patches, kept, keep_index, device, decode)
+
+
+def _on(values: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values).to(device, non_blocking=True)
