@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from camae.errors import CamaeError, MissingFileError
 from camae.files import write_atomic
 from camae.model.config import ModelConfig
+from camae.model.openphenom import is_openphenom, translate
+from camae.model.tensor_files import check_shapes, read_tensors
 
 if TYPE_CHECKING:
     from camae.model.ca_mae import CAMAE
 
 MODEL_FILE = "model.safetensors"
 _FORMAT = "camae-model-1"
+# Weights of others, in a folder.
+_WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin", "model.pt", "model.ckpt")
 
 
 def save(model: CAMAE, path: str | Path, **about: Any) -> Path:
@@ -34,29 +37,37 @@ def save(model: CAMAE, path: str | Path, **about: Any) -> Path:
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu", **changes: Any) -> CAMAE:
-    """Load a model: a run folder of `camae.train`, one of its checkpoints, or a model file.
+    """Load a model: a run folder of `camae.train`, one of its checkpoints, a model file, or released weights.
 
-    `changes` override configuration fields that hold no weights (for example `mask_ratio`).
+    Released CA-MAE weights (OpenPhenom): the file as published (a torch file, whatever its name), a safetensors
+    file, or a folder with one of them. What a file is shows in its content; no pickle is run.
+    changes: override configuration fields that hold no weights: `mask_ratio`; for released weights also
+        `bias_layout` ("timm<=1.0.24", the default, or "mlp") and `channels` (default: the six RxRx stains).
     Raises CamaeError when the file is not complete: missing, unexpected and wrongly shaped tensors are listed.
     """
     file = find_model_file(path)
+    metadata, tensors = read_tensors(file)
+    if metadata.get("format") == _FORMAT:
+        config, state = ModelConfig.from_dict(json.loads(metadata["config"]) | changes), tensors
+    elif is_openphenom(tensors):
+        config, state = translate(file, tensors, **changes)
+    else:
+        raise CamaeError(
+            f"{file}: neither a camae model (no configuration in it) nor released CA-MAE weights (no tensor named "
+            f"encoder.vit_backbone...); its first tensors are {', '.join(sorted(tensors)[:3]) or 'none'}"
+        )
+    return build(file, config, state).to(device)
+
+
+def build(file: Path, config: ModelConfig, state: dict[str, torch.Tensor]) -> CAMAE:
+    """A model that takes over the tensors of `state`, without making any first; in eval mode."""
     from camae.model.ca_mae import CAMAE
 
-    try:
-        with safe_open(file, framework="pt", device="cpu") as f:
-            metadata = f.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise CamaeError(
-                    f"{file}: a safetensors file, but not a camae model (no configuration in it)"
-                )
-            config = ModelConfig.from_dict(json.loads(metadata["config"]) | changes)
-            state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CamaeError(f"{file}: not a readable model file ({error})") from None
-    model = CAMAE(config)
+    with torch.device("meta"):
+        model = CAMAE(config)
     check_state(file, model.state_dict(), state)
-    model.load_state_dict(state)
-    return model.to(device).eval()
+    model.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
+    return model.eval()
 
 
 def find_model_file(path: str | Path) -> Path:
@@ -67,7 +78,7 @@ def find_model_file(path: str | Path) -> Path:
     if not path.exists():
         raise MissingFileError(f"{path}: no such model, file or folder")
     for candidate in (
-        path / MODEL_FILE,
+        *(path / name for name in _WEIGHT_FILES),
         *sorted(path.glob("checkpoints/step_*/" + MODEL_FILE), reverse=True),
     ):
         if candidate.is_file():
@@ -77,17 +88,7 @@ def find_model_file(path: str | Path) -> Path:
 
 def check_state(file: Path, expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
     """Complete or refused: raise CamaeError that lists what differs."""
-    missing = sorted(set(expected) - set(found))
-    unexpected = sorted(set(found) - set(expected))
-    shapes = [
-        f"{k} {tuple(found[k].shape)} instead of {tuple(expected[k].shape)}"
-        for k in sorted(set(found) & set(expected))
-        if found[k].shape != expected[k].shape
-    ]
-    for what, names in (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", shapes)):
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            raise CamaeError(f"{file}: {len(names)} {what} tensors: {', '.join(names[:5])}{more}")
+    check_shapes(file, *({k: tuple(t.shape) for k, t in state.items()} for state in (expected, found)))
 
 
 def model_hash(model: CAMAE) -> str:
