@@ -95,6 +95,11 @@ class Decoder(nn.Module):
         self.channel_tokens_CD = nn.Parameter(torch.empty(len(c.channels), d.width))
         self.positions_ND: torch.Tensor
         self.register_buffer("positions_ND", sincos_positions(c.grid, c.grid, d.width), persistent=False)
+        self.stored_positions_CND: torch.Tensor
+        if c.stored_positions:
+            table_CND = torch.zeros(len(c.channels), c.n_patches, d.width)
+            self.register_buffer("stored_positions_CND", table_CND)
+        self.stored_positions = c.stored_positions > 0
         self.recompute = False
         n_cross = {"shared": d.cross_depth, "per_channel": len(c.channels), "none": 0}[d.cross_attention]
         n_heads = len(c.channels) if d.cross_attention == "per_channel" else 1
@@ -159,7 +164,10 @@ class Decoder(nn.Module):
         N = layout.n_patches
         visible_VD = self.project(tokens_TD.index_select(0, layout.patch_rows))
         channels_CD = self.channel_tokens_CD.index_select(0, planes.present_C)
-        where_SD = (channels_CD[:, None] + self.positions_ND).flatten(0, 1).to(visible_VD.dtype)
+        positions = self.positions_ND
+        if self.stored_positions:
+            positions = self.stored_positions_CND.index_select(0, planes.present_C)
+        where_SD = (channels_CD[:, None] + positions).flatten(0, 1).to(visible_VD.dtype)
         patch_N = torch.arange(N, device=layout.device)
         slot_L = (planes.local_K[:, None] * N + patch_N).flatten()
         visible_VD = visible_VD + where_SD.index_select(0, slot_L[layout.kept])

@@ -99,7 +99,9 @@ class Encoder(nn.Module):
             backend=tokenize_backend,
         )
         if self.config.stored_positions:
-            tokens_TD = tokens_TD.index_add(0, layout.patch_rows, self._stored_VD(batch, layout))
+            tokens_TD = tokens_TD.index_add(
+                0, layout.patch_rows, self._stored_VD(batch, layout).to(tokens_TD.dtype)
+            )
         sequences = Sequences(layout.cu_seqlens, layout.lengths, layout.sample_T)
         outputs = []
         for i, block in enumerate(self.blocks):
