@@ -24,6 +24,15 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries (names just made, renamed or removed) to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def read_json_lines(path: str | Path) -> list[Any]:
     """One value per line; a last line cut short by a kill is left out, a missing file has none."""
     path = Path(path)

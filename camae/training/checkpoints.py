@@ -1,7 +1,14 @@
-"""Training state on disk: whole folders, renamed into place, so that a kill never leaves half of one."""
+"""Training state on disk: whole folders, checked by their sums, renamed into place: a kill leaves no half of one.
+
+`step_<n>/` holds model.safetensors, the optimizer's state and state.json; checksums.json has the SHA-256 of each
+file. Runs with sharded parameters keep the optimizer and the weights under `shards/` as well, written by
+torch.distributed.checkpoint (safetensors), which loads them into any number of processes.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import shutil
@@ -13,51 +20,119 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from camae.errors import CamaeError
-from camae.files import write_json
+from camae.files import sync_folder, write_json
 from camae.model.ca_mae import CAMAE
 from camae.model.checkpoint import MODEL_FILE, check_state, load, save
 
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _STATE_FILE = "state.json"
+_SUMS_FILE = "checksums.json"
+
+
+class NotWrittenError(CamaeError):
+    """A checkpoint could not be written; those before it are as they were."""
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    return sorted(p for p in (run / "checkpoints").glob("step_*") if (p / _STATE_FILE).is_file())
+    """Checkpoints of a run, oldest first."""
+    return sorted(p for p in (run / "checkpoints").glob("step_*") if p.is_dir())
 
 
 def save_checkpoint(
     run: Path, step: int, model: CAMAE, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
 ) -> Path:
-    """Write model, optimizer and `state` after `step` steps; remove all but the newest `keep`."""
+    """Write model, optimizer and `state` after `step` steps; then remove all but the newest `keep`.
+
+    Raises NotWrittenError when the disk refuses (full, quota, gone); nothing that was there is touched then.
+    """
     folder = run / "checkpoints" / f"step_{step:08d}"
     temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save(model, temporary / MODEL_FILE, step=step)
-    save_file(_optimizer_tensors(model, optimizer), temporary / _OPTIMIZER_FILE)
-    write_json(temporary / _STATE_FILE, state | {"step": step})
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save(model, temporary / MODEL_FILE, step=step)
+        save_file(_optimizer_tensors(model, optimizer), temporary / _OPTIMIZER_FILE)
+        write_json(temporary / _STATE_FILE, state | {"step": step})
+        finish_folder(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise NotWrittenError(_refusal(run, step, error)) from error
     for old in checkpoint_folders(run)[:-keep] if keep else []:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
+def finish_folder(temporary: Path, folder: Path) -> None:
+    """Sum up and flush every file of a checkpoint, then rename its folder into place."""
+    names = sorted(str(p.relative_to(temporary)) for p in temporary.rglob("*") if p.is_file())
+    for name in names:
+        with open(temporary / name, "rb+") as file:
+            os.fsync(file.fileno())
+    write_json(temporary / _SUMS_FILE, {name: _sha256(temporary / name) for name in names})
+    sync_folder(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+    sync_folder(folder.parent)
+
+
+def newest_intact(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files have their sums, and one sentence for each newer one that has not.
+
+    Damaged folders are renamed to `damaged_step_<n>`. Raises CamaeError when every checkpoint is damaged.
+    """
+    damaged: list[str] = []
+    for folder in reversed(checkpoint_folders(run)):
+        if (why := _damage(folder)) is None:
+            return folder, [f"{line}: using {folder.name}, the one before" for line in damaged]
+        os.replace(folder, folder.with_name(f"damaged_{folder.name}"))
+        damaged.append(f"{folder} is damaged ({why})")
+    if damaged:
+        raise CamaeError(f"{'; '.join(damaged)}; no intact checkpoint is left: begin anew in another folder")
+    return None, []
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint."""
+    return json.loads((folder / _STATE_FILE).read_text())
+
+
 def restore_checkpoint(folder: Path, model: CAMAE, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a checkpoint's tensors into `model` and `optimizer`; returns its state."""
     try:
-        state = json.loads((folder / _STATE_FILE).read_text())
+        state = read_state(folder)
         tensors = load_file(folder / _OPTIMIZER_FILE)
         weights = load_file(folder / MODEL_FILE)
     except (OSError, ValueError, SafetensorError) as error:
-        raise CamaeError(
-            f"{folder}: not a readable checkpoint ({error}); delete it to use the one before"
-        ) from None
+        raise CamaeError(f"{folder}: not a readable checkpoint ({error})") from None
     check_state(folder / MODEL_FILE, model.state_dict(), weights)
     model.load_state_dict(weights)
     _restore_optimizer(model, optimizer, tensors)
     return state
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        sums = json.loads((folder / _SUMS_FILE).read_text())
+        for name, expected in sums.items():
+            if _sha256(folder / name) != expected:
+                return f"{name} does not have its checksum"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None if _STATE_FILE in sums else f"{_SUMS_FILE} does not name {_STATE_FILE}"
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refusal(run: Path, step: int, error: Exception) -> str:
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    reason = "the disk is full" if full else str(error)
+    kept = checkpoint_folders(run)
+    last = f"{kept[-1].name} stays the last good one" if kept else "there is no earlier one"
+    return f"the checkpoint of step {step} could not be written to {run} ({reason}); {last}"
 
 
 def initialize(model: CAMAE, source: str) -> list[str]:
@@ -116,5 +191,6 @@ def _restore_optimizer(
                 f"the checkpoint has optimizer state for {name!r}, which the model does not have"
             )
         parameter = parameters[name]
-        moved = value if value.ndim == 0 else value.to(parameter.device)
-        optimizer.state[parameter][state_name] = moved
+        # AdamW counts steps on the host, its fused form on the device.
+        on_host = value.ndim == 0 and not optimizer.defaults.get("fused")
+        optimizer.state[parameter][state_name] = value if on_host else value.to(parameter.device)
