@@ -8,6 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from camae.errors import CamaeError, MissingFileError
+from camae.training.schedule import is_mask_schedule
+
+# The channel-agnostic rows of the paper's Table 3 ("+": Fourier loss, alpha 0.01), and L/8+, which it did not train.
+# Its text gives batches "of up to 16,384 crops", separate decoders per channel, 75 % masking for B/16 and 85 % for
+# L/16; how long each was trained it does not say, so `steps` stays the user's. L/8+ takes what L/16+ has.
+_PAPER = {
+    "optimizer": "lion",
+    "betas": (0.9, 0.95),
+    "weight_decay": 0.05,
+    "schedule": "onecycle",
+    "warmup": 0.1,
+    "batch_size": 16_384,
+    "micro_batch": 64,
+}
+_B = {"model": "ca_mae_vit_b16", "lr": 1e-4, "mask_ratio": 0.75}
+_L = {"lr": 3e-5, "mask_ratio": 0.85, "alpha": 0.01}
+_B_OPTIONS: dict[str, Any] = {"drop_path": 0.1, "decoder": "paper"}
+_L_OPTIONS: dict[str, Any] = {"drop_path": 0.3, "decoder": "paper"}
+RECIPES: dict[str, dict[str, Any]] = {
+    "ca_mae_vit_b16": _PAPER | _B | {"alpha": 0.0, "model_options": _B_OPTIONS},
+    "ca_mae_vit_b16+": _PAPER | _B | {"alpha": 0.01, "model_options": _B_OPTIONS},
+    "ca_mae_vit_l16+": _PAPER | _L | {"model": "ca_mae_vit_l16", "model_options": _L_OPTIONS},
+    "ca_mae_vit_l8+": _PAPER | _L | {"model": "ca_mae_vit_l8", "model_options": _L_OPTIONS, "recompute": 1},
+}
 
 
 @dataclass(frozen=True)
@@ -15,9 +39,17 @@ class Recipe:
     """Settings of a run besides the data. The defaults are the paper's (Lion, one-cycle, weight decay 0.05).
 
     model: preset name; `model_options` change its fields (crop, depth, decoder = "small" ...).
-    batch_size: crops per optimizer step over all ranks; `accumulate` splits it into that many passes.
+    recipe: a name of `RECIPES`, a row of the paper's Table 3, whose settings the others change.
+    batch_size: crops per optimizer step over all ranks; `accumulate` splits it into that many passes, or
+        `micro_batch` says how many crops a rank takes in one pass.
     lr: peak learning rate; None is 1e-4, and 3e-5 for ViT-L (paper's Lion settings).
-    mask_ratio, alpha: None takes the preset's.
+    mask_ratio, alpha: None takes the preset's. mask_ratio may differ by step: a list is cycled through, a list
+        of pairs (share of the run, ratio) is joined by straight lines.
+    recompute: every n-th block of the encoder, and all of the decoders, compute their activations again in the
+        backward pass; 0 keeps all.
+    ema: decay of an exponential moving average of the weights, 0 for none; `ema_final`: the run's model is it.
+    probe: an online look at biology, see `camae.training.probe.Probe`; empty for none.
+    tensorboard: write TensorBoard event files too (needs the package tensorboard).
     val: None, "plate" or "experiment" (hold out about 10 %, at least one), or "plate:NAME,NAME".
     freeze: parameter-name prefixes that are not trained.
     precision: "fp32" or "bf16" (autocast); None is bf16 on CUDA and fp32 elsewhere.
@@ -25,12 +57,14 @@ class Recipe:
     reader: image back-end, "native" (default: 8- and 16-bit), "tifffile" (also float) or "dali".
     """
 
+    recipe: str | None = None
     model: str = "ca_mae_vit_b16"
     model_options: dict[str, Any] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
     steps: int = 10_000
     batch_size: int = 64
     accumulate: int = 1
+    micro_batch: int | None = None
     optimizer: str = "lion"
     lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
@@ -38,8 +72,11 @@ class Recipe:
     schedule: str = "onecycle"
     warmup: float = 0.1
     clip: float = 1.0
-    mask_ratio: float | None = None
+    mask_ratio: float | tuple[float, ...] | tuple[tuple[float, float], ...] | None = None
     alpha: float | None = None
+    recompute: int = 0
+    ema: float = 0.0
+    ema_final: bool = False
     seed: int = 0
     val: str | None = None
     init: str | None = None
@@ -54,6 +91,8 @@ class Recipe:
     picture_every: int = 0
     workers: int = 1
     reader: str | None = None
+    probe: dict[str, Any] = field(default_factory=dict)
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         checks = [
@@ -74,14 +113,37 @@ class Recipe:
                 f"precision {self.precision!r} is not 'fp32' or 'bf16'",
             ),
             (
-                self.mask_ratio is None or 0 < self.mask_ratio < 1,
-                f"mask_ratio {self.mask_ratio} is not in (0, 1): nothing or everything would be masked",
+                is_mask_schedule(self.mask_ratio),
+                f"mask_ratio {self.mask_ratio} is not in (0, 1), where something is masked and something is not, "
+                "nor a list of such numbers or of pairs (share of the run, ratio) in order",
+            ),
+            (
+                self.micro_batch is None or (self.micro_batch > 0 and self.accumulate == 1),
+                f"micro_batch is {self.micro_batch}; give at least 1, and either it or accumulate",
+            ),
+            (0 <= self.ema < 1, f"ema {self.ema} is not a decay in [0, 1)"),
+            (self.ema > 0 or not self.ema_final, "ema_final needs ema, the decay of the average"),
+            (
+                self.recompute >= 0,
+                f"recompute is {self.recompute}; 0 keeps activations, n recomputes every n-th block",
             ),
             (self.checkpoint_every > 0, "checkpoint_every must be at least 1"),
         ]
         for good, sentence in checks:
             if not good:
                 raise CamaeError(sentence)
+
+    def passes(self, world_size: int = 1) -> int:
+        """Passes of every rank per optimizer step. Raises CamaeError where the batch does not divide."""
+        if self.micro_batch is None:
+            return self.accumulate
+        crops = world_size * self.micro_batch
+        if self.batch_size % crops:
+            raise CamaeError(
+                f"batch_size {self.batch_size} is not a multiple of {crops} crops, {world_size} ranks with "
+                f"micro_batch {self.micro_batch}"
+            )
+        return self.batch_size // crops
 
     @property
     def peak_lr(self) -> float:
@@ -99,15 +161,20 @@ def resolve(config: str | Path | None = None, **arguments: Any) -> Recipe:
     """A recipe from a TOML file and arguments; arguments win. Unknown names are an error."""
     values = read_toml(config) if config is not None else {}
     values |= arguments
+    if (name := values.get("recipe")) is not None:
+        if name not in RECIPES:
+            raise CamaeError(f"there is no recipe {name!r}; recipes are {', '.join(RECIPES)}")
+        options = RECIPES[name].get("model_options", {}) | values.get("model_options", {})
+        values = RECIPES[name] | values | {"model_options": options}
     names = {f.name for f in fields(Recipe)}
     if unknown := set(values) - names:
         where = f"{config}: " if config is not None and unknown - set(arguments) else ""
         raise CamaeError(
             f"{where}unknown training settings {', '.join(sorted(unknown))}; known are {', '.join(sorted(names))}"
         )
-    for name in ("channels", "betas", "freeze", "value_range"):
+    for name in ("channels", "betas", "freeze", "value_range", "mask_ratio"):
         if isinstance(values.get(name), list):
-            values[name] = tuple(values[name])
+            values[name] = tuple(tuple(v) if isinstance(v, list) else v for v in values[name])
     try:
         return Recipe(**values)
     except TypeError as error:
