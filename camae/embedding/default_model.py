@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 from camae.errors import CamaeError
 from camae.model.ca_mae import CAMAE
 from camae.model.checkpoint import load
@@ -36,7 +38,7 @@ def resolve_model(model: str | Path | CAMAE | None, device: str | None = None) -
             raise CamaeError(
                 f"no model: pass model=, or name one with camae.use(path) or the environment variable {VARIABLE}"
             )
-    if isinstance(model, CAMAE):
+    if isinstance(model, torch.nn.Module):
         return model.to(device) if device else model
     key = f"{Path(model).resolve()}|{device}"
     if key not in _loaded:

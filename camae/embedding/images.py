@@ -138,6 +138,9 @@ def encode_samples(
     for start, stop in _passes(samples, model.config.patch, budget):
         batch = PlaneBatch.from_images(samples[start:stop], names[start:stop]).to(model.device)
         with _autocast(model.device, dtype):
+            if not isinstance(model, CAMAE):  # the paper's other systems
+                vectors += model.embed_batch(batch, pool, value_range=value_range, interpolate=interpolate)
+                continue
             tokens, layout = model.encode(batch, value_range=value_range, interpolate=interpolate)
         vectors += pool_tokens(tokens, layout, pool)  # type: ignore[arg-type]
     model.train(was_training)

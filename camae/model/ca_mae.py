@@ -51,6 +51,10 @@ class CAMAE(nn.Module):
         """Where the weights are."""
         return self.encoder.cls_D.device
 
+    def check_channels(self, names: Sequence[str]) -> None:
+        """Raises CamaeError for a channel that no decoder was made for."""
+        self.decoder.channel_indices(names)
+
     def eps(self, batch: PlaneBatch, value_range: tuple[float, float] | None) -> float:
         """Standardisation eps for the stored values of `batch`, by the model's family."""
         return standardization_eps(self.config.standardization, batch.planes_KHW.dtype, value_range)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from camae.errors import CamaeError, MissingFileError
 from camae.files import write_atomic
-from camae.model.config import ModelConfig
+from camae.model import families
 from camae.model.openphenom import is_openphenom, translate
 from camae.model.tensor_files import check_shapes, read_tensors
 
@@ -36,19 +36,20 @@ def save(model: CAMAE, path: str | Path, **about: Any) -> Path:
     return write_atomic(path, lambda p: save_file(tensors, p, metadata))
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu", **changes: Any) -> CAMAE:
+def load(path: str | Path, *, device: str | torch.device = "cpu", **changes: Any) -> Any:
     """Load a model: a run folder of `camae.train`, one of its checkpoints, a model file, or released weights.
 
     Released CA-MAE weights (OpenPhenom): the file as published (a torch file, whatever its name), a safetensors
     file, or a folder with one of them. What a file is shows in its content; no pickle is run.
     changes: override configuration fields that hold no weights: `mask_ratio`; for released weights also
         `bias_layout` ("timm<=1.0.24", the default, or "mlp") and `channels` (default: the six RxRx stains).
+        For models of a fixed channel set: `channel_map`, {model's channel: image's channel}.
     Raises CamaeError when the file is not complete: missing, unexpected and wrongly shaped tensors are listed.
     """
     file = find_model_file(path)
     metadata, tensors = read_tensors(file)
     if metadata.get("format") == _FORMAT:
-        config, state = ModelConfig.from_dict(json.loads(metadata["config"]) | changes), tensors
+        config, state = families.config_from(json.loads(metadata["config"]) | changes), tensors
     elif is_openphenom(tensors):
         config, state = translate(file, tensors, **changes)
     else:
@@ -59,12 +60,10 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", **changes: Any
     return build(file, config, state).to(device)
 
 
-def build(file: Path, config: ModelConfig, state: dict[str, torch.Tensor]) -> CAMAE:
+def build(file: Path, config: Any, state: dict[str, torch.Tensor]) -> Any:
     """A model that takes over the tensors of `state`, without making any first; in eval mode."""
-    from camae.model.ca_mae import CAMAE
-
     with torch.device("meta"):
-        model = CAMAE(config)
+        model = families.model_class(config)(config)
     check_state(file, model.state_dict(), state)
     model.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
     return model.eval()

@@ -20,9 +20,8 @@ from camae.dataloader.manifest import Manifest
 from camae.dataloader.planes import PlaneBatch
 from camae.errors import CamaeError
 from camae.files import write_json, write_text
-from camae.model.ca_mae import CAMAE
+from camae.model import families
 from camae.model.checkpoint import MODEL_FILE, save
-from camae.model.config import preset
 from camae.training import checkpoints
 from camae.training.guard import SignalGuard
 from camae.training.log import RunLog, progress_bar, read_log
@@ -42,7 +41,7 @@ class Run:
     """
 
     path: Path
-    model: CAMAE
+    model: Any
     history: list[dict[str, Any]]
 
 
@@ -60,7 +59,7 @@ def train(
     pattern: str | None = None,
     **settings: Any,
 ) -> Run:
-    """Train a CA-MAE on images of any channel set.
+    """Train a CA-MAE on images of any channel set, or another of the paper's systems on a fixed one.
 
     data: a manifest (object, CSV or Parquet) or a folder a reader knows.
     model: preset name (default: the configuration file's, else ca_mae_vit_b16).
@@ -101,12 +100,11 @@ class _Trainer:
         self.device = torch.device(recipe.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.precision = recipe.precision or ("bf16" if self.device.type == "cuda" else "fp32")
         torch.manual_seed(recipe.seed)
-        channels = recipe.channels or tuple(training.channels)
-        options = {"channels": channels} | recipe.model_options
-        self.model = CAMAE(preset(recipe.model, **options))
+        options = ({"channels": recipe.channels} if recipe.channels else {}) | recipe.model_options
+        self.model = families.build_for(recipe.model, training, **options)
         self.new_channels = checkpoints.initialize(self.model, recipe.init) if recipe.init else []
         self.model.to(self.device)
-        self.model.decoder.channel_indices(training.channels)
+        self.model.check_channels(training.channels)
         freeze(self.model, recipe.freeze)
         self.optimizer = build_optimizer(self.model, recipe)
         self.mask_ratio = recipe.mask_ratio or self.model.config.mask_ratio
@@ -181,7 +179,7 @@ class _Trainer:
 
     def _loader(self, first_step: int) -> CropLoader:
         r = self.recipe
-        return CropLoader(
+        return families.crop_loader(self.model)(
             self.training,
             crop=self.model.config.crop,
             batch_size=r.batch_size // r.accumulate,
@@ -246,14 +244,14 @@ class _Trainer:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, r.clip or math.inf)
         self.optimizer.step()
-        return {"loss": sums["total"], "mse": sums["mse"], "fourier": sums["fourier"]}, grad_norm, lr
+        return {"loss": sums.pop("total")} | sums, grad_norm, lr
 
     def _loss(self, batch: PlaneBatch, noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         if noise is None:
             noise = torch.rand(len(batch.planes_KHW) * self.model.n_patches(batch), device=self.device)
-            n_samples = self.recipe.batch_size
+            n_samples, manifest = self.recipe.batch_size, self.training
         else:
-            n_samples = batch.n_samples
+            n_samples, manifest = batch.n_samples, self.validation
         with self._autocast():
             return self.model(
                 batch,
@@ -262,6 +260,7 @@ class _Trainer:
                 alpha=self.alpha,
                 value_range=self.recipe.value_range,
                 n_samples=n_samples,
+                **families.labels(self.model, manifest, batch),
             )
 
     def _autocast(self) -> contextlib.AbstractContextManager:
@@ -287,14 +286,15 @@ class _Trainer:
         rows = list(range(0, len(self.validation), max(1, len(self.validation) // _VALIDATION_SITES)))
         rows = rows[:_VALIDATION_SITES]
         generator = torch.Generator().manual_seed(0)
-        sums = {"val_loss": 0.0, "val_mse": 0.0, "val_fourier": 0.0}
+        sums: dict[str, float] = {}
         for start in range(0, len(rows), 8):
             chunk = rows[start : start + 8]
             batch, _ = center_batch(self.validation, chunk, self.model.config.crop)
             noise = torch.rand(len(batch.planes_KHW) * self.model.n_patches(batch), generator=generator)
             losses = self._loss(batch.to(self.device), noise)
-            for name, key in (("val_loss", "total"), ("val_mse", "mse"), ("val_fourier", "fourier")):
-                sums[name] += float(losses[key]) * len(chunk) / len(rows)
+            for key, value in losses.items():
+                name = "val_loss" if key == "total" else f"val_{key}"
+                sums[name] = sums.get(name, 0.0) + float(value) * len(chunk) / len(rows)
         self.model.train()
         return sums
 
@@ -306,6 +306,8 @@ class _Trainer:
 
     def _pictures(self) -> None:
         """Reconstructions (Figure 2) and loss curves (Figure 3) of the run so far."""
+        if not hasattr(self.model, "reconstruct"):
+            return
         from camae.training.pictures import write_pictures
 
         source = self.validation if self.validation is not None else self.training
