@@ -89,30 +89,45 @@ public:
         const Range across = blocks_of(window_.x, window_.width, page_.block_width);
         if (page_.blocks_across() == 1) {
             const BlockTable table = strip_column(file_, swap_, page_, sample, down);
-            for (std::uint64_t d = down.first; d <= down.last; ++d)
-                block(part_of(page_, window_, d, 0), table.offsets[d - down.first], table.sizes[d - down.first], targets);
+            for (std::uint64_t d = down.first; d <= down.last; ++d) {
+                const std::uint64_t i = d - down.first;
+                Part part = checked_part(d, 0, table.sizes[i]);
+                for (; d < down.last && follows(table, d - down.first); ++d)
+                    part.rows += checked_part(d + 1, 0, table.sizes[d + 1 - down.first]).rows;
+                block(part, table.offsets[i], table.sizes[i], targets);
+            }
             return;
         }
         for (std::uint64_t d = down.first; d <= down.last; ++d) {
             const BlockTable table = block_row(file_, swap_, page_, sample, d, across);
             for (std::uint64_t a = across.first; a <= across.last; ++a)
-                block(part_of(page_, window_, d, a), table.offsets[a - across.first],
+                block(checked_part(d, a, table.sizes[a - across.first]), table.offsets[a - across.first],
                       table.sizes[a - across.first], targets);
         }
     }
 
 private:
-    void block(const Part &part, std::uint64_t offset, std::uint64_t size, const std::vector<Target<T>> &targets) {
-        const std::uint64_t row_bytes = page_.block_row_bytes();
-        const std::uint64_t needed = (part.row + part.rows) * row_bytes;
+    // Pixels that lie in the file as they are wanted.
+    bool plain() const { return page_.codec == Codec::none && page_.predictor == 1 && page_.samples_in_block() == 1; }
+
+    // Whether strip i + 1 of the table begins where strip i ends, so that the rows of both are copied in one run.
+    bool follows(const BlockTable &table, std::uint64_t i) const {
+        return plain() && table.offsets[i + 1] - table.offsets[i] == page_.block_height * page_.block_row_bytes();
+    }
+
+    Part checked_part(std::uint64_t down, std::uint64_t across, std::uint64_t size) const {
+        const Part part = part_of(page_, window_, down, across);
+        const std::uint64_t needed = (part.row + part.rows) * page_.block_row_bytes();
         if (needed > largest_output(page_.codec, size))
             damaged("a block of " + std::to_string(size) + " bytes cannot hold the " + std::to_string(needed) +
                     " bytes it is said to");
-        if (page_.codec == Codec::none && page_.predictor == 1 && page_.samples_in_block() == 1) {
-            copy_plain(part, offset, targets[0]);
-            return;
-        }
-        const std::uint64_t whole = page_.block_height * row_bytes;
+        return part;
+    }
+
+    void block(const Part &part, std::uint64_t offset, std::uint64_t size, const std::vector<Target<T>> &targets) {
+        if (plain()) return copy_plain(part, offset, targets[0]);
+        const std::uint64_t row_bytes = page_.block_row_bytes(), whole = page_.block_height * row_bytes;
+        const std::uint64_t needed = (part.row + part.rows) * row_bytes;
         if (needed > largest_block) unsupported("a block of more than 1 GiB");
         thread_local Buffer decoded;
         const std::uint64_t room = std::max(needed, std::min(whole, largest_output(page_.codec, size)));

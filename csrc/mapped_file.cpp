@@ -47,10 +47,10 @@ void on_bus_error(int signal, siginfo_t *info, void *context) {
 __attribute__((noinline)) void copy_runs(std::uint8_t *to, std::ptrdiff_t to_stride, const std::uint8_t *from, std::uint64_t from_stride,
                std::uint64_t count, std::uint64_t rows) {
     // Rows of an uncompressed image lie on different pages, where the hardware prefetcher does not follow.
-    constexpr std::uint64_t ahead = 4, line = 64;
+    constexpr std::uint64_t ahead = 8, line = 64;
     for (std::uint64_t row = 0; row < rows; ++row) {
         if (row + ahead < rows)
-            for (std::uint64_t i = 0; i < count; i += line) __builtin_prefetch(from + ahead * from_stride + i);
+            for (std::uint64_t i = 0; i < count; i += line) __builtin_prefetch(from + ahead * from_stride + i, 0, 2);
         memcpy(to, from, count);
         to += to_stride;
         from += from_stride;
