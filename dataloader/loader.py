@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -14,6 +10,7 @@ import torch
 from camae.dataloader import native
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.planes import PlaneBatch
+from camae.dataloader.read_ahead import ReadAhead
 from camae.dataloader.sampling import Draws, draw
 from camae.dataloader.sites import Site, SiteReader, Windows
 from camae.errors import CamaeError
@@ -21,7 +18,7 @@ from camae.errors import CamaeError
 _ATTEMPTS = 4  # places tried per crop when min_signal is set
 
 
-class CropLoader:
+class CropLoader(ReadAhead):
     """Endless random crops: every epoch shows every site once, at a random place, flipped or rotated.
 
     crop:           edge of the square crops in pixels.
@@ -69,10 +66,10 @@ class CropLoader:
         self.manifest = manifest
         self.crop, self.batch_size, self.seed = crop, batch_size, seed
         self.rank, self.world_size = rank, world_size
-        self.augment, self.start_step, self.workers = augment, start_step, workers
+        super().__init__(start_step, workers)
+        self.augment = augment
         self.crops_per_site, self.max_bad_share, self.min_signal = crops_per_site, max_bad_share, min_signal
         self.bad_sites: dict[int, str] = {}
-        self.wait_seconds = 0.0
         self._reader = SiteReader(manifest, backend, cache_bytes, threads)
         self._dtype: tuple[np.dtype, int] | None = None
         self._lock = threading.Lock()
@@ -83,27 +80,13 @@ class CropLoader:
         """Steps after which every site was shown at least once more."""
         return -(-len(self.manifest) * self.crops_per_site // (self.batch_size * self.world_size))
 
-    def __iter__(self) -> Iterator[PlaneBatch]:
-        """Batches from start_step for ever, read ahead by threads; wait_seconds adds up the consumer's waiting."""
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="camae-crops")
-        ahead: deque[Future[PlaneBatch]] = deque()
-        step = self.start_step
-        try:
-            while True:
-                while len(ahead) < self.workers + 1:
-                    ahead.append(pool.submit(self.batch_at, step))
-                    step += 1
-                began = time.perf_counter()
-                batch = ahead.popleft().result()
-                self.wait_seconds += time.perf_counter() - began
-                yield batch
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
     def batch_at(self, step: int) -> PlaneBatch:
         """The batch of one step: a pure function of the manifest, the arguments and `step`."""
         first = (step * self.world_size + self.rank) * self.batch_size
-        slots_B = np.arange(first, first + self.batch_size, dtype=np.int64)
+        return self.crops(np.arange(first, first + self.batch_size, dtype=np.int64))
+
+    def crops(self, slots_B: np.ndarray) -> PlaneBatch:
+        """What the given slots of the endless sequence of crops show, in their order."""
         sites, planes_KHW = self._filled(slots_B)
         counts = [len(site.addresses) for site in sites]
         # Only names that occur: a batch of three-channel sites does not claim a fourth.
@@ -116,6 +99,7 @@ class CropLoader:
             channel_K=torch.from_numpy(channel_K),
             channels=tuple(self.manifest.channels[c] for c in present),
             rows_B=np.array([site.row for site in sites], np.int64),
+            slots_B=slots_B,
         )
 
     def _filled(self, slots_B: np.ndarray) -> tuple[list[Site], torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ class PlaneBatch:
     channel_K:  (K,) int64, which of `channels` each plane shows.
     channels:   channel names that channel_K points into.
     rows_B:     (B,) int64, the manifest row each sample came from (-1 when it came from memory).
+    slots_B:    (B,) int64, the number of each sample among all a run draws; empty when it came from memory.
+    source_B:   (B,) int64, which of several data sets each sample came from; empty when there is one.
     """
 
     planes_KHW: torch.Tensor
@@ -27,6 +30,8 @@ class PlaneBatch:
     channel_K: torch.Tensor
     channels: tuple[str, ...]
     rows_B: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    slots_B: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    source_B: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self) -> None:
         K = self.planes_KHW.shape[0]
@@ -39,20 +44,41 @@ class PlaneBatch:
     @property
     def n_samples(self) -> int:
         """B, the number of samples (crops)."""
-        return int(self.sample_K[-1]) + 1 if len(self.sample_K) else 0
+        return len(self.planes_per_sample)
 
-    @property
+    @cached_property
+    def planes_per_sample(self) -> tuple[int, ...]:
+        """(B,) on the host: how many planes each sample has."""
+        return tuple(torch.bincount(self.sample_K.cpu()).tolist())
+
+    @cached_property
     def names_K(self) -> list[str]:
         """The channel name of every plane."""
         return [self.channels[i] for i in self.channel_K.tolist()]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PlaneBatch:
         """The same batch with its tensors on `device`."""
-        return replace(
+        moved = replace(
             self,
             planes_KHW=self.planes_KHW.to(device, non_blocking=non_blocking),
             sample_K=self.sample_K.to(device, non_blocking=non_blocking),
             channel_K=self.channel_K.to(device, non_blocking=non_blocking),
+        )
+        # Counts and names stay known on the host: reading them back would make it wait for the device.
+        moved.__dict__.update(planes_per_sample=self.planes_per_sample, names_K=self.names_K)
+        return moved
+
+    def part(self, first: int, last: int) -> PlaneBatch:
+        """Samples first..last-1 as a batch of their own (views, no copies)."""
+        start, stop = (sum(self.planes_per_sample[:b]) for b in (first, last))
+        return replace(
+            self,
+            planes_KHW=self.planes_KHW[start:stop],
+            sample_K=self.sample_K[start:stop] - first,
+            channel_K=self.channel_K[start:stop],
+            rows_B=self.rows_B[first:last],
+            slots_B=self.slots_B[first:last],
+            source_B=self.source_B[first:last],
         )
 
     @classmethod
