@@ -73,6 +73,7 @@ TABLE = (
 # What shapes do not tell. Encoder width: (name, depth, stochastic depth); heads of the decoders.
 _BACKBONES = {384: ("s", 12, 0.1), 768: ("b", 12, 0.1), 1024: ("l", 24, 0.3)}
 _DECODER_HEADS, _CROSS_HEADS = 16, 8
+_ENCODER_CHANNELS = 11  # that the released position table has rows for
 # Sizes of the S/16 file, for tensors that are missing.
 _S16 = {"D": 384, "d": 64, "P": 16, "W": 512, "L": 2817, "M": 1537}
 # A stored table this near the formula is the formula: fp32 rounding of angles up to 16 is 1e-6.
@@ -131,13 +132,16 @@ def _sizes(tensors: Mapping[str, torch.Tensor]) -> _Sizes:
         for pattern, axes in rows:
             if match := pattern.fullmatch(name):
                 for (factor, symbol), side in zip(axes, tensor.shape, strict=False):
-                    if symbol in votes:
+                    if symbol == "P2":
+                        votes["P"][math.isqrt(side)] += 1
+                    elif symbol in votes:
                         votes[symbol][side // factor] += 1
                 for letter, number in match.groupdict().items():
                     counts[letter] = max(counts[letter], int(number) + 1)
     size = {symbol: counter.most_common(1)[0][0] for symbol, counter in votes.items()}
     channels = counts["c"] or len(STAINS)
-    n_patches = max(1, (size["M"] - 1) // channels)
+    table, tiles = (size["M"], channels) if votes["M"].total() else (size["L"], _ENCODER_CHANNELS)
+    n_patches = max(1, (table - 1) // tiles)
     return _Sizes(
         width=size["D"],
         depth=counts["b"],

@@ -55,7 +55,8 @@ def _safetensors(file: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 def _torch_zip(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of {"state_dict": {...}} or of a bare {name: tensor}."""
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        with open(file, "rb") as f:  # by its name, torch would take model.safetensors for safetensors
+            content: Any = torch.load(f, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CamaeError(
             f"{file}: a torch file with more in it than tensors and plain values; it is not loaded, because its "
