@@ -24,6 +24,8 @@ class DecoderConfig:
         depth 0. The loss is an unbiased estimate of that of all masked patches.
     cross_residual: add cross-attention to its queries. The released form does not, and then has to learn
         where it is from attention alone, a plateau of hundreds of steps at the start.
+    local_start: cross-attention starts at the patch's own place (`camae.model.local_start`), which takes that
+        plateau away; an initialisation, without effect on loaded weights.
     """
 
     width: int = 512
@@ -34,6 +36,7 @@ class DecoderConfig:
     cross_depth: int = 1
     context: str = "all"
     cross_residual: bool = False
+    local_start: bool = False
     part: float = 1.0
     norm_eps: float = 1e-5
 
@@ -125,6 +128,10 @@ def _check(c: ModelConfig) -> None:
             f"decoder width {c.decoder.width} is not a multiple of its heads",
         ),
         (
+            not c.decoder.local_start or c.decoder.width % (4 * c.decoder.cross_heads) == 0,
+            f"decoder.local_start needs head widths that 4 divides, not {c.decoder.width} / {c.decoder.cross_heads}",
+        ),
+        (
             c.decoder.cross_depth == 1
             or (c.decoder.cross_depth > 1 and c.decoder.cross_attention == "shared"),
             "decoder.cross_depth above 1 needs cross_attention 'shared'",
@@ -149,9 +156,15 @@ def _check(c: ModelConfig) -> None:
 DECODERS = {
     "paper": DecoderConfig(cross_attention="per_channel"),
     "released": DecoderConfig(),
-    "small": DecoderConfig(width=256, depth=2, context="visible", cross_residual=True),
+    "small": DecoderConfig(width=256, depth=2, context="visible", cross_residual=True, local_start=True),
     "cross": DecoderConfig(
-        width=256, depth=0, cross_depth=2, context="visible", cross_residual=True, part=0.5
+        width=256,
+        depth=0,
+        cross_depth=2,
+        context="visible",
+        cross_residual=True,
+        local_start=True,
+        part=0.5,
     ),
 }
 

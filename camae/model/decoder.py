@@ -19,6 +19,7 @@ from camae.errors import CamaeError
 from camae.model.blocks import CrossAttention, Sequences, SequentialBlock, initialize_linears, run_block
 from camae.model.config import ModelConfig
 from camae.model.layout import Part, TokenLayout, cumulative
+from camae.model.local_start import start_local
 from camae.model.positions import sincos_positions
 
 
@@ -43,10 +44,6 @@ class DecoderTokens:
         """(K*N, width): visible tokens where visible, mask tokens elsewhere."""
         blank_LD = self.blank_SD.index_select(0, self.slot_L)
         return blank_LD.index_copy(0, self.kept_V, self.visible_VD)
-
-    def masked(self, index_M: torch.Tensor) -> torch.Tensor:
-        """(M, width): mask tokens of masked patches."""
-        return self.blank_SD.index_select(0, self.slot_L[index_M])
 
 
 class Planes:
@@ -100,7 +97,7 @@ class Decoder(nn.Module):
             table_CND = torch.zeros(len(c.channels), c.n_patches, d.width)
             self.register_buffer("stored_positions_CND", table_CND)
         self.stored_positions = c.stored_positions > 0
-        self.recompute = False
+        self.recompute = 0  # 1 and more: blocks compute their activations again in the backward pass
         n_cross = {"shared": d.cross_depth, "per_channel": len(c.channels), "none": 0}[d.cross_attention]
         n_heads = len(c.channels) if d.cross_attention == "per_channel" else 1
         hidden = 4 * d.width
@@ -122,6 +119,8 @@ class Decoder(nn.Module):
             nn.init.trunc_normal_(head.weight, std=0.02)  # type: ignore[arg-type]
         nn.init.normal_(self.mask_token_D, std=0.02)
         nn.init.normal_(self.channel_tokens_CD, std=0.02)
+        if self.config.local_start:
+            start_local(self.project, self.channel_tokens_CD, cast(list[CrossAttention], list(self.cross)))
 
     def channel_indices(self, names_K: Sequence[str]) -> list[int]:
         """Decoder of every plane. Raises CamaeError for a channel the model has no decoder for."""
@@ -189,16 +188,18 @@ class Decoder(nn.Module):
         """Features (M, width) of the patches wanted, through the cross-attention blocks alone."""
         queries = Sequences(cumulative(wanted.per_sample, layout.device), wanted.per_sample)
 
-        def rows(q: DecoderTokens) -> torch.Tensor:
-            return q.all() if part is None else q.masked(wanted.index_M)
+        def rows(function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+            if part is None:
+                return query.project(function).all()
+            return function(query.blank_SD).index_select(0, query.slot_L[part.index_M])
 
-        x_MD = rows(query)
+        x_MD = rows(lambda x: x)
         for i, module in enumerate(self.cross):
             cross = cast(CrossAttention, module)
             # The first block's queries are mask tokens: projected once per step.
-            q_MD = rows(query.project(cross.query)) if i == 0 else cross.query(x_MD)
+            q_MD = rows(cross.query) if i == 0 else cross.query(x_MD)
             kv_SD, keys = self._context(cross, query, layout)
-            x_MD = run_block(cross, self.recompute, x_MD, q_MD, kv_SD, queries, keys, backend)
+            x_MD = run_block(cross, self.recompute > 0, x_MD, q_MD, kv_SD, queries, keys, backend)
         return x_MD
 
     def _cross(
@@ -219,7 +220,7 @@ class Decoder(nn.Module):
             queries = Sequences(cumulative(lengths, device), lengths)
             kv_SD, keys = self._context(cross, query, layout)
             x_TD = x_KND.flatten(0, 1)
-            out = run_block(cross, self.recompute, x_TD, cross.query(x_TD), kv_SD, queries, keys, backend)
+            out = run_block(cross, self.recompute > 0, x_TD, cross.query(x_TD), kv_SD, queries, keys, backend)
             return out.unflatten(0, (-1, N))
 
         return planes.map(one_channel, query.all().unflatten(0, (-1, N))).flatten(0, 1)
@@ -230,5 +231,5 @@ class Decoder(nn.Module):
         sequences = Sequences(cumulative((N,) * K, x_KND.device), (N,) * K)
         x_TD = x_KND.flatten(0, 1)
         for block in cast(nn.ModuleList, self.stacks[c]):
-            x_TD = run_block(block, self.recompute, x_TD, sequences, backend)
+            x_TD = run_block(block, self.recompute > 0, x_TD, sequences, backend)
         return x_TD.unflatten(0, (K, N))
