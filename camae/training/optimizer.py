@@ -38,3 +38,17 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "lion":
         return Lion(groups, lr=recipe.peak_lr, betas=recipe.betas)
     return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas)
+
+
+def set_recompute(model: nn.Module, every: int) -> None:
+    """Activation checkpointing: every n-th encoder block and all decoder blocks are computed again in the backward.
+
+    0 keeps all activations. Raises CamaeError for models whose blocks cannot.
+    """
+    parts = [m for m in model.modules() if hasattr(m, "recompute")]
+    if every and not parts:
+        raise CamaeError(
+            f"recompute={every}: {type(model).__name__} has no blocks that can be computed again"
+        )
+    for part in parts:
+        part.recompute = every  # type: ignore[assignment]
