@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ from torch import nn
 
 from camae.dataloader.planes import PlaneBatch
 from camae.errors import CamaeError
-from camae.kernels.reconstruction_loss import reconstruction_losses
+from camae.kernels.planes import standardised_patches
+from camae.kernels.reconstruction_loss import patch_losses_reference, reconstruction_losses
 from camae.model.config import ModelConfig
 from camae.model.decoder import Decoder
 from camae.model.encoder import Encoder
@@ -104,6 +106,7 @@ class CAMAE(nn.Module):
         value_range: tuple[float, float] | None = None,
         n_samples: int | None = None,
         reduction: str = "samples",
+        by_plane: bool = False,
     ) -> dict[str, torch.Tensor]:
         """Eq. 1-3 of the paper on the masked patches of a batch.
 
@@ -113,7 +116,8 @@ class CAMAE(nn.Module):
         reduction: "samples" = mean over a sample's masked patches, then over samples; "tokens" = over all
             masked patches, as the released model does.
         In training mode with `decoder.part` below 1, an unbiased estimate from a random part of those patches.
-        Returns scalars "total" (Eq. 3), and, detached, "mse" (Eq. 1) and "fourier" (Eq. 2).
+        Returns scalars "total" (Eq. 3), and, detached, "mse" (Eq. 1) and "fourier" (Eq. 2); with `by_plane` also
+        "plane_2K": per plane the sum of Eq. 3 over its decoded patches, and how many those are.
         """
         c = self.config
         mask_ratio = c.mask_ratio if mask_ratio is None else mask_ratio
@@ -128,17 +132,21 @@ class CAMAE(nn.Module):
         plane_M, patch_M = decoded.index_M // layout.n_patches, decoded.index_M % layout.n_patches
         tokens_TD, _ = self.encode(batch, layout, value_range=value_range)
         pred_MP2 = self.decoder(tokens_TD, layout, names_K, self.backends.attention, decoded)
+        eps = self.eps(batch, value_range)
         total, mse, fourier = reconstruction_losses(
             pred_MP2,
             batch.planes_KHW,
             plane_M,
             patch_M,
             alpha,
-            eps=self.eps(batch, value_range),
+            eps=eps,
             weight_M=_weights(layout, n_samples, reduction),
             backend=self.backends.loss,
         )
-        return {"total": total, "mse": mse, "fourier": fourier}
+        losses = {"total": total, "mse": mse, "fourier": fourier}
+        if by_plane:
+            losses["plane_2K"] = _plane_losses(pred_MP2.detach().float(), batch, plane_M, patch_M, alpha, eps)
+        return losses
 
     def forward(self, batch: PlaneBatch, noise: torch.Tensor, **options) -> dict[str, torch.Tensor]:
         """`batch_loss`, under the name that wrappers such as DistributedDataParallel call."""
@@ -213,6 +221,23 @@ class CAMAE(nn.Module):
         if len(flat) != total:
             raise CamaeError(f"noise has {len(flat)} values but the images have {total} patches")
         return flat
+
+
+def _plane_losses(
+    pred_MP2: torch.Tensor,
+    batch: PlaneBatch,
+    plane_M: torch.Tensor,
+    patch_M: torch.Tensor,
+    alpha: float,
+    eps: float,
+) -> torch.Tensor:
+    """(2, K): sums of the patches' losses, and their counts."""
+    side = math.isqrt(pred_MP2.shape[1])
+    target_MP2 = standardised_patches(batch.planes_KHW, plane_M, patch_M, side, eps, torch.float32)
+    mse_M, fourier_M = patch_losses_reference(pred_MP2, target_MP2)
+    loss_M = (1 - alpha) * mse_M + alpha * fourier_M
+    sums_2K = loss_M.new_zeros(2, len(batch.planes_KHW))
+    return sums_2K.index_add_(1, plane_M, torch.stack([loss_M, torch.ones_like(loss_M)]))
 
 
 def _weights(layout: TokenLayout, n_samples: int | None, reduction: str) -> torch.Tensor:

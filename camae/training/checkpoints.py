@@ -18,15 +18,21 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.api import CheckpointException
 
 from camae.errors import CamaeError
 from camae.files import sync_folder, write_json
 from camae.model.ca_mae import CAMAE
 from camae.model.checkpoint import MODEL_FILE, check_state, load, save
+from camae.training.distributed import World
+from camae.training.new_channels import TOKENS, grow
+from camae.training.sharded import is_sharded, like, load_shards, save_shards, take_whole, whole_model
 
 _OPTIMIZER_FILE = "optimizer.safetensors"
+_AVERAGE_FILE = "average.safetensors"
 _STATE_FILE = "state.json"
 _SUMS_FILE = "checksums.json"
+_SHARDS = "shards"
 
 
 class NotWrittenError(CamaeError):
@@ -38,28 +44,62 @@ def checkpoint_folders(run: Path) -> list[Path]:
     return sorted(p for p in (run / "checkpoints").glob("step_*") if p.is_dir())
 
 
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps is."""
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(folder.name.removeprefix("step_"))
+
+
 def save_checkpoint(
-    run: Path, step: int, model: CAMAE, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+    run: Path,
+    step: int,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: int,
+    average: dict[str, torch.Tensor] | None = None,
+    world: World | None = None,
 ) -> Path:
     """Write model, optimizer and `state` after `step` steps; then remove all but the newest `keep`.
 
+    All ranks of `world` call; the first writes, and with sharded parameters every rank its shards.
     Raises NotWrittenError when the disk refuses (full, quota, gone); nothing that was there is touched then.
     """
-    folder = run / "checkpoints" / f"step_{step:08d}"
+    main = world is None or world.main
+    folder = checkpoint_folder(run, step)
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save(model, temporary / MODEL_FILE, step=step)
-        save_file(_optimizer_tensors(model, optimizer), temporary / _OPTIMIZER_FILE)
+        if main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        whole = _write_shards(temporary, model, optimizer, world) if is_sharded(model) else model
+        if not main:
+            return folder
+        save(whole, temporary / MODEL_FILE, step=step)
+        if whole is model:
+            save_file(_optimizer_tensors(model, optimizer), temporary / _OPTIMIZER_FILE)
+        if average is not None:
+            save_file(average, temporary / _AVERAGE_FILE)
         write_json(temporary / _STATE_FILE, state | {"step": step})
         finish_folder(temporary, folder)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, CheckpointException) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise NotWrittenError(_refusal(run, step, error)) from error
     for old in checkpoint_folders(run)[:-keep] if keep else []:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _write_shards(temporary: Path, model: Any, optimizer: torch.optim.Optimizer, world: World | None) -> Any:
+    """Every rank's shards; returns the whole model, for those who only want to use it."""
+    if world is not None:
+        world.most([0])  # the folder is there
+    save_shards(temporary / _SHARDS, model, optimizer)
+    return whole_model(model)
 
 
 def finish_folder(temporary: Path, folder: Path) -> None:
@@ -96,16 +136,39 @@ def read_state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / _STATE_FILE).read_text())
 
 
-def restore_checkpoint(folder: Path, model: CAMAE, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a checkpoint's tensors into `model` and `optimizer`; returns its state."""
+def known_channels(run: Path) -> list[str]:
+    """Channel names of the decoders in a run's newest checkpoint; none where there is no checkpoint."""
+    for folder in reversed(checkpoint_folders(run)):
+        try:
+            return list(read_state(folder).get("channels", ()))
+        except (OSError, ValueError):
+            continue
+    return []
+
+
+def read_average(folder: Path) -> dict[str, torch.Tensor]:
+    """The moving average of the weights in a checkpoint, as `EMA.restore` takes it."""
+    try:
+        return load_file(folder / _AVERAGE_FILE)
+    except (OSError, SafetensorError) as error:
+        raise CamaeError(f"{folder}: the moving average of the weights cannot be read ({error})") from None
+
+
+def restore_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a checkpoint's tensors into `model` and `optimizer`, sharded or not; returns its state."""
     try:
         state = read_state(folder)
+        if (folder / _SHARDS).is_dir():
+            load_shards(folder / _SHARDS, model, optimizer)
+            return state
         tensors = load_file(folder / _OPTIMIZER_FILE)
         weights = load_file(folder / MODEL_FILE)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, CheckpointException) as error:
         raise CamaeError(f"{folder}: not a readable checkpoint ({error})") from None
+    if TOKENS in weights and isinstance(model, CAMAE):
+        weights, tensors = grow(model, weights, tensors)
     check_state(folder / MODEL_FILE, model.state_dict(), weights)
-    model.load_state_dict(weights)
+    take_whole(model, weights)
     _restore_optimizer(model, optimizer, tensors)
     return state
 
@@ -193,4 +256,4 @@ def _restore_optimizer(
         parameter = parameters[name]
         # AdamW counts steps on the host, its fused form on the device.
         on_host = value.ndim == 0 and not optimizer.defaults.get("fused")
-        optimizer.state[parameter][state_name] = value if on_host else value.to(parameter.device)
+        optimizer.state[parameter][state_name] = value if on_host else like(parameter, value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -14,23 +13,34 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from camae.dataloader.datasets import read_manifest
-from camae.dataloader.loader import CropLoader
 from camae.dataloader.manifest import Manifest
+from camae.dataloader.mixture import MixedLoader, Source
 from camae.dataloader.planes import PlaneBatch
 from camae.errors import CamaeError
 from camae.files import write_json, write_text
 from camae.model import families
+from camae.model.ca_mae import CAMAE
 from camae.model.checkpoint import MODEL_FILE, save
 from camae.training import checkpoints
+from camae.training.breakdown import Breakdown
+from camae.training.data import Data, channels_of, open_data, split_data
+from camae.training.distributed import Replicas, World
+from camae.training.ema import EMA
+from camae.training.events import note
 from camae.training.guard import SignalGuard
+from camae.training.interrupts import STOP_EXIT_CODE, Interrupts
+from camae.training.keeper import Keeper
 from camae.training.log import RunLog, progress_bar, read_log
-from camae.training.optimizer import build_optimizer, freeze
+from camae.training.masks import mask_noise, step_seed
+from camae.training.new_channels import appended
+from camae.training.optimizer import build_optimizer, freeze, set_recompute
+from camae.training.packing import cuts
 from camae.training.recipe import Recipe, resolve, to_toml
-from camae.training.schedule import learning_rate
-from camae.training.split import split
-
-_VALIDATION_SITES = 32
+from camae.training.record import described, run_record, write_bad_sites
+from camae.training.schedule import learning_rate, mask_ratio_at
+from camae.training.sharded import whole_model
+from camae.training.spikes import SpikeGuard, step_unless
+from camae.training.validation import validate
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Run:
 
 
 def train(
-    data: str | Path | Manifest,
+    data: Data,
     model: str | None = None,
     out: str | Path = "runs/a",
     steps: int | None = None,
@@ -61,7 +71,10 @@ def train(
 ) -> Run:
     """Train a CA-MAE on images of any channel set, or another of the paper's systems on a fixed one.
 
-    data: a manifest (object, CSV or Parquet) or a folder a reader knows.
+    data: a manifest (object, CSV or Parquet) or a folder a reader knows; or several, with different channel sets
+        if need be: `[(manifest, weight), ...]`, `{name: (manifest, weight), ...}` or a TOML file with a table
+        `[name]` of `data` and `weight` each. Weights are shares of the crops; without them data sets count by
+        their sites.
     model: preset name (default: the configuration file's, else ca_mae_vit_b16).
     out: run folder. steps: optimizer steps.
     config: TOML file of `Recipe` fields; arguments win over it, the resolved copy is kept in `out`.
@@ -69,17 +82,18 @@ def train(
     format, incomplete, pattern: how a folder is read, as in `camae.dataloader.read_manifest`.
     settings: any field of `camae.training.recipe.Recipe`.
 
-    Writes `config.toml`, `run.json`, `log.jsonl`, `checkpoints/`, `model.safetensors`,
-    `reconstructions.npz` and pictures. Raises CamaeError with one sentence for bad data or settings.
+    Under torchrun every process calls this with the same arguments and takes its part of every batch.
+    SIGTERM and SIGUSR1 write a checkpoint at the end of the step; after SIGTERM the process exits with code 143.
+    Writes `config.toml`, `run.json`, `log.jsonl`, `events.jsonl`, `bad_sites.json` when sites could not be read,
+    `checkpoints/`, `model.safetensors`, `reconstructions.npz` and pictures. Raises CamaeError with one sentence
+    for bad data or settings.
     """
     given: dict[str, Any] = {"steps": steps} if steps is not None else {}
     if model is not None:
         given["model"] = model
     recipe = resolve(config, **given, **settings)
-    manifest = read_manifest(data, format=format, incomplete=incomplete, pattern=pattern)
-    if len(manifest) == 0:
-        raise CamaeError("the manifest has no rows: nothing to train on")
-    training, validation = split(manifest, recipe.val)
+    sources = open_data(data, format=format, incomplete=incomplete, pattern=pattern)
+    training, validation = split_data(sources, recipe.val)
     trainer = _Trainer(recipe, training, validation, Path(out), quiet)
     return trainer.run(resume)
 
@@ -88,111 +102,109 @@ class _Trainer:
     """One process of one run."""
 
     def __init__(
-        self, recipe: Recipe, training: Manifest, validation: Manifest | None, out: Path, quiet: bool
+        self, recipe: Recipe, training: list[Source], validation: list[Source], out: Path, quiet: bool
     ):
-        self.recipe, self.training, self.validation, self.out, self.quiet = (
-            recipe,
-            training,
-            validation,
-            out,
-            quiet,
-        )
-        self.device = torch.device(recipe.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.recipe, self.training, self.validation, self.out = recipe, training, validation, out
+        self.world = World.join(recipe.device)
+        self.device, self.quiet = self.world.device, quiet or not self.world.main
         self.precision = recipe.precision or ("bf16" if self.device.type == "cuda" else "fp32")
         torch.manual_seed(recipe.seed)
-        options = ({"channels": recipe.channels} if recipe.channels else {}) | recipe.model_options
-        self.model = families.build_for(recipe.model, training, **options)
-        self.new_channels = checkpoints.initialize(self.model, recipe.init) if recipe.init else []
-        self.model.to(self.device)
-        self.model.check_channels(training.channels)
-        freeze(self.model, recipe.freeze)
+        self.model, self.new_channels = self._build()
+        self.replicas = Replicas(self.model, self.world, recipe.parallel, self.precision == "bf16")
         self.optimizer = build_optimizer(self.model, recipe)
-        self.mask_ratio = recipe.mask_ratio or self.model.config.mask_ratio
+        set_recompute(self.model, recipe.recompute)
+        self.ema = EMA(self.model, recipe.ema) if recipe.ema else None
+        self.mask_schedule = recipe.mask_ratio or self.model.config.mask_ratio
+        # Validation and pictures keep one ratio: losses at different ratios cannot be compared.
+        fixed = isinstance(self.mask_schedule, float)
+        self.mask_ratio = self.mask_schedule if fixed else self.model.config.mask_ratio
         self.alpha = self.model.config.alpha if recipe.alpha is None else recipe.alpha
-        self.guard = SignalGuard(training, recipe.reader)
+        self.guard = SignalGuard([s.manifest for s in training], recipe.reader)
+        self.spikes = SpikeGuard(recipe.spike, self.device)
+        self.interrupts = Interrupts(recipe.checkpoint_minutes)
+        self.asked = [0, 0]  # by signals or the clock, on any rank: checkpoint now, then stop
+        self.keeper = Keeper(
+            out, recipe, self.world, self.model, self.optimizer, self.ema, self.spikes, described(training)
+        )
         self.log_every = recipe.log_every or (1 if self.device.type == "cpu" else 10)
+
+    def _build(self) -> tuple[Any, list[str]]:
+        """The model at its start, and the channels whose decoders did not come from `init`."""
+        r, channels = self.recipe, channels_of(self.training)
+        options = {"channels": r.channels or channels} | r.model_options
+        if known := checkpoints.known_channels(self.out):
+            options["channels"] = appended(known, options["channels"])
+        model = families.build_for(r.model, self.training[0].manifest, **options)
+        if len(self.training) > 1 and not isinstance(model, CAMAE):
+            raise CamaeError(f"{r.model} trains on one data set with one channel set; ca_mae models mix them")
+        new_channels = checkpoints.initialize(model, r.init) if r.init else []
+        model.to(self.device)
+        model.check_channels(channels)
+        freeze(model, r.freeze)
+        return model, new_channels
 
     def run(self, resume: bool) -> Run:
         """Train from the last checkpoint (or from nothing) to the last step."""
         step = self._start(resume)
-        log = RunLog(self.out / "log.jsonl", step)
+        self.loader = self._loader(step)
+        log = RunLog(self.out / "log.jsonl", step) if self.world.main else None
         try:
-            with progress_bar(disable=self.quiet) as bar:
+            with self.interrupts, progress_bar(disable=self.quiet) as bar:
                 self._steps(step, log, bar)
         finally:
-            log.close()
-        self.model.eval()
-        save(self.model, self.out / MODEL_FILE, step=self.recipe.steps)
-        if not self.quiet or self.recipe.picture_every:
-            self._pictures()
-        return Run(self.out, self.model, read_log(self.out / "log.jsonl"))
+            if log is not None:
+                log.close()
+                write_bad_sites(self.out, [self.loader.bad_sites])
+        if self.ema is not None and self.recipe.ema_final:
+            self.ema.copy_to_weights()
+        model = whole_model(self.model).eval()
+        if self.world.main:
+            save(model, self.out / MODEL_FILE, step=self.recipe.steps)
+            if not self.quiet or self.recipe.picture_every:
+                self._pictures(model)
+        return Run(self.out, model, read_log(self.out / "log.jsonl"))
 
     def _start(self, resume: bool) -> int:
         """Make the run folder, or pick up the one that is there. Returns the steps already done."""
-        folders = checkpoints.checkpoint_folders(self.out)
-        if folders and not resume:
+        if not resume and checkpoints.checkpoint_folders(self.out):
             raise CamaeError(f"{self.out} already holds a run; choose another folder or resume it")
-        state: dict[str, Any] = {"step": 0}
-        if folders:
-            state = checkpoints.restore_checkpoint(folders[-1], self.model, self.optimizer)
-            self._check_same_recipe(state, folders[-1])
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_text(self.out / "config.toml", to_toml(self.recipe.to_dict()))
-        write_json(self.out / "run.json", self._record())
-        return int(state["step"])
-
-    def _check_same_recipe(self, state: dict[str, Any], folder: Path) -> None:
-        """Settings that change what a step computes must be those the run began with."""
-        free = {
-            "checkpoint_every",
-            "keep_checkpoints",
-            "log_every",
-            "picture_every",
-            "workers",
-            "device",
-            "reader",
-        }
-        before, now = state["recipe"], self.recipe.to_dict()
-        changed = [k for k in now if k not in free and before.get(k) != _json(now[k])]
-        if changed:
-            raise CamaeError(
-                f"{folder}: the run was started with other settings ({', '.join(changed)}); "
-                "use those, or another folder with init= to continue from its weights"
+        step = self.keeper.resume()
+        if self.world.main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_text(self.out / "config.toml", to_toml(self.recipe.to_dict()))
+            record = run_record(
+                self.model,
+                self.training,
+                self.validation,
+                device=str(self.device),
+                precision=self.precision,
+                processes=self.world.size,
+                decoders_started_anew=self.new_channels,
             )
+            write_json(self.out / "run.json", record)
+        return step
 
-    def _record(self) -> dict[str, Any]:
-        """What ran: versions, device, back-ends, counts."""
-        from camae.doctor import versions
-
-        return {
-            "versions": versions(),
-            "device": str(self.device),
-            "precision": self.precision,
-            "backends": dataclasses.asdict(self.model.backends),
-            "model": self.model.config.to_dict(),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "encoder_parameters": sum(p.numel() for p in self.model.encoder.parameters()),
-            "training_sites": len(self.training),
-            "validation_sites": 0 if self.validation is None else len(self.validation),
-            "decoders_started_anew": self.new_channels,
-        }
-
-    def _loader(self, first_step: int) -> CropLoader:
+    def _loader(self, first_step: int) -> MixedLoader:
         r = self.recipe
-        return families.crop_loader(self.model)(
+        passes = r.passes(self.world.size)
+        return MixedLoader(
             self.training,
-            crop=self.model.config.crop,
-            batch_size=r.batch_size // r.accumulate,
+            batch_size=r.batch_size // passes,
             seed=r.seed,
-            augment=r.augment,
-            start_step=first_step * r.accumulate,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            start_step=first_step * passes,
             workers=r.workers,
+            loader=families.crop_loader(self.model),
+            crop=self.model.config.crop,
+            augment=r.augment,
             backend=r.reader,
+            max_bad_share=r.max_bad_share,
         )
 
-    def _steps(self, first: int, log: RunLog, bar: Progress) -> None:
+    def _steps(self, first: int, log: RunLog | None, bar: Progress) -> None:
         r = self.recipe
-        loader = self._loader(first)
+        loader = self.loader
         batches = iter(loader)
         task = bar.add_task("training", total=r.steps, completed=first, status="")
         clock, waited, logged = time.perf_counter(), loader.wait_seconds, first
@@ -200,67 +212,111 @@ class _Trainer:
         for step in range(first, r.steps):
             losses, grad_norm, lr = self._step(step, batches)
             done = step + 1
-            if done % self.log_every == 0 or done == r.steps:
+            due = done % r.checkpoint_every == 0 or done == r.steps
+            if self._is_logged(done):
+                row = {"step": done} | _on_host(losses | {"grad_norm": grad_norm}) | {"lr": lr}
+                streak, row["skipped"] = self.spikes.counts()
                 now = time.perf_counter()
-                row: dict[str, Any] = {"step": done} | {k: float(v) for k, v in losses.items()}
-                self._refuse_nan(row)
                 row |= {
-                    "lr": lr,
-                    "grad_norm": float(grad_norm),
                     "crops": done * r.batch_size,
                     "crops_per_second": (done - logged) * r.batch_size / (now - clock),
                     "data_wait_share": (loader.wait_seconds - waited) / (now - clock),
                 }
                 clock, waited, logged = now, loader.wait_seconds, done
-                if done % r.checkpoint_every == 0 or done == r.steps:
+                if due:
                     row |= self._validate()
-                log.write(row)
+                if streak >= r.rollback_after:
+                    row["rolled_back_to"] = self.keeper.roll_back(done)
+                if log is not None:
+                    log.write(row)
                 status = f"loss {row['loss']:.4f}  {row['crops_per_second']:.1f} crops/s"
                 bar.update(task, completed=done, status=status)
-            if done % r.checkpoint_every == 0 or done == r.steps:
+            if due or self.asked[0]:
                 self._checkpoint(done)
-            if r.picture_every and done % r.picture_every == 0:
-                self._pictures()
+            if r.picture_every and done % r.picture_every == 0 and self.world.main:
+                self._pictures(self.model)
+
+    def _is_logged(self, done: int) -> bool:
+        return done % self.log_every == 0 or done == self.recipe.steps
 
     def _step(
         self, step: int, batches: Iterator[PlaneBatch]
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, float]:
+    ) -> tuple[dict[str, torch.Tensor | float], torch.Tensor, float]:
         """One optimizer step: a pure function of (weights, optimizer state, recipe, data, step)."""
         r = self.recipe
         lr = learning_rate(step, r.steps, r.peak_lr, r.schedule, r.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # Masks and stochastic depth depend on the step alone, so that a resumed run repeats them.
-        torch.manual_seed(((r.seed + 1) << 32) + step)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
-        for _ in range(r.accumulate):
-            batch = next(batches)
-            self.guard.check(batch)
-            losses = self._loss(batch.to(self.device, non_blocking=True))
-            losses["total"].backward()
+        detailed = self._is_logged(step + 1) and r.detail_every > 0 and (step + 1) % r.detail_every == 0
+        detailed = detailed and isinstance(self.model, CAMAE)
+        breakdown = Breakdown(self.model.config.channels, [s.name for s in self.training])
+        shown: set[str] = set()
+        mask_ratio = mask_ratio_at(step, r.steps, self.mask_schedule)
+        for batch, is_last in self._parts(batches, r.passes(self.world.size)):
+            shown.update(batch.names_K)
+            with self.replicas.backward(is_last):
+                losses = self._train_losses(batch, mask_ratio, detailed)
+                # Ranks' gradients are averaged, and what is wanted is their sum.
+                (losses["total"] * self.world.size).backward()
+            if detailed:
+                breakdown.add(batch, losses.pop("plane_2K"))
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach()
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, r.clip or math.inf)
-        self.optimizer.step()
-        return {"loss": sums.pop("total")} | sums, grad_norm, lr
+        self._agree(shown)
+        sums = self._over_ranks(sums)
+        grad_norm = self._clip()
+        step_unless(self.optimizer, self.spikes.judge(sums["total"], grad_norm))
+        if self.ema is not None:
+            self.ema.update()
+        if detailed:
+            self.world.add(breakdown.sums())
+        return {"loss": sums.pop("total")} | sums | breakdown.row(), grad_norm, lr
 
-    def _loss(self, batch: PlaneBatch, noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        if noise is None:
-            noise = torch.rand(len(batch.planes_KHW) * self.model.n_patches(batch), device=self.device)
-            n_samples, manifest = self.recipe.batch_size, self.training
-        else:
-            n_samples, manifest = batch.n_samples, self.validation
+    def _parts(self, batches: Iterator[PlaneBatch], passes: int) -> Iterator[tuple[PlaneBatch, bool]]:
+        """A step's batches on the host, cut to the token budget; with each, whether it is the step's last."""
+        for i in range(passes):
+            batch = next(batches)
+            self.guard.check(batch)
+            tokens_B = tuple(c * self.model.n_patches(batch) for c in batch.planes_per_sample)
+            pieces = cuts(tokens_B, self.recipe.token_budget)
+            if self.replicas.sharded and self.recipe.token_budget is not None:
+                # Every forward of a shared model is a collective: all ranks make the same number.
+                pieces = cuts(tokens_B, self.recipe.token_budget, self.world.most([len(pieces)])[0])
+            for first, last in pieces:
+                whole = len(pieces) == 1
+                is_last = i == passes - 1 and last == batch.n_samples
+                yield batch if whole else batch.part(first, last), is_last
+
+    def _train_losses(self, batch: PlaneBatch, mask_ratio: float, detailed: bool) -> dict[str, torch.Tensor]:
+        counts = tuple(c * self.model.n_patches(batch) for c in batch.planes_per_sample)
+        slots_B = torch.from_numpy(batch.slots_B)
+        noise = mask_noise(self.recipe.seed, slots_B, counts, self.device)
+        torch.manual_seed(step_seed(self.recipe.seed, int(batch.slots_B[0])))
+        options: dict[str, Any] = {"by_plane": True} if detailed else {}
+        return self._losses(
+            self.replicas.net,
+            batch,
+            noise,
+            self.training[0].manifest,
+            mask_ratio=mask_ratio,
+            n_samples=self.recipe.batch_size,
+            **options,
+        )
+
+    def _losses(
+        self, net: torch.nn.Module, batch: PlaneBatch, noise: torch.Tensor, manifest: Manifest, **options: Any
+    ) -> dict[str, torch.Tensor]:
+        batch = batch.to(self.device, non_blocking=True)
         with self._autocast():
-            return self.model(
+            return net(
                 batch,
-                noise,
-                mask_ratio=self.mask_ratio,
+                noise.to(self.device),
                 alpha=self.alpha,
                 value_range=self.recipe.value_range,
-                n_samples=n_samples,
                 **families.labels(self.model, manifest, batch),
+                **options,
             )
 
     def _autocast(self) -> contextlib.AbstractContextManager:
@@ -268,54 +324,66 @@ class _Trainer:
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
-    def _refuse_nan(self, row: dict[str, Any]) -> None:
-        if not math.isfinite(row["loss"]):
-            raise CamaeError(
-                f"the loss is {row['loss']} at step {row['step']}: lower lr or raise warmup; checkpoints before it are "
-                f"in {self.out / 'checkpoints'}"
-            )
+    def _agree(self, shown: set[str]) -> None:
+        """What any rank was asked for or has seen: one small exchange between hosts while devices work."""
+        seen = [name in shown for name in self.replicas.of_channels]
+        agreed = self.world.most([*map(int, self.interrupts.asked()), *map(int, seen)])
+        self.asked = agreed[:2]
+        if self.world.size > 1:
+            self.replicas.forget_absent([bool(s) for s in agreed[2:]])
 
-    @torch.no_grad()
+    def _over_ranks(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Each rank's share of the losses, added up."""
+        if self.world.size == 1:
+            return sums
+        total_N = self.world.add(torch.stack([value.float() for value in sums.values()]))
+        return dict(zip(sums, total_N.unbind(), strict=True))
+
+    def _clip(self) -> torch.Tensor:
+        """Clip the gradient in place; its norm over all parameters before that."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip or math.inf)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
     def _validate(self) -> dict[str, float]:
-        """Losses on centre crops of held-out sites, the same masks every time."""
-        if self.validation is None:
-            return {}
-        from camae.training.pictures import center_batch
+        def losses(batch: PlaneBatch, noise: torch.Tensor, manifest: Manifest) -> dict[str, torch.Tensor]:
+            net = self.replicas.net if self.replicas.sharded else self.model
+            options = {"mask_ratio": self.mask_ratio, "n_samples": batch.n_samples}
+            return self._losses(net, batch, noise, manifest, **options)
 
-        self.model.eval()
-        rows = list(range(0, len(self.validation), max(1, len(self.validation) // _VALIDATION_SITES)))
-        rows = rows[:_VALIDATION_SITES]
-        generator = torch.Generator().manual_seed(0)
-        sums: dict[str, float] = {}
-        for start in range(0, len(rows), 8):
-            chunk = rows[start : start + 8]
-            batch, _ = center_batch(self.validation, chunk, self.model.config.crop)
-            noise = torch.rand(len(batch.planes_KHW) * self.model.n_patches(batch), generator=generator)
-            losses = self._loss(batch.to(self.device), noise)
-            for key, value in losses.items():
-                name = "val_loss" if key == "total" else f"val_{key}"
-                sums[name] = sums.get(name, 0.0) + float(value) * len(chunk) / len(rows)
-        self.model.train()
-        return sums
+        return validate(self.validation, self.model, losses)
 
     def _checkpoint(self, step: int) -> None:
-        state = {"recipe": _json(self.recipe.to_dict()), "crops": step * self.recipe.batch_size}
-        checkpoints.save_checkpoint(
-            self.out, step, self.model, self.optimizer, state, self.recipe.keep_checkpoints
-        )
+        """Write the state after `step`; not within a row of skipped steps, unless asked for or at the end."""
+        save_now, stop = self.asked
+        self.asked = [0, 0]
+        if save_now or step == self.recipe.steps or not self.spikes.counts()[0]:
+            self.keeper.save(step)
+        self.interrupts.saved()
+        bad = self.world.gather(self.loader.bad_sites)
+        if self.world.main:
+            write_bad_sites(self.out, bad)
+        if stop:
+            if self.world.main:
+                note(
+                    self.out,
+                    f"stopped by SIGTERM after step {step}; the same command continues the run",
+                    step,
+                )
+            raise SystemExit(STOP_EXIT_CODE)
 
-    def _pictures(self) -> None:
-        """Reconstructions (Figure 2) and loss curves (Figure 3) of the run so far."""
-        if not hasattr(self.model, "reconstruct"):
+    def _pictures(self, model: Any) -> None:
+        """Reconstructions (Figure 2) and loss curves (Figure 3) of the run so far, on the first data set."""
+        if not hasattr(model, "reconstruct") or (self.replicas.sharded and model is self.model):
             return
         from camae.training.pictures import write_pictures
 
-        source = self.validation if self.validation is not None else self.training
-        write_pictures(self.out, self.model, source, self.mask_ratio, self.recipe.value_range)
+        source = (self.validation or self.training)[0]
+        write_pictures(self.out, model, source.manifest, self.mask_ratio, self.recipe.value_range)
 
 
-def _json(value: Any) -> Any:
-    """Tuples as lists, as they come back from JSON."""
-    if isinstance(value, dict):
-        return {k: _json(v) for k, v in value.items()}
-    return [_json(v) for v in value] if isinstance(value, (list, tuple)) else value
+def _on_host(values: dict[str, torch.Tensor | float]) -> dict[str, float]:
+    """Scalars read back from the device in one transfer."""
+    names = [n for n, v in values.items() if isinstance(v, torch.Tensor)]
+    found = torch.stack([values[n].double() for n in names]).tolist()  # type: ignore[union-attr]
+    return values | dict(zip(names, found, strict=True))  # type: ignore[return-value]

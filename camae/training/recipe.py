@@ -53,6 +53,16 @@ class Recipe:
     val: None, "plate" or "experiment" (hold out about 10 %, at least one), or "plate:NAME,NAME".
     freeze: parameter-name prefixes that are not trained.
     precision: "fp32" or "bf16" (autocast); None is bf16 on CUDA and fp32 elsewhere.
+    token_budget: most tokens (planes x patches, masked ones included) of one pass; a rank's part of the batch is
+        cut into as few passes as that allows. For screens with different channel counts.
+    parallel: under torchrun, "ddp" (a copy of the model in each process) or "fsdp" (FSDP2, shared among them).
+    checkpoint_every (steps), checkpoint_minutes (None for no timer): when checkpoints are written, besides SIGTERM
+        (which also stops the run), SIGUSR1 and the end. keep_checkpoints: how many stay, 0 for all.
+    spike: a step whose loss is this many times the mean of about the last 20 is skipped, as are steps whose loss or
+        gradient is not finite; 0 skips only those. rollback_after: after this many skipped steps in a row (as seen
+        when values are logged) the last checkpoint's weights come back, and the data go on.
+    max_bad_share: share of the sites that may be unreadable; they are replaced and listed in `bad_sites.json`.
+    detail_every: steps between losses by channel and data set in the log (of steps that are logged), 0 for none.
     value_range: lowest and highest possible value of float images.
     reader: image back-end, "native" (default: 8- and 16-bit), "tifffile" (also float) or "dali".
     """
@@ -85,9 +95,16 @@ class Recipe:
     precision: str | None = None
     device: str | None = None
     value_range: tuple[float, float] | None = None
+    token_budget: int | None = None
+    parallel: str = "ddp"
     checkpoint_every: int = 1000
+    checkpoint_minutes: float | None = 30.0
     keep_checkpoints: int = 2
+    spike: float = 5.0
+    rollback_after: int = 10
+    max_bad_share: float = 0.0
     log_every: int | None = None
+    detail_every: int = 50
     picture_every: int = 0
     workers: int = 1
     reader: str | None = None
@@ -128,6 +145,25 @@ class Recipe:
                 f"recompute is {self.recompute}; 0 keeps activations, n recomputes every n-th block",
             ),
             (self.checkpoint_every > 0, "checkpoint_every must be at least 1"),
+            (
+                self.checkpoint_minutes is None or self.checkpoint_minutes > 0,
+                f"checkpoint_minutes {self.checkpoint_minutes} is not a positive number",
+            ),
+            (self.parallel in ("ddp", "fsdp"), f"parallel {self.parallel!r} is not 'ddp' or 'fsdp'"),
+            (
+                self.parallel == "ddp" or not self.ema,
+                "ema needs parallel='ddp': averages of sharded weights are not kept",
+            ),
+            (
+                self.spike == 0 or self.spike > 1,
+                f"spike {self.spike} is not 0 (off) or a factor above 1",
+            ),
+            (self.rollback_after > 0, "rollback_after must be at least 1"),
+            (0 <= self.max_bad_share < 1, f"max_bad_share {self.max_bad_share} is not a share in [0, 1)"),
+            (
+                self.token_budget is None or self.token_budget > 0,
+                f"token_budget {self.token_budget} is not at least 1",
+            ),
         ]
         for good, sentence in checks:
             if not good:

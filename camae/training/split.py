@@ -42,6 +42,14 @@ def split(manifest: Manifest, val: str | None) -> tuple[Manifest, Manifest | Non
     return manifest.select(~held), manifest.select(held)
 
 
+def names_of(manifest: Manifest, val: str) -> tuple[set[str], set[str]]:
+    """The groups of a manifest that `val` could name: within their experiment, and by their bare name."""
+    kind = val.partition(":")[0]
+    if kind not in _COLUMN or _COLUMN[kind] not in manifest.table:
+        split(manifest, val)  # says what is wrong
+    return set(_groups(manifest, kind)), set(manifest.table[_COLUMN[kind]])
+
+
 def _groups(manifest: Manifest, kind: str) -> np.ndarray:
     """The name of every row's group; plates are named within their experiment."""
     table = manifest.table
