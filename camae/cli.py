@@ -105,18 +105,18 @@ def embed(
 @app.command("map")
 def map_command(
     embeddings: Annotated[Path, typer.Argument(help="wells.parquet of `camae embed`")],
-    pairs: Annotated[Path, typer.Argument(help="CSV of known pairs, two columns of perturbation names")],
+    pairs: Annotated[Path, typer.Argument(help="file or folder of known pairs, two columns of names each")],
     method: Annotated[str, typer.Option(help="alignment: none, center, standardize, pca, tvn ...")] = "tvn",
     out: Annotated[Path | None, typer.Option(help="CSV of the strongest relationships")] = None,
 ) -> None:
     """Align embeddings, relate perturbations, and recall known pairs."""
     from camae import maps
     from camae.files import write_text
-    from camae.maps.screen import map_screen, read_pairs
+    from camae.maps.screen import map_screen
 
     result = map_screen(embeddings, method)
-    scores = maps.recall(result.vectors, result.names, read_pairs(pairs), bootstrap=1000)
-    _out.print(scores.to_string(index=False))
+    scores = maps.recall(result.vectors, result.names, maps.read_pairs_folder(pairs), bootstrap=1000)
+    _out.print(scores.to_string())
     if out is not None:
         write_text(
             out, maps.strongest(result.vectors, result.names, count=1000, side="both").to_csv(index=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from camae.demo.screen import generate
 from camae.doctor import op_backends, versions
 from camae.embedding import embed_screen
 from camae.files import write_json, write_text
-from camae.maps.screen import map_screen, read_pairs
+from camae.maps.pair_files import read_pairs
+from camae.maps.screen import map_screen
 from camae.model import CAMAE, preset
 from camae.tables import features_of, make_table, write_table
 from camae.training import Run, train
@@ -131,9 +131,7 @@ def _baselines(
     return {"random": random, "pixel": [pixel]}
 
 
-def _evaluate(
-    tables: dict[str, list[pd.DataFrame]], pairs: Sequence[tuple[str, str]], out: Path
-) -> dict[str, Any]:
+def _evaluate(tables: dict[str, list[pd.DataFrame]], pairs: np.ndarray, out: Path) -> dict[str, Any]:
     """Recall of every system after TVN, pooled over seeds; curves and the strongest relationships as files."""
     mapped = {system: [map_screen(t, "tvn") for t in ts] for system, ts in tables.items()}
     names = mapped["trained"][0].names

@@ -13,7 +13,8 @@ from camae.errors import CamaeError, MissingBackendError
 from camae.files import write_json, write_text
 from camae.maps.arms import read_arms, read_expression
 from camae.maps.benchmark import Screen, curves, table_2, table_3, table_4
-from camae.maps.profiles import column, read_pairs_folder, read_profiles
+from camae.maps.pair_files import read_pairs_folder
+from camae.maps.profiles import column, read_profiles
 
 BACKENDS = ("numpy", "cupy")
 

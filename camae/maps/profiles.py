@@ -91,33 +91,3 @@ def column(meta: pd.DataFrame, name: str, what: str) -> np.ndarray:
             f"The profiles have no column {name} for the {what}; there are {', '.join(meta.columns)}."
         )
     return meta[name].fillna("").astype(str).to_numpy(str)
-
-
-def read_pairs_folder(folder: str | Path) -> dict[str, np.ndarray]:
-    """Known pairs by source: one file each, named for the source (CORUM.txt, StringDB.csv ..).
-
-    Every .txt, .csv or .tsv file whose first two columns, under a header, are names; files of another shape (a
-    licence, a cluster list) are passed over. The databases are not shipped: CORUM and SIGNOR are for
-    non-commercial use; fetch them from their own sites or the EFAAR benchmarking package. Raises CamaeError when
-    the folder holds no such file.
-    """
-    folder = Path(folder)
-    if not folder.exists():
-        raise MissingFileError(f"{folder} does not exist; give a file or folder of known pairs.")
-    files = (
-        [folder]
-        if folder.is_file()
-        else sorted(p for p in folder.iterdir() if p.suffix in (".txt", ".csv", ".tsv"))
-    )
-    out = {}
-    for path in files:
-        table = pd.read_csv(
-            path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str, keep_default_na=False
-        )
-        if table.shape[1] == 2 and len(table):
-            out[path.stem] = table.to_numpy(dtype=object)
-    if not out:
-        raise CamaeError(
-            f"{folder} holds no file with two columns of names (.txt, .csv or .tsv, with a header)."
-        )
-    return out

@@ -21,7 +21,7 @@ from camae.kernels.arrays.cosine_tails import cosines_of_pairs, order_statistics
 from camae.maps.arrays import embeddings, labels, listing, rows, unit_rows
 
 Tails = tuple[float | None, float | None]
-Pairs = Sequence[tuple[str, str]]
+Pairs = Sequence[tuple[str, str]] | np.ndarray | pd.DataFrame
 COLUMNS = ("recall", "n_pairs", "n_found", "left", "right", "se")
 
 

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from camae.errors import CamaeError, MissingFileError
+from camae.errors import CamaeError
 from camae.maps.aggregation import aggregate, perturbation_names
 from camae.maps.alignment import align
 from camae.tables import features_of, read_table
-
-Pair = tuple[str, str]
 
 # Negative controls per component kept when a principal-component alignment has fewer controls than it needs:
 # a covariance from about as many controls as features whitens their noise, not the batch effect.
@@ -69,14 +67,3 @@ def map_screen(
     by = table[perturbation].to_numpy(str)[named]
     vectors = aggregate(z[named], by=by, method="spherical_mean", origin=z[is_control].mean(0))
     return ScreenMap(vectors, perturbation_names(by), options)
-
-
-def read_pairs(path: str | Path) -> list[Pair]:
-    """Known pairs from a CSV or tab-separated file: its first two columns, with a header."""
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file of known pairs")
-    table = pd.read_csv(path, sep=None, engine="python", dtype=str, keep_default_na=False)
-    if table.shape[1] < 2:
-        raise CamaeError(f"{path}: needs two columns of perturbation names, found {list(table.columns)}")
-    return list(zip(table.iloc[:, 0], table.iloc[:, 1], strict=True))

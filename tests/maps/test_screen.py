@@ -6,7 +6,8 @@ import pytest
 
 from camae import maps
 from camae.errors import CamaeError
-from camae.maps.screen import map_screen, read_pairs
+from camae.maps.pair_files import read_pairs, read_pairs_folder
+from camae.maps.screen import map_screen
 from camae.tables import make_table
 
 
@@ -76,7 +77,11 @@ def test_no_controls():
 def test_pairs_from_csv_and_tsv(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\nA,B\nC,NA\n")
     (tmp_path / "a.tsv").write_text("x\ty\tz\nA\tB\t1\n")
-    assert read_pairs(tmp_path / "a.csv") == [("A", "B"), ("C", "NA")]
-    assert read_pairs(tmp_path / "a.tsv") == [("A", "B")]
+    assert read_pairs(tmp_path / "a.csv").tolist() == [["A", "B"], ["C", "NA"]]
+    assert read_pairs(tmp_path / "a.tsv").tolist() == [["A", "B"]]
+    (tmp_path / "licence.txt").write_text("one column\nof text\n")
+    assert list(read_pairs_folder(tmp_path)) == ["a"]  # by source; the other file is no table of pairs
+    with pytest.raises(CamaeError, match="needs two columns"):
+        read_pairs(tmp_path / "licence.txt")
     with pytest.raises(CamaeError, match="no such file"):
         read_pairs(tmp_path / "none.csv")
