@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from camae.kernels.arrays.cosine_tails import cosines_of_pairs, order_statistics
 from camae.maps.arrays import embeddings, labels, listing, rows, unit_rows
 
 Tails = tuple[float | None, float | None]
-Pairs = Sequence[tuple[str, str]] | np.ndarray | pd.DataFrame
+Pairs: TypeAlias = Sequence[tuple[str, str]] | np.ndarray | pd.DataFrame
 COLUMNS = ("recall", "n_pairs", "n_found", "left", "right", "se")
 
 

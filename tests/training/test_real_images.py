@@ -40,9 +40,6 @@ def test_train_and_embed_run(rxrx1, tmp_path):
 
 @pytest.mark.full
 @pytest.mark.timeout(3000)
-@pytest.mark.xfail(
-    reason="not reached: the loss leaves its plateau near 1.0 only after some 100 steps", strict=False
-)
 def test_masked_patches_of_held_out_sites_are_predicted(rxrx1, tmp_path):
     """200 steps of 8 crops: masked MSE on two held-out sites at most 0.7; predicting the mean gives 1.0."""
     run = camae.train(
