@@ -26,6 +26,12 @@ def screen(tmp_path):
     return write_screen(tmp_path / "screen")
 
 
+@pytest.fixture
+def make_screen(tmp_path):
+    """make_screen(name, channels=..., plates=..., ...): write another screen, return its manifest path."""
+    return lambda name, **options: write_screen(tmp_path / name, **options)
+
+
 def write_screen(folder, channels=("DNA", "ER", "Mito"), plates=2, wells=4, size=48, seed=0):
     """A manifest CSV and its TIFFs: smooth blobs, so that there is something to learn."""
     rng = np.random.default_rng(seed)
