@@ -20,7 +20,7 @@ from typing import Any
 TARGETS = {"sm_80": 80, "sm_90": 90}
 # What one block may use, bytes: A100 163 KiB, H100 227 KiB. Compilation alone does not enforce it.
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448}
-MODULES = ("tokenize", "reconstruction_loss", "varlen_attention", "lion")
+MODULES = ("tokenize", "reconstruction_loss", "varlen_attention", "residual_norm", "gelu_split", "lion")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from camae.kernels import lion, reconstruction_loss, tokenize, varlen_attention
+from camae.kernels import gelu_split, lion, reconstruction_loss, residual_norm, tokenize, varlen_attention
 from camae.kernels.backends import Backend, default_backend
 
 
@@ -28,7 +28,7 @@ _WHY = {
 
 
 def op_table(device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> list[OpRow]:
-    """Rows for tokenize, reconstruction_loss, varlen_attention and lion.
+    """One row for every op of this package that a model or its training uses.
 
     dtype: of attention's inputs; None: bf16 on CUDA, fp32 elsewhere.
     """
@@ -36,7 +36,7 @@ def op_table(device: torch.device | str = "cpu", dtype: torch.dtype | None = Non
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     rows = []
-    for module in (tokenize, reconstruction_loss, varlen_attention, lion):
+    for module in (tokenize, reconstruction_loss, varlen_attention, residual_norm, gelu_split, lion):
         attention = module is varlen_attention
         default = varlen_attention.default_attention(device, dtype) if attention else default_backend(device)
         available = module.backends(device)

@@ -28,10 +28,11 @@ from camae.kernels.backends import (
     reference_backend,
     triton_backend,
 )
+from camae.kernels.normed_attention import normed_attention_op
+from camae.kernels.varlen_attention_formulas import attention_formulas, sum_dtype
 
 Norm = tuple[torch.Tensor, torch.Tensor]
 KERNEL_HEAD_DIMS = (16, 32, 64, 128)
-LOG2_E = math.log2(math.e)
 
 
 def _dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, B: int, scale: float | None) -> torch.Tensor:
@@ -79,38 +80,6 @@ def varlen_attention_reference(
     return torch.cat(outputs)[torch.cat(rows).argsort()]
 
 
-def attention_formulas(
-    q_THd: torch.Tensor,
-    k_SHd: torch.Tensor,
-    v_SHd: torch.Tensor,
-    cu_q: torch.Tensor,
-    cu_k: torch.Tensor,
-    scale: float,
-    grad_THd: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, ...]:
-    """What the kernels return, by formula and sequence by sequence: (out, lse), or (dq, dk, dv) for a gradient."""
-    out, lse = torch.zeros_like(q_THd), q_THd.new_full(q_THd.shape[1::-1], -math.inf)
-    grads = [torch.zeros_like(x) for x in (q_THd, k_SHd, v_SHd)]
-    q_bounds, k_bounds = cu_q.tolist(), cu_k.tolist()
-    for b in range(len(q_bounds) - 1):
-        rows, keys = slice(*q_bounds[b : b + 2]), slice(*k_bounds[b : b + 2])
-        if rows.start == rows.stop or keys.start == keys.stop:
-            continue
-        q, k, v = q_THd[rows], k_SHd[keys], v_SHd[keys]
-        scores_HTS = torch.einsum("thd,shd->hts", q, k) * scale
-        p_HTS = scores_HTS.softmax(-1)
-        out[rows] = torch.einsum("hts,shd->thd", p_HTS, v)
-        lse[:, rows] = scores_HTS.logsumexp(-1) * LOG2_E
-        if grad_THd is not None:
-            g = grad_THd[rows]
-            slope_HTS = torch.einsum("thd,shd->hts", g, v)
-            ds_HTS = p_HTS * (slope_HTS - (p_HTS * slope_HTS).sum(-1, keepdim=True)) * scale
-            grads[0][rows] = torch.einsum("hts,shd->thd", ds_HTS, k)
-            grads[1][keys] = torch.einsum("hts,thd->shd", ds_HTS, q)
-            grads[2][keys] = torch.einsum("hts,thd->shd", p_HTS, g)
-    return (out, lse) if grad_THd is None else tuple(grads)
-
-
 @torch.library.custom_op("camae::varlen_attention", mutates_args=())
 def _attention_op(
     q_THd: torch.Tensor,
@@ -130,7 +99,7 @@ def _attention_op(
     out_THd, lse_HT = attention_formulas(
         q_THd.contiguous(), k_SHd.contiguous(), v_SHd.contiguous(), cu_q, cu_k, scale
     )
-    return out_THd, lse_HT.to(_sum_dtype(q_THd))
+    return out_THd, lse_HT.to(sum_dtype(q_THd))
 
 
 @_attention_op.register_fake
@@ -145,7 +114,7 @@ def _(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     T, H, d = q_THd.shape
-    return q_THd.new_empty(T, H, d), q_THd.new_empty(H, T, dtype=_sum_dtype(q_THd))
+    return q_THd.new_empty(T, H, d), q_THd.new_empty(H, T, dtype=sum_dtype(q_THd))
 
 
 @torch.library.custom_op("camae::varlen_attention_backward", mutates_args=())
@@ -167,7 +136,7 @@ def _attention_backward_op(
 
         return varlen_attention_triton.backward(
             grad_THd.contiguous(), q_THd, k_SHd, v_SHd, out_THd, lse_HT, cu_q, cu_k, max_q, max_k, scale
-        )
+        )[:3]
     q_THd, k_SHd, v_SHd = q_THd.contiguous(), k_SHd.contiguous(), v_SHd.contiguous()
     dq, dk, dv = attention_formulas(q_THd, k_SHd, v_SHd, cu_q, cu_k, scale, grad_THd)
     return dq, dk, dv
@@ -203,10 +172,6 @@ def _backward(ctx: Any, grad_THd: torch.Tensor, _: Any) -> tuple[torch.Tensor | 
 
 
 _attention_op.register_autograd(_backward, setup_context=_setup_context)
-
-
-def _sum_dtype(x: torch.Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def lengths_of(cu_seqlens: torch.Tensor) -> tuple[int, ...]:
@@ -257,7 +222,8 @@ def varlen_attention(
     q_THd: (T, H, d), k_SHd and v_SHd: (S, H, d), packed; cu_q, cu_k: (B + 1,) int32 where sequences begin.
     scale: None: 1 / sqrt(d).
     lengths_q, lengths_k: the lengths on the host, so that none is read back from a device.
-    q_norm, k_norm: (weight_d, bias_d) of a LayerNorm over the head dim, applied first.
+    q_norm, k_norm: (weight_d, bias_d) of a LayerNorm over the head dim, applied first; inside the kernels by
+        `triton` where both are given, before attention by the other back-ends.
     deterministic: ask for a backward pass with a fixed order of additions (`triton` always has one).
 
     A sequence without keys gives zeros. Raises CamaeError for shapes and dtypes that do not fit,
@@ -265,13 +231,15 @@ def varlen_attention(
     """
     _check(q_THd, k_SHd, v_SHd, cu_q, cu_k)
     device, d = q_THd.device, q_THd.shape[-1]
-    if q_norm is not None:
-        q_THd = F.layer_norm(q_THd, (d,), *q_norm, eps=norm_eps)
-    if k_norm is not None:
-        k_SHd = F.layer_norm(k_SHd, (d,), *k_norm, eps=norm_eps)
-    if low := autocast_dtype(device):
+    low = autocast_dtype(device)
+    default = default_attention(device, low or q_THd.dtype)
+    name = choose("varlen_attention", backend, backends(device), default)
+    fused = name == "triton" and q_norm is not None and k_norm is not None
+    if not fused:
+        q_THd = q_THd if q_norm is None else head_norm(q_THd, *q_norm, norm_eps)
+        k_SHd = k_SHd if k_norm is None else head_norm(k_SHd, *k_norm, norm_eps)
+    if low:
         q_THd, k_SHd, v_SHd = q_THd.to(low), k_SHd.to(low), v_SHd.to(low)
-    name = choose("varlen_attention", backend, backends(device), default_attention(device, q_THd.dtype))
     if lengths_q is None:
         lengths_q = lengths_of(cu_q)
     if lengths_k is None:
@@ -281,8 +249,36 @@ def varlen_attention(
     maxima = max(lengths_q, default=0), max(lengths_k, default=0)
     scale = d**-0.5 if scale is None else scale
     if name == "triton":
-        return _triton(q_THd, k_SHd, v_SHd, cu_q, cu_k, maxima, scale)
+        norms = (*q_norm, *k_norm) if fused else None  # type: ignore[misc]
+        return _triton(q_THd, k_SHd, v_SHd, cu_q, cu_k, maxima, scale, norms, norm_eps)
     return _package(name, q_THd, k_SHd, v_SHd, cu_q, cu_k, maxima, scale, deterministic)
+
+
+class _HeadNorm(torch.autograd.Function):
+    """LayerNorm over the head dim that keeps its input as it came, without a copy in the norm's precision."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_THd: torch.Tensor, weight_d: torch.Tensor, bias_d: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x_THd, weight_d, bias_d)
+        ctx.eps = eps
+        return F.layer_norm(x_THd.to(weight_d.dtype), weight_d.shape, weight_d, bias_d, eps).to(x_THd.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_THd: torch.Tensor) -> Any:  # type: ignore[override]
+        leaves = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+        with torch.enable_grad():
+            x_THd, weight_d, bias_d = leaves
+            again = F.layer_norm(x_THd.to(weight_d.dtype), weight_d.shape, weight_d, bias_d, ctx.eps)
+        return *torch.autograd.grad(again, leaves, grad_THd.to(again.dtype)), None
+
+
+def head_norm(x_THd: torch.Tensor, weight_d: torch.Tensor, bias_d: torch.Tensor, eps: float) -> torch.Tensor:
+    """LayerNorm over the last dim, in the precision of the weight, given back in the dtype of x."""
+    if x_THd.dtype == weight_d.dtype:
+        return F.layer_norm(x_THd, weight_d.shape, weight_d, bias_d, eps)
+    return _HeadNorm.apply(x_THd, weight_d, bias_d, eps)
 
 
 def _triton(
@@ -293,6 +289,8 @@ def _triton(
     cu_k: torch.Tensor,
     maxima: tuple[int, int],
     scale: float,
+    norms: tuple[torch.Tensor, ...] | None,
+    norm_eps: float,
 ) -> torch.Tensor:
     d = q_THd.shape[-1]
     if d not in KERNEL_HEAD_DIMS:
@@ -302,6 +300,8 @@ def _triton(
             f"the attention kernels take bf16 or fp16, not {q_THd.dtype}; use backend='reference'"
         )
     q_THd, k_SHd, v_SHd = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_THd, k_SHd, v_SHd))
+    if norms is not None:
+        return normed_attention_op(q_THd, k_SHd, v_SHd, *norms, cu_q, cu_k, *maxima, scale, norm_eps)[0]
     return _attention_op(q_THd, k_SHd, v_SHd, cu_q, cu_k, *maxima, scale)[0]
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from camae.kernels.glued_linear import gelu_linear, glue_backend, norm_linear
+from camae.kernels.residual_norm import residual_norm
 from camae.kernels.varlen_attention import varlen_attention
 from camae.model.config import ModelConfig
+
+Maybe = torch.Tensor | None
 
 
 def initialize_linears(module: nn.Module) -> None:
@@ -49,35 +52,98 @@ def attend(
     queries: Sequences,
     keys: Sequences,
     backend: str | None,
+    **norms: Any,
 ) -> torch.Tensor:
-    """Multi-head attention within sequences; q/k/v may be (T, D) or already (T, heads, d)."""
-
-    def split(x: torch.Tensor) -> torch.Tensor:
-        return x if x.ndim == 3 else x.unflatten(1, (heads, -1))
-
+    """Multi-head attention within sequences, of (T, D) tensors; `norms` as in varlen_attention."""
     out_THd = varlen_attention(
-        split(q_TD),
-        split(k_SD),
-        split(v_SD),
+        *(x.unflatten(1, (heads, -1)) for x in (q_TD, k_SD, v_SD)),
         queries.cu_seqlens,
         keys.cu_seqlens,
         backend=backend,
         lengths_q=queries.lengths,
         lengths_k=keys.lengths,
+        **norms,
     )
     return out_THd.flatten(1)
 
 
-def drop_path(update_TD: torch.Tensor, rate: float, training: bool, sequences: Sequences) -> torch.Tensor:
-    """Stochastic depth: a whole sample's update is dropped with probability `rate`, the rest scaled up."""
-    if rate == 0 or not training or sequences.segment_T is None:
-        return update_TD
-    kept = torch.rand(len(sequences.lengths), device=update_TD.device) >= rate
-    factor = kept.to(update_TD.dtype) / (1 - rate)
-    return update_TD * factor[sequences.segment_T, None]
+class Block(nn.Module):
+    """What the blocks share: how the parts between their products run.
+
+    glue: back-end of residual_norm and gelu_split, "triton" or "reference"; None is the device's default.
+    keep: False: normed and activated tokens are computed again in the backward pass instead of kept, the products
+        and attention are not (`run_block` is for whole blocks).
+    """
+
+    glue: str | None = None
+    keep: bool = True
+    rate: float = 0.0
+    fc1: nn.Linear
+    fc2: nn.Linear
+
+    def norm_linear(
+        self,
+        tokens_TD: torch.Tensor,
+        norm: nn.LayerNorm,
+        weight: torch.Tensor,
+        bias: Maybe,
+        **residual: Maybe,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(y, linear(norm(y))), y being the tokens with their residual update."""
+        options = {"keep": self.keep, "backend": self.glue}
+        return norm_linear(
+            tokens_TD,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            weight,
+            bias,
+            **residual,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def gelu_linear(
+        self, fused_TF: torch.Tensor, bias: Maybe, widths: tuple[int, ...], weight: torch.Tensor, out: Maybe
+    ) -> tuple[torch.Tensor, ...]:
+        """linear(gelu(first columns + bias)) and the other columns."""
+        options: dict[str, Any] = {"keep": self.keep, "backend": self.glue}
+        return gelu_linear(fused_TF, bias, widths, weight, out, **options)
+
+    def places(self, bias: torch.Tensor, device: torch.device) -> tuple[Maybe, Maybe]:
+        """Where a hidden bias is added: (with the product, with the GELU).
+
+        The kernels take it with the GELU, whose backward pass then sums its gradient in passing.
+        """
+        return (None, bias) if glue_backend(self.glue, device) == "triton" else (bias, None)
+
+    def mlp(
+        self, tokens_TD: torch.Tensor, update_TD: Maybe, norm: nn.LayerNorm, sequences: Sequences
+    ) -> torch.Tensor:
+        """y + fc2(gelu(fc1(norm(y)))), y = tokens + update, each update under stochastic depth."""
+        device, fc1, fc2 = tokens_TD.device, self.fc1, self.fc2
+        early, late = self.places(fc1.bias, device)
+        depth = {} if update_TD is None else self.depth(sequences, device)
+        y_TD, fused_TF = self.norm_linear(tokens_TD, norm, fc1.weight, early, update_TD=update_TD, **depth)
+        (update_TD,) = self.gelu_linear(fused_TF, late, (fc1.out_features,), fc2.weight, fc2.bias)
+        return residual_norm(y_TD, update_TD, **self.depth(sequences, device), backend=self.glue)[0]
+
+    def depth(self, sequences: Sequences, device: torch.device) -> dict[str, Maybe]:
+        """Stochastic depth: a sample's update is dropped with probability `rate`, the others scaled up."""
+        if self.rate == 0 or not self.training or sequences.segment_T is None:
+            return {}
+        kept = torch.rand(len(sequences.lengths), device=device) >= self.rate
+        return {"factor_B": kept.to(torch.float32) / (1 - self.rate), "segment_T": sequences.segment_T}
 
 
-class ParallelBlock(nn.Module):
+def set_block_options(model: nn.Module, *, keep: bool | None = None, glue: str | None = None) -> None:
+    """Set `keep` and `glue` (where given) in every block of a model."""
+    for block in model.modules():
+        if isinstance(block, Block):
+            block.keep = block.keep if keep is None else keep
+            block.glue = block.glue if glue is None else glue
+
+
+class ParallelBlock(Block):
     """x + gamma * (attention_out + mlp_out), both branches from one norm and one in-projection.
 
     in_proj rows: [mlp, q, k, v]. `mlp_bias` falls on the MLP rows; with bias_layout "timm<=1.0.24" it is
@@ -104,17 +170,28 @@ class ParallelBlock(nn.Module):
         return torch.cat(parts)
 
     def forward(self, tokens_TD: torch.Tensor, sequences: Sequences, backend: str | None) -> torch.Tensor:
-        D, hidden = self.gamma.numel(), self.mlp_bias.numel()
-        fused = F.linear(self.in_norm(tokens_TD), self.in_proj.weight, self.in_bias())
-        mlp, q, k, v = fused.split([hidden, D, D, D], dim=1)
-        q_THd = self.q_norm(q.unflatten(1, (self.heads, -1)))
-        k_THd = self.k_norm(k.unflatten(1, (self.heads, -1)))
-        attention = attend(q_THd, k_THd, v, self.heads, sequences, sequences, backend)
-        update = self.attn_out_proj(attention) + self.mlp_out_proj(F.gelu(mlp))
-        return tokens_TD + drop_path(self.gamma * update, self.rate, self.training, sequences)
+        D, hidden, device = self.gamma.numel(), self.mlp_bias.numel(), tokens_TD.device
+        early, late = self.places(self.mlp_bias, device)
+        if early is not None or self.shifted_bias:
+            early, late = self.in_bias(), None
+        _, fused_TF = self.norm_linear(tokens_TD, self.in_norm, self.in_proj.weight, early)
+        # Both output biases go in here, and the attention's product adds to this one's: no pass for the sum.
+        out_bias = self.mlp_out_proj.bias + self.attn_out_proj.bias
+        mlp_TD, q, k, v = self.gelu_linear(
+            fused_TF, late, (hidden, D, D, D), self.mlp_out_proj.weight, out_bias
+        )
+        attention = attend(
+            *(q, k, v, self.heads, sequences, sequences, backend),
+            q_norm=(self.q_norm.weight, self.q_norm.bias),
+            k_norm=(self.k_norm.weight, self.k_norm.bias),
+            norm_eps=self.q_norm.eps,
+        )
+        update_TD = torch.addmm(mlp_TD, attention, self.attn_out_proj.weight.t())
+        depth = self.depth(sequences, device)
+        return residual_norm(tokens_TD, update_TD, self.gamma, **depth, backend=self.glue)[0]
 
 
-class SequentialBlock(nn.Module):
+class SequentialBlock(Block):
     """The pre-norm ViT block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, width: int, heads: int, hidden: int, eps: float, rate: float = 0.0):
@@ -128,14 +205,13 @@ class SequentialBlock(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, tokens_TD: torch.Tensor, sequences: Sequences, backend: str | None) -> torch.Tensor:
-        q, k, v = self.qkv(self.norm1(tokens_TD)).chunk(3, dim=1)
+        _, qkv = self.norm_linear(tokens_TD, self.norm1, self.qkv.weight, self.qkv.bias)
+        q, k, v = qkv.chunk(3, dim=1)
         attention = self.proj(attend(q, k, v, self.heads, sequences, sequences, backend))
-        tokens_TD = tokens_TD + drop_path(attention, self.rate, self.training, sequences)
-        mlp = self.fc2(F.gelu(self.fc1(self.norm2(tokens_TD))))
-        return tokens_TD + drop_path(mlp, self.rate, self.training, sequences)
+        return self.mlp(tokens_TD, attention, self.norm2, sequences)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Block):
     """Queries of a plane look at the tokens of its sample, with or without a residual; then z + MLP(norm(z))."""
 
     def __init__(self, width: int, heads: int, hidden: int, eps: float, residual: bool):
@@ -152,11 +228,11 @@ class CrossAttention(nn.Module):
 
     def query(self, x_TD: torch.Tensor) -> torch.Tensor:
         """Projected queries (T, width)."""
-        return self.q(self.query_norm(x_TD))
+        return self.norm_linear(x_TD, self.query_norm, self.q.weight, None)[1]
 
     def keys_values(self, x_SD: torch.Tensor) -> torch.Tensor:
         """Projected keys and values side by side (S, 2 * width)."""
-        return self.kv(self.context_norm(x_SD))
+        return self.norm_linear(x_SD, self.context_norm, self.kv.weight, None)[1]
 
     def forward(
         self,
@@ -171,5 +247,5 @@ class CrossAttention(nn.Module):
         k, v = kv_SD.chunk(2, dim=1)
         z = self.proj(attend(q_TD, k, v, self.heads, queries, keys, backend))
         if self.residual:
-            z = z + query_TD
-        return z + self.fc2(F.gelu(self.fc1(self.out_norm(z))))
+            return self.mlp(query_TD, z, self.out_norm, queries)
+        return self.mlp(z, None, self.out_norm, queries)

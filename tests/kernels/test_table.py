@@ -14,7 +14,14 @@ from camae.kernels.varlen_attention import default_attention
 
 def test_cpu_uses_plain_torch_and_says_why_not_the_others():
     rows = {row.op: row for row in op_table("cpu")}
-    assert set(rows) == {"tokenize", "reconstruction_loss", "varlen_attention", "lion"}
+    assert set(rows) == {
+        "tokenize",
+        "reconstruction_loss",
+        "varlen_attention",
+        "residual_norm",
+        "gelu_split",
+        "lion",
+    }
     assert {row.default for row in rows.values()} == {"reference"}
     others = {b.name: b.why for b in rows["varlen_attention"].backends if not b.usable}
     assert "CUDA device" in others["torch_varlen"]
@@ -39,6 +46,8 @@ def test_kernels_are_the_default_on_cuda():
         "tokenize": "triton",
         "reconstruction_loss": "triton",
         "varlen_attention": "torch_varlen",
+        "residual_norm": "triton",
+        "gelu_split": "triton",
         "lion": "triton",
     }
 

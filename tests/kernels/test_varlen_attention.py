@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from camae.errors import CamaeError, MissingBackendError
-from camae.kernels.varlen_attention import attention_formulas, backends, lengths_of, varlen_attention
+from camae.kernels.varlen_attention import backends, lengths_of, varlen_attention
+from camae.kernels.varlen_attention_formulas import attention_formulas
 
 
 def packed(lengths, heads, d, dtype=torch.float64, seed=0):

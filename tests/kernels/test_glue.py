@@ -1,0 +1,159 @@
+"""residual_norm, gelu_split and the linear layers that recompute them: gradients, registration, what is kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.library import opcheck
+
+from camae.errors import CamaeError
+from camae.kernels import gelu_split as gelu_module
+from camae.kernels import glued_linear
+from camae.kernels import residual_norm as norm_module
+from camae.kernels.gelu_split import gelu_split
+from camae.kernels.glued_linear import gelu_linear, norm_linear
+from camae.kernels.normed_attention import normed_attention_op
+from camae.kernels.residual_norm import residual_norm, residual_norm_op
+
+
+def normal(*size, seed=0, dtype=torch.float64):
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=dtype).requires_grad_()
+
+
+T, D = 9, 12
+SEGMENT = torch.tensor([0] * 4 + [1] * 2 + [2] * 3)
+FACTOR = torch.tensor([0.0, 1.5, 2.0], dtype=torch.float64)
+
+
+def parts(*wanted):
+    """x, update, gamma, factor, segment, weight, bias; only those named."""
+    every = {
+        "x": normal(T, D),
+        "update": normal(T, D, seed=1),
+        "gamma": normal(D, seed=2),
+        "factor": FACTOR,
+        "segment": SEGMENT,
+        "weight": normal(D, seed=3),
+        "bias": normal(D, seed=4),
+    }
+    return [t if n == "x" or n in wanted else None for n, t in every.items()]
+
+
+PARTS = {
+    "norm": ("weight", "bias"),
+    "residual": ("update", "gamma", "factor", "segment"),
+    "plain": ("update", "weight", "bias"),
+    "all": ("update", "gamma", "factor", "segment", "weight", "bias"),
+}
+
+
+def test_residual_norm_equals_the_definition():
+    """Row by row: the residual with its factors, then (y - mean) / sqrt(var + eps) * weight + bias."""
+    x, update, gamma, factor, segment, weight, bias = parts(*PARTS["all"])
+    y, normed = residual_norm(x, update, gamma, factor, segment, weight, bias, eps=1e-3)
+    for t in range(T):
+        row = x[t] + factor[segment[t]] * gamma * update[t]
+        torch.testing.assert_close(y[t], row, rtol=0, atol=1e-14)
+        unit = (row - row.mean()) / (row.var(correction=0) + 1e-3).sqrt()
+        torch.testing.assert_close(normed[t], unit * weight + bias, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("which", PARTS)
+def test_residual_norm_registration(which):
+    """opcheck, and gradcheck of the registered backward pass (its formulas on the CPU)."""
+    arguments = parts(*PARTS[which])
+    opcheck(residual_norm_op, (*arguments, 1e-6, torch.float64))
+    inputs = [t for t in arguments if t is not None and t.requires_grad]
+
+    def run(*values):
+        left = iter(values)
+        filled = [next(left) if t is not None and t.requires_grad else t for t in arguments]
+        return tuple(o for o in residual_norm_op(*filled, 1e-6, torch.float64) if o.numel())
+
+    assert torch.autograd.gradcheck(run, inputs)
+
+
+def test_gelu_split_registration():
+    fused, bias = normal(T, 20), normal(8, seed=1)
+    opcheck(gelu_module.gelu_columns_op, (fused.detach(), bias.detach(), 8))
+    buffers = torch.zeros(T, 20, dtype=torch.float64), torch.zeros(T, 8, dtype=torch.float64)
+    grad = normal(T, 8, seed=2).detach()
+    opcheck(gelu_module.gelu_columns_backward_op, (grad, fused.detach(), bias.detach(), *buffers))
+    widths = (8, 4, 4, 4)
+    assert torch.autograd.gradcheck(lambda f, b: gelu_module._GeluSplit.apply(f, b, widths), (fused, bias))
+    act, *rest = gelu_split(fused, bias, widths)
+    torch.testing.assert_close(act, F.gelu(fused[:, :8] + bias))
+    assert all(torch.equal(a, fused[:, 8 + 4 * i : 12 + 4 * i]) for i, a in enumerate(rest))
+
+
+def test_normed_attention_registration():
+    cu_q, cu_k = (torch.tensor(n).cumsum(0).int() for n in ([0, 5, 0, 3], [0, 4, 2, 3]))
+    tensors = [normal(n, 2, 4, seed=i) for i, n in enumerate((8, 9, 9))]
+    norms = [normal(4, seed=3 + i) for i in range(4)]
+    rest = (cu_q, cu_k, 5, 4, 0.4, 1e-6)
+    opcheck(normed_attention_op, (*tensors, *norms, *rest))
+    assert torch.autograd.gradcheck(lambda *x: normed_attention_op(*x, *rest)[0], (*tensors, *norms))
+
+
+@pytest.fixture(params=["reference", "triton"])
+def backend(request, monkeypatch):
+    """Both forms of the functions; the kernels' one runs by their formulas here."""
+    monkeypatch.setattr(glued_linear, "glue_backend", lambda requested, device: requested)
+    return request.param
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("which", ["norm", "plain", "all"])
+def test_norm_linear_gradients(backend, keep, which):
+    arguments = parts(*PARTS[which])
+    product, bias = normal(5, D, seed=5), normal(5, seed=6)
+    tensors = [t for t in arguments if t is not None and t.requires_grad]
+
+    def run(*values):
+        *values, w, b = values
+        left = iter(values)
+        x, update, gamma, factor, segment, weight, shift = (
+            next(left) if t is not None and t.requires_grad else t for t in arguments
+        )
+        residual = {"update_TD": update, "gamma_D": gamma, "factor_B": factor, "segment_T": segment}
+        y, out = norm_linear(x, weight, shift, 1e-6, w, b, **residual, keep=keep, backend=backend)
+        return y * 1.0, out
+
+    plain_y, plain_normed = residual_norm(*arguments, eps=1e-6, backend="reference")
+    y, out = run(*tensors, product, bias)
+    torch.testing.assert_close(y, plain_y, rtol=0, atol=1e-13)
+    torch.testing.assert_close(out, F.linear(plain_normed, product, bias), rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(run, (*tensors, product, bias))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("biased", [True, False])
+def test_gelu_linear_gradients(backend, keep, biased):
+    fused, weight, bias = normal(T, 14), normal(5, 8, seed=1), normal(5, seed=2)
+    hidden = [normal(8, seed=3)] if biased else []
+
+    def run(f, w, b, *h):
+        options = {"keep": keep, "backend": backend}
+        return gelu_linear(f, h[0] if h else None, (8, 4, 2), w, b, **options)
+
+    out, *rest = run(fused, weight, bias, *hidden)
+    expected = F.linear(F.gelu(fused[:, :8] + (hidden[0] if biased else 0)), weight, bias)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    assert [r.shape[1] for r in rest] == [4, 2]
+    assert torch.autograd.gradcheck(run, (fused, weight, bias, *hidden))
+
+
+def test_errors_name_the_problem():
+    x = normal(4, 6)
+    with pytest.raises(CamaeError, match="of equal shapes"):
+        residual_norm(x, normal(4, 5))
+    with pytest.raises(CamaeError, match="weight and bias together"):
+        residual_norm(x, weight_D=normal(6))
+    with pytest.raises(CamaeError, match="do not make up"):
+        gelu_split(x, None, (4, 4))
+    with pytest.raises(CamaeError, match="the bias has shape"):
+        gelu_split(x, normal(5), (4, 2))
+    if not norm_module.backends("cpu")[0].usable:
+        with pytest.raises(CamaeError, match="need a CUDA device"):
+            residual_norm(x, weight_D=normal(6), bias_D=normal(6), backend="triton")
