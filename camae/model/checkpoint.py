@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
 from camae.errors import CamaeError, MissingFileError
 from camae.files import write_atomic
@@ -62,11 +63,23 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", **changes: Any
 
 def build(file: Path, config: Any, state: dict[str, torch.Tensor]) -> Any:
     """A model that takes over the tensors of `state`, without making any first; in eval mode."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         model = families.model_class(config)(config)
     check_state(file, model.state_dict(), state)
     model.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
     return model.eval()
+
+
+_FILLING = (torch.Tensor.normal_, torch.Tensor.uniform_)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves random initialisation out: on the meta device it computes nothing, but loads sympy to do so."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _FILLING or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def find_model_file(path: str | Path) -> Path:
