@@ -45,3 +45,25 @@ def test_finer_bins_for_many_pairs_change_nothing(monkeypatch):
     coarse = cosine_tails.order_statistics(x, ranks)
     monkeypatch.setattr(cosine_tails, "MANY_PAIRS", 1000)
     assert (cosine_tails.order_statistics(x, ranks) == coarse).all()
+
+
+@pytest.mark.parametrize("case", ["random", "clustered", "sample misleads", "all equal"])
+def test_windows_of_a_sample_change_nothing_but_time(monkeypatch, case):
+    """Exact where windows hit, where they miss (every eighth row is unlike the rest) and where a tie overfills them."""
+    monkeypatch.setattr(cosine_tails, "SAMPLED_ROWS", (16, 64))
+    monkeypatch.setattr(cosine_tails, "COLLECT", 60_000)
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(400, 12))
+    if case == "clustered":
+        x += 3 * rng.normal(size=(5, 12))[np.arange(400) // 80]
+    if case == "sample misleads":
+        x[::8] = 1
+    if case == "all equal":
+        x[:] = 1
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    values = np.sort(np.concatenate(list(cosine_tails.pair_values(x, 64))))
+    ranks = [0, len(values) // 20, len(values) - 1 - len(values) // 20, len(values) - 1]
+    assert (cosine_tails.order_statistics(x, ranks, block=64) == values[ranks]).all()
+    pairs = cosine_tails.Pairs(x, 64, 1 << 16)
+    met = pairs.in_windows(np.array(ranks))
+    assert (set(met) == set(ranks)) == (case in ("random", "clustered"))
