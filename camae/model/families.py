@@ -23,6 +23,16 @@ DEFAULT = "ca_mae"
 # family -> (module, model class, configuration class); `preset` is in the configuration's module.
 _FAMILIES = {
     DEFAULT: ("camae.model.ca_mae", "CAMAE", "camae.model.config", "ModelConfig"),
+    "mae_vit": ("camae.baselines.mae_vit", "MAEViT", "camae.baselines.mae_vit", "ImageViTConfig"),
+    "mu_net": ("camae.baselines.mu_net", "MUNet", "camae.baselines.mu_net", "MUNetConfig"),
+    "wsl_vit": ("camae.baselines.wsl_vit", "ViTClassifier", "camae.baselines.wsl_vit", "ViTClassifierConfig"),
+    "wsl_densenet": (
+        "camae.baselines.wsl_densenet",
+        "DenseNetClassifier",
+        "camae.baselines.wsl_densenet",
+        "DenseNetConfig",
+    ),
+    "imagenet": ("camae.baselines.imagenet", "ImageNetViT", "camae.baselines.imagenet", "ImageNetConfig"),
 }
 PERTURBATION = "Metadata_Perturbation"
 
@@ -68,7 +78,7 @@ class Model(Protocol):
 
 def family_of(name: str) -> str:
     """The family whose presets begin like `name`; CA-MAE where none does."""
-    return next((f for f in sorted(_FAMILIES, key=len, reverse=True) if name.startswith(f + "_")), DEFAULT)
+    return next((f for f in sorted(_FAMILIES, key=len, reverse=True) if name.startswith(f)), DEFAULT)
 
 
 def _parts(family: str) -> tuple[Any, Any, Any]:
