@@ -45,7 +45,12 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         arrow = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise CamaeError(f"{path}: not a readable Parquet file ({error})") from None
-    return arrow.to_pandas(), json.loads((arrow.schema.metadata or {}).get(_KEY, b"{}"))
+    return arrow.to_pandas(), about_of(arrow.schema)
+
+
+def about_of(schema: pa.Schema) -> dict[str, Any]:
+    """What a file written by `write_table` says about itself, from its schema alone."""
+    return json.loads((schema.metadata or {}).get(_KEY, b"{}"))
 
 
 def features_of(table: pd.DataFrame) -> np.ndarray:

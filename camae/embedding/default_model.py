@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from camae.errors import CamaeError
-from camae.model.ca_mae import CAMAE
-from camae.model.checkpoint import load
+from camae.errors import CamaeError, MissingFileError
+from camae.model.checkpoint import find_model_file, load
 
 VARIABLE = "CAMAE_MODEL"
-_loaded: dict[str, CAMAE] = {}
-_chosen: list[CAMAE] = []
+_loaded: dict[tuple, Any] = {}
+_chosen: list[Any] = []
 
 
-def use(model: str | Path | CAMAE | None, *, device: str | None = None) -> CAMAE | None:
+def use(model: str | Path | nn.Module | None, *, device: str | torch.device | None = None) -> Any:
     """Name the model that `camae.embed` uses from now on: a path or a loaded model; None forgets it."""
     _chosen.clear()
     if model is None:
@@ -25,23 +26,37 @@ def use(model: str | Path | CAMAE | None, *, device: str | None = None) -> CAMAE
     return _chosen[0]
 
 
-def resolve_model(model: str | Path | CAMAE | None, device: str | None = None) -> CAMAE:
+def default_device() -> str:
+    """The GPU of this process (LOCAL_RANK under torchrun), or the CPU where there is none."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def resolve_model(model: str | Path | nn.Module | None, device: str | torch.device | None = None) -> Any:
     """The model to use: the one given, the one chosen by `use`, or the one CAMAE_MODEL names.
 
-    A model given by path stays loaded for the next call.
+    device: where it is put; by default a model stays where it is, and one read from a path goes to
+        `default_device()`. It stays loaded for the next call, until its file changes.
     """
     if model is None and _chosen:
-        return _chosen[0]
+        model = _chosen[0]
     if model is None:
         model = os.environ.get(VARIABLE)
         if not model:
             raise CamaeError(
                 f"no model: pass model=, or name one with camae.use(path) or the environment variable {VARIABLE}"
             )
-    if isinstance(model, torch.nn.Module):
+        try:
+            find_model_file(model)
+        except MissingFileError as error:
+            raise MissingFileError(f"the environment variable {VARIABLE} names no model: {error}") from None
+    if isinstance(model, nn.Module):
         return model.to(device) if device else model
-    key = f"{Path(model).resolve()}|{device}"
+    if not isinstance(model, str | Path):
+        raise CamaeError(f"model is a {type(model).__name__}; give a model of camae.load, or a path")
+    file = find_model_file(model)
+    where = str(device or default_device())
+    key = (file.resolve(), file.stat().st_mtime_ns, where)
     if key not in _loaded:
         _loaded.clear()  # one model at a time: they are large
-        _loaded[key] = load(model, device=device or "cpu")
+        _loaded[key] = load(model, device=where)
     return _loaded[key]

@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from camae.dataloader.planes import PlaneBatch
+from camae.embedding.checks import (
+    as_tensor,
+    check_budget,
+    check_channels,
+    check_dtype,
+    check_images,
+    check_layers,
+    check_values,
+    constant_planes,
+    constant_sentence,
+    is_ragged,
+    stacked_like,
+)
 from camae.embedding.default_model import resolve_model
-from camae.embedding.pooling import check_pool, pool_tokens
-from camae.embedding.tiles import tile_corners
+from camae.embedding.passes import Piece, Reading, encode_pieces, token_budget
+from camae.embedding.pooling import average, check_pool
+from camae.embedding.regions import Region, read_regions, regions_per_image
+from camae.embedding.tiles import check_overlap, tile_corners
 from camae.errors import CamaeError
-from camae.model.ca_mae import CAMAE, Image, Images, channel_lists, split_images
-from camae.model.standardization import OWN_EPS, OWN_EPS_FLOAT, standardization_eps
+from camae.model.ca_mae import Images
 
-# Encoder tokens in one pass. On a CPU larger passes fall out of cache; on a GPU smaller ones leave it idle.
-TOKENS_PER_PASS = {"cpu": 8_192, "cuda": 131_072}
+TILES = ("cover", "grid", "interpolate")
 
 
 def embed(
     images: Images,
     channels: Sequence[str] | Sequence[Sequence[str]],
-    model: CAMAE | str | Path | None = None,
+    model: nn.Module | str | Path | None = None,
     pool: str = "mean",
     *,
-    value_range: tuple[float, float] | None = None,
+    region: Any = None,
+    region_size: int | None = None,
     tile: str | None = None,
+    tiles: str | None = None,
     overlap: float = 0.0,
+    layers: int | Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
     dtype: torch.dtype | str | None = None,
     tokens_per_pass: int | None = None,
 ) -> np.ndarray | torch.Tensor | list:
@@ -39,159 +58,179 @@ def embed(
     channels: names, shared by all images or one list per image; distinct within an image.
     model: a model, a path, or None for the one named by `camae.use` or CAMAE_MODEL.
     pool: "mean" over patch tokens, "cls" the class token, "per_channel" a mean for each channel.
+    tile (or tiles): for images that are not the model's crop: "cover" (tiles, mean over them), "grid"
+        (non-overlapping tiles, a rest is left out), "interpolate" (positions interpolated to the image's size).
+        A tile with a constant plane is left out, with a warning.
+    overlap: least share of a tile that neighbours have in common, for "cover".
+    region: vectors of cells or regions instead of images: a boolean mask (H, W), masks (R, H, W), an integer label
+        image (H, W; each label above 0 is a region), or a table of centres with the columns Metadata_Cell_X and
+        Metadata_Cell_Y in pixels. For a batch or list, one entry per image. Around each region a model-sized window
+        is taken (moved into the image at its edge) and standardised, and only patches that touch the region are
+        encoded; regions larger than the window get several windows, and the mean is over their tokens.
+    region_size: side in px of the square that a row of a table stands for; default the whole window.
+    layers: outputs of encoder blocks instead of the last one's: a number, or several, counted from 0 or, negative,
+        from the last; before the final norm, where a model has one.
     value_range: lowest and highest possible value; needed for float images.
-    tile: for images that are not the model's crop: "cover" (tiles, mean over them), "grid" (non-overlapping
-        tiles), "interpolate" (positions interpolated to the image's size).
     dtype: compute type, float32 (default) or bfloat16.
+    tokens_per_pass: encoder tokens computed at once; default by the memory of the device.
 
     Returns float32 of the input's kind and device: (D,) for one image, (B, D) for a batch or a list of equal
-    channel counts, with "per_channel" (C, D) and (B, C, D); a list of vectors when channel counts differ.
+    channel counts, with "per_channel" (C, D) and (B, C, D); a list of vectors when channel counts differ. Several
+    layers add an axis before these last ones: (B, L, D), (B, L, C, D). With regions (D,) for a single mask, else
+    (R, D) per image, and a list of these when there are several images.
     Raises CamaeError for whatever would give silently wrong vectors.
     """
     check_pool(pool)
+    check_budget(tokens_per_pass)
+    compute = check_dtype(dtype)
+    how = _tile_choice(tile, tiles, overlap, region is not None)
+    samples = check_images(images)
+    names = check_channels(channels, samples)
     net = resolve_model(model)
-    samples = split_images(images)
-    names = channel_lists(channels, samples)
-    for i, (image, channel) in enumerate(zip(samples, names, strict=True)):
-        check_image(_tensor(image), f"image {i}", channel, net, value_range)
-    pieces, owner = _pieces(net, samples, tile, overlap)
-    vectors = encode_samples(
-        net,
-        pieces,
-        [names[i] for i in owner],
-        pool,
-        value_range=value_range,
-        interpolate=tile == "interpolate",
-        dtype=dtype,
-        tokens_per_pass=tokens_per_pass,
-    )
-    per_image = [
-        torch.stack([vectors[j] for j in range(len(owner)) if owner[j] == i]).mean(0)
-        for i in range(len(samples))
-    ]
-    return _like_input(per_image, images)
-
-
-def check_image(
-    image: torch.Tensor, where: str, names: Sequence[str], model: CAMAE, value_range: tuple | None
-) -> None:
-    """Raises CamaeError for values that cannot be standardised: NaN, constant planes, unclear float ranges."""
-    if image.dtype.is_floating_point and value_range is None:
-        highest = float(image.max()) if image.numel() else 0.0
-        hint = (
-            ": its highest value is <= 1, which looks like an image scaled to [0, 1]" if highest <= 1 else ""
-        )
-        raise CamaeError(
-            f"{where} is {image.dtype}{hint}; say its lowest and highest possible value with value_range=(lo, hi)"
-        )
-    standardization_eps(model.config.standardization, image.dtype, value_range)
-    flat = image.flatten(1)
-    for plane, name in zip(flat, names, strict=True):
-        values = plane.float()
-        if not torch.isfinite(values).all():
-            raise CamaeError(f"{where}, channel {name!r} has values that are not finite (NaN or infinity)")
-        floor = OWN_EPS if value_range is None else OWN_EPS_FLOAT * (value_range[1] - value_range[0])
-        if float(values.max() - values.min()) <= floor:
-            raise CamaeError(
-                f"{where}, channel {name!r} is constant ({float(values[0]):g} everywhere); leave it out"
-            )
-
-
-def _pieces(
-    model: CAMAE, samples: Sequence[Image], tile: str | None, overlap: float
-) -> tuple[list[torch.Tensor], list[int]]:
-    """Model-sized pieces of every image, and which image each came from."""
-    if tile not in (None, "cover", "grid", "interpolate"):
-        raise CamaeError(f"tile {tile!r} is not 'cover', 'grid' or 'interpolate'")
-    size, pieces, owner = model.config.crop, [], []
-    for i, image in enumerate(_tensor(s) for s in samples):
-        height, width = image.shape[1:]
-        if tile in (None, "interpolate") or (height, width) == (size, size):
-            corners, h, w = [(0, 0)], height, width
-        else:
-            corners, h, w = tile_corners(height, width, size, tile, overlap), size, size
-        pieces += [image[:, y : y + h, x : x + w] for y, x in corners]
-        owner += [i] * len(corners)
-    return pieces, owner
-
-
-@torch.inference_mode()
-def encode_samples(
-    model: CAMAE,
-    samples: Sequence[torch.Tensor],
-    names: Sequence[Sequence[str]],
-    pool: str,
-    *,
-    value_range: tuple[float, float] | None = None,
-    interpolate: bool = False,
-    dtype: torch.dtype | str | None = None,
-    tokens_per_pass: int | None = None,
-) -> list[torch.Tensor]:
-    """A float32 vector, (D,) or (C, D), on the model's device for each (C_i, H, W) sample, in order.
-
-    Samples are packed into passes of at most `tokens_per_pass` tokens, mixed channel counts together.
-    """
-    budget = tokens_per_pass or default_budget(model)
-    was_training = model.training
-    model.eval()
-    vectors: list[torch.Tensor] = []
-    for start, stop in _passes(samples, model.config.patch, budget):
-        batch = PlaneBatch.from_images(samples[start:stop], names[start:stop]).to(model.device)
-        with _autocast(model.device, dtype):
-            if not isinstance(model, CAMAE):  # the paper's other systems
-                vectors += model.embed_batch(batch, pool, value_range=value_range, interpolate=interpolate)
-                continue
-            tokens, layout = model.encode(batch, value_range=value_range, interpolate=interpolate)
-        vectors += pool_tokens(tokens, layout, pool)  # type: ignore[arg-type]
-    model.train(was_training)
-    return vectors
-
-
-def default_budget(model: CAMAE) -> int:
-    """Encoder tokens in one pass on the model's device."""
-    return TOKENS_PER_PASS["cuda" if model.device.type == "cuda" else "cpu"]
-
-
-def _passes(samples: Sequence[torch.Tensor], patch: int, budget: int) -> Iterator[tuple[int, int]]:
-    """Runs of consecutive samples of one size and dtype that fit the token budget (at least one sample)."""
-    start, tokens = 0, 0
-    for i, sample in enumerate(samples):
-        C, H, W = sample.shape
-        cost = C * (H // patch) * (W // patch) + 1
-        same = sample.shape[1:] == samples[start].shape[1:] and sample.dtype == samples[start].dtype
-        if i > start and (not same or tokens + cost > budget):
-            yield start, i
-            start, tokens = i, 0
-        tokens += cost
-    if len(samples):
-        yield start, len(samples)
-
-
-def _autocast(device: torch.device, dtype: torch.dtype | str | None) -> contextlib.AbstractContextManager:
-    kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    if kind in (None, torch.float32):
-        return contextlib.nullcontext()
-    if kind != torch.bfloat16:
-        raise CamaeError(f"dtype {dtype} is not float32 or bfloat16")
-    return torch.autocast(device.type, torch.bfloat16)
-
-
-def _tensor(image: Image) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
-
-
-def _like_input(vectors: list[torch.Tensor], images: Images) -> np.ndarray | torch.Tensor | list:
-    """Vectors in the shape, kind and device of the input."""
-    is_list = isinstance(images, (list, tuple))
-    first = images[0] if is_list else images
-    if isinstance(first, np.ndarray):
-        out: list = [v.cpu().numpy() for v in vectors]
-        stack = np.stack
+    tensors = [as_tensor(s) for s in samples]
+    for i, (image, channel) in enumerate(zip(tensors, names, strict=True)):
+        check_values(image, f"image {i}", channel, net.config.standardization, value_range)
+    plan = _Plan(net.config, tensors, names, value_range)
+    is_list = isinstance(images, list | tuple)
+    ndim = 4 if is_list else images.ndim  # type: ignore[union-attr]
+    if region is None:
+        if region_size is not None:
+            raise CamaeError("region_size needs region=, a table of centres")
+        counts = plan.add_images(how, overlap)
     else:
-        out = [v.to(first.device) for v in vectors]  # type: ignore[union-attr]
-        stack = torch.stack  # type: ignore[assignment]
-    if not is_list and images.ndim == 3:  # type: ignore[union-attr]
-        return out[0]
-    if len({image.shape[0] for image in images}) > 1:
-        return out
-    return stack(out)
+        counts = plan.add_regions(regions_per_image(region, len(samples), is_list, ndim), region_size)
+    reading = Reading(
+        pool,
+        value_range,
+        how == "interpolate",
+        compute,
+        check_layers(layers, getattr(net.config, "depth", 0)),
+    )
+    parts = encode_pieces(net, tensors, names, plan.pieces, reading, tokens_per_pass or token_budget(net))
+    vectors = plan.combine(parts, pool, net.config.patch)
+    if isinstance(layers, int):
+        vectors = [v[0] for v in vectors]
+    per_image, end = [], 0
+    for sample, count in zip(samples, counts, strict=True):
+        of_image = vectors[end : end + (1 if count is None else count)]
+        end += len(of_image)
+        if count is None:
+            per_image.append(of_image[0])
+        else:
+            shape = _vector_shape(net, reading, sample.shape[0], isinstance(layers, int))
+            per_image.append(torch.stack(of_image) if of_image else torch.empty(0, *shape))
+    if ndim == 3:
+        return stacked_like(per_image, samples[0], stack=False)[0]
+    as_array = all(c is None for c in counts) or isinstance(region, np.ndarray | torch.Tensor)
+    stack = as_array and not is_ragged(images) and len({v.shape for v in per_image}) == 1
+    return stacked_like(per_image, samples[0], stack)
+
+
+def _vector_shape(model: Any, reading: Reading, n_channels: int, single_layer: bool) -> tuple[int, ...]:
+    layers = () if single_layer or not reading.layers else (len(reading.layers),)
+    planes = (n_channels,) if reading.pool == "per_channel" else ()
+    return (*layers, *planes, model.config.width)
+
+
+def _tile_choice(tile: str | None, tiles: str | None, overlap: float, with_regions: bool) -> str | None:
+    if tile is not None and tiles is not None and tile != tiles:
+        raise CamaeError(f"tile={tile!r} and tiles={tiles!r} are the same option; give one")
+    how = tile if tile is not None else tiles
+    if how not in (None, *TILES):
+        raise CamaeError(f"tile {how!r} is not 'cover', 'grid' or 'interpolate'")
+    check_overlap(overlap)
+    if with_regions and how in ("grid", "interpolate"):
+        raise CamaeError(f"region= takes its own windows; leave out tile={how!r}")
+    return how
+
+
+@dataclass
+class _Plan:
+    """Which pieces of which image make up each vector."""
+
+    config: Any
+    images: Sequence[torch.Tensor]
+    names: Sequence[Sequence[str]]
+    value_range: tuple[float, float] | None
+    pieces: list[Piece] = field(default_factory=list)
+    n_vectors: int = 0
+
+    def add_images(self, tile: str | None, overlap: float) -> list[int | None]:
+        """One vector per image."""
+        size = self.config.crop
+        for i, image in enumerate(self.images):
+            height, width = image.shape[1:]
+            where = f"image {i}"
+            whole = tile == "interpolate" or (height, width) == (size, size)
+            if not whole and tile is None:
+                raise CamaeError(
+                    f"{where} is {height} x {width} px but the model's crop is {size} x {size} px; tile it "
+                    "(tile='cover' or 'grid') or ask for interpolated positions (tile='interpolate')"
+                )
+            if whole:
+                windows = [Piece(i, self.n_vectors, 0, 0, height, width)]
+            else:
+                corners = self._corners(where, height, width, tile or "", overlap)
+                windows = [Piece(i, self.n_vectors, y, x, size, size) for y, x in corners]
+            self._add(windows, where, "it" if whole else "tile")
+        return [None] * len(self.images)
+
+    def add_regions(self, per_image: Sequence[Any], region_size: int | None) -> list[int | None]:
+        """One vector per region; how many each image has, None for a single mask."""
+        counts: list[int | None] = []
+        for i, (image, value) in enumerate(zip(self.images, per_image, strict=True)):
+            height, width = image.shape[1:]
+            regions, single = read_regions(value, (height, width), f"image {i}", region_size)
+            self._corners(f"image {i}", height, width, "center", 0.0)
+            for number, region in enumerate(regions):
+                where = f"image {i}, region {number}"
+                self._add(self._windows(i, region, height, width), where, "its window")
+            counts.append(None if single else len(regions))
+        return counts
+
+    def _windows(self, image: int, region: Region, height: int, width: int) -> list[Piece]:
+        size, patch = self.config.crop, self.config.patch
+        pieces = []
+        for y, x in region.windows(height, width, size):
+            patches = region.patches(y, x, size, patch)
+            if patches is None or len(patches):
+                pieces.append(Piece(image, self.n_vectors, y, x, size, size, patches))
+        return pieces
+
+    def _corners(
+        self, where: str, height: int, width: int, tile: str, overlap: float
+    ) -> list[tuple[int, int]]:
+        try:
+            return tile_corners(height, width, self.config.crop, tile, overlap)
+        except CamaeError as error:
+            raise CamaeError(f"{where}: {error}") from None
+
+    def _add(self, windows: list[Piece], where: str, what: str) -> None:
+        """The pieces of the next vector, without those in which a plane has no signal."""
+        kept, sentence = [], ""
+        for piece in windows:
+            planes = piece.cut(self.images[piece.image])
+            constant = constant_planes(planes, self.value_range)
+            if not constant.any():
+                kept.append(piece)
+                continue
+            sentence = constant_sentence(planes, constant, self.names[piece.image])
+            if len(windows) > 1:
+                warnings.warn(
+                    f"{where}: the tile at row {piece.y}, column {piece.x} is left out: {sentence}",
+                    stacklevel=4,
+                )
+        if not kept:
+            place = {"it": "", "tile": " in every tile", "its window": " in its window"}[what]
+            raise CamaeError(f"{where}, {sentence}{place}; leave it out")
+        self.pieces += kept
+        self.n_vectors += 1
+
+    def combine(self, parts: Sequence[torch.Tensor], pool: str, patch: int) -> list[torch.Tensor]:
+        """The vectors: means over the tokens of their pieces (over the pieces for class tokens)."""
+        vectors: list[list[torch.Tensor]] = [[] for _ in range(self.n_vectors)]
+        weights: list[list[int]] = [[] for _ in range(self.n_vectors)]
+        for piece, part in zip(self.pieces, parts, strict=True):
+            vectors[piece.owner].append(part)
+            weights[piece.owner].append(1 if pool == "cls" else piece.n_visible(patch))
+        return [average(v, w) for v, w in zip(vectors, weights, strict=True)]

@@ -10,7 +10,7 @@ import tifffile
 import camae
 from camae.dataloader import Manifest
 from camae.dataloader.images import read_site
-from camae.embedding import screen as screen_module
+from camae.embedding import shards as shards_module
 from camae.errors import CamaeError
 from camae.tables import features_of, read_table
 
@@ -48,7 +48,7 @@ def test_wells_are_means_of_sites(screen, model, tmp_path):
 
 def test_resume_is_bitwise(screen, model, tmp_path, monkeypatch):
     whole = embed(screen, model, tmp_path / "whole", sites_per_shard=3)
-    original, calls = screen_module.write_table, []
+    original, calls = shards_module.write_table, []
 
     def stop_after_two(path, table, about):
         if len(calls) == 2:
@@ -56,7 +56,7 @@ def test_resume_is_bitwise(screen, model, tmp_path, monkeypatch):
         calls.append(path)
         return original(path, table, about)
 
-    monkeypatch.setattr(screen_module, "write_table", stop_after_two)
+    monkeypatch.setattr(shards_module, "write_table", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         embed(screen, model, tmp_path / "parts", sites_per_shard=3)
     monkeypatch.undo()
