@@ -170,6 +170,23 @@ def pack(
     _out.print(f"{result}\nmanifest: {out / 'manifest.parquet'}")
 
 
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="released weights, a run folder, a checkpoint or a model file")
+    ],
+    destination: Annotated[Path, typer.Argument(help="safetensors file or folder to write")],
+    bias_layout: Annotated[
+        str | None, typer.Option(help="of released weights: 'timm<=1.0.24' (default) or 'mlp'")
+    ] = None,
+) -> None:
+    """Write a model, released weights among them, as one safetensors file with its configuration."""
+    from camae.model.convert import convert as convert_model
+
+    changes = {} if bias_layout is None else {"bias_layout": bias_layout}
+    _out.print(f"model: {convert_model(source, destination, **changes)}")
+
+
 data_app = typer.Typer(help="Look at a screen before using it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
@@ -213,6 +230,27 @@ def data_plan(
     _out.print(str(result))
     for command in result.commands:
         _out.print(command, soft_wrap=True)
+
+
+runs_app = typer.Typer(help="Look at training runs.", no_args_is_help=True)
+app.add_typer(runs_app, name="runs")
+
+
+@runs_app.command("compare")
+def runs_compare(
+    runs: Annotated[list[Path], typer.Argument(help="run folders")],
+    out: Annotated[Path | None, typer.Option(help="folder for compare.csv and curves.png")] = None,
+) -> None:
+    """Losses, speed and differing settings of runs, side by side."""
+    from camae.training.compare import compare_runs
+
+    found = compare_runs(runs, out)
+    table = Table("quantity", *found.columns)
+    for name, values in found.iterrows():
+        table.add_row(str(name), *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))
+    _out.print(table)
+    if out is not None:
+        _out.print(f"{out / 'compare.csv'}\n{out / 'curves.png'}")
 
 
 def _manifest(data: str, incomplete: str, pattern: str | None) -> Any:

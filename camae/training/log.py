@@ -1,22 +1,28 @@
-"""What a run says while it goes: JSON lines always, a live progress line for people."""
+"""What a run says while it goes: JSON lines always, TensorBoard by request, a live table for people."""
 
 from __future__ import annotations
 
 import json
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 from camae.files import read_json_lines, write_text
+from camae.training.tensorboard import TensorBoard
 
 
 class RunLog:
-    """`log.jsonl` of a run: one row per logged step."""
+    """`log.jsonl` of a run: one row per logged step; with `tensorboard`, event files in `tensorboard/` too."""
 
-    def __init__(self, path: Path, first_step: int):
+    def __init__(self, path: Path, first_step: int, tensorboard: bool = False):
         self.path = path
+        self._board = TensorBoard(path.parent / "tensorboard", first_step) if tensorboard else None
         self._drop_from(first_step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
@@ -29,10 +35,14 @@ class RunLog:
         """Append one row, visible to readers at once."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+        if self._board is not None:
+            self._board.write(row)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
         self._file.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
@@ -41,7 +51,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 def progress_bar(console: Console | None = None, disable: bool = False) -> Progress:
-    """The live line: bar, steps, time left, loss and crops/s."""
+    """A line for people: bar, steps, time left, and what the task's `status` says."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -51,3 +61,57 @@ def progress_bar(console: Console | None = None, disable: bool = False) -> Progr
         console=console,
         disable=disable,
     )
+
+
+# Column of the live table: where it comes from in a row of the log, and how it is written.
+_COLUMNS = (
+    ("step", "step", "{:,}"),
+    ("loss", "loss", "{:.4f}"),
+    ("val", "val_loss", "{:.4f}"),
+    ("probe", "probe", "{:.3f}"),
+    ("lr", "lr", "{:.1e}"),
+    ("grad", "grad_norm", "{:.2f}"),
+    ("crops/s", "crops_per_second", "{:,.1f}"),
+    ("MFU", "mfu", "{:.1%}"),
+    ("wait", "data_wait_share", "{:.0%}"),
+    ("GB", "memory_gb", "{:.1f}"),
+)
+_ROWS = 8
+
+
+class LiveTable:
+    """The last rows of the log as a table, and a bar with the time left, drawn in place while the run goes."""
+
+    def __init__(self, steps: int, first: int = 0, *, console: Console | None = None, disable: bool = False):
+        self._bar = Progress(
+            TextColumn("training"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
+        )
+        self._task = self._bar.add_task("training", total=steps, completed=first)
+        self._rows: deque[dict[str, Any]] = deque(maxlen=_ROWS)
+        self._seen: set[str] = set()
+        self._live = None if disable else Live(self, console=console, refresh_per_second=4)
+
+    def __enter__(self) -> LiveTable:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Show a row of the log."""
+        probe = row.get("probe_recall", row.get("probe_accuracy"))
+        shown = dict(row) | ({} if probe is None else {"probe": probe})
+        self._rows.append(shown)
+        self._seen |= shown.keys()
+        self._bar.update(self._task, completed=row["step"])
+
+    def __rich__(self) -> Group:
+        """Only columns that some row has had; a validation or probe stays on its own line."""
+        columns = [c for c in _COLUMNS if c[1] in self._seen]
+        table = Table(*(Column(c[0], justify="right") for c in columns), box=None, pad_edge=False)
+        for row in self._rows:
+            table.add_row(*(form.format(row[key]) if key in row else "" for _, key, form in columns))
+        return Group(table, self._bar)

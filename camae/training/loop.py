@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.mixture import MixedLoader, Source
@@ -30,11 +29,13 @@ from camae.training.events import note
 from camae.training.guard import SignalGuard
 from camae.training.interrupts import STOP_EXIT_CODE, Interrupts
 from camae.training.keeper import Keeper
-from camae.training.log import RunLog, progress_bar, read_log
+from camae.training.log import LiveTable, RunLog, read_log
 from camae.training.masks import mask_noise, step_seed
+from camae.training.meter import Meter
 from camae.training.new_channels import appended
 from camae.training.optimizer import build_optimizer, freeze, set_recompute
 from camae.training.packing import cuts
+from camae.training.probe import Probe
 from camae.training.recipe import Recipe, resolve, to_toml
 from camae.training.record import described, run_record, write_bad_sites
 from camae.training.schedule import learning_rate, mask_ratio_at
@@ -112,7 +113,7 @@ class _Trainer:
         self.model, self.new_channels = self._build()
         self.replicas = Replicas(self.model, self.world, recipe.parallel, self.precision == "bf16")
         self.optimizer = build_optimizer(self.model, recipe)
-        set_recompute(self.model, recipe.recompute)
+        set_recompute(self.model, recipe.recompute, recipe.recompute_selective)
         self.ema = EMA(self.model, recipe.ema) if recipe.ema else None
         self.mask_schedule = recipe.mask_ratio or self.model.config.mask_ratio
         # Validation and pictures keep one ratio: losses at different ratios cannot be compared.
@@ -126,6 +127,8 @@ class _Trainer:
         self.keeper = Keeper(
             out, recipe, self.world, self.model, self.optimizer, self.ema, self.spikes, described(training)
         )
+        self.meter = Meter(self.model, self.device, self.precision, self.world.size)
+        self.probe = Probe.of(recipe.probe)
         self.log_every = recipe.log_every or (1 if self.device.type == "cpu" else 10)
 
     def _build(self) -> tuple[Any, list[str]]:
@@ -147,10 +150,10 @@ class _Trainer:
         """Train from the last checkpoint (or from nothing) to the last step."""
         step = self._start(resume)
         self.loader = self._loader(step)
-        log = RunLog(self.out / "log.jsonl", step) if self.world.main else None
+        log = RunLog(self.out / "log.jsonl", step, self.recipe.tensorboard) if self.world.main else None
         try:
-            with self.interrupts, progress_bar(disable=self.quiet) as bar:
-                self._steps(step, log, bar)
+            with self.interrupts, LiveTable(self.recipe.steps, step, disable=self.quiet) as live:
+                self._steps(step, log, live)
         finally:
             if log is not None:
                 log.close()
@@ -202,11 +205,10 @@ class _Trainer:
             max_bad_share=r.max_bad_share,
         )
 
-    def _steps(self, first: int, log: RunLog | None, bar: Progress) -> None:
+    def _steps(self, first: int, log: RunLog | None, live: LiveTable) -> None:
         r = self.recipe
         loader = self.loader
         batches = iter(loader)
-        task = bar.add_task("training", total=r.steps, completed=first, status="")
         clock, waited, logged = time.perf_counter(), loader.wait_seconds, first
         self.model.train()
         for step in range(first, r.steps):
@@ -222,22 +224,28 @@ class _Trainer:
                     "crops_per_second": (done - logged) * r.batch_size / (now - clock),
                     "data_wait_share": (loader.wait_seconds - waited) / (now - clock),
                 }
+                row |= self.meter.row(now - clock)
                 clock, waited, logged = now, loader.wait_seconds, done
                 if due:
                     row |= self._validate()
+                if self._is_probed(done) and self.probe is not None and self.world.main:
+                    row |= self.probe.look(self.model, r.value_range)
                 if streak >= r.rollback_after:
                     row["rolled_back_to"] = self.keeper.roll_back(done)
                 if log is not None:
                     log.write(row)
-                status = f"loss {row['loss']:.4f}  {row['crops_per_second']:.1f} crops/s"
-                bar.update(task, completed=done, status=status)
+                live.add(row)
             if due or self.asked[0]:
                 self._checkpoint(done)
             if r.picture_every and done % r.picture_every == 0 and self.world.main:
                 self._pictures(self.model)
 
     def _is_logged(self, done: int) -> bool:
-        return done % self.log_every == 0 or done == self.recipe.steps
+        return done % self.log_every == 0 or done == self.recipe.steps or self._is_probed(done)
+
+    def _is_probed(self, done: int) -> bool:
+        probe = self.probe
+        return probe is not None and (done % probe.every == 0 or done == self.recipe.steps)
 
     def _step(
         self, step: int, batches: Iterator[PlaneBatch]
@@ -256,6 +264,7 @@ class _Trainer:
         mask_ratio = mask_ratio_at(step, r.steps, self.mask_schedule)
         for batch, is_last in self._parts(batches, r.passes(self.world.size)):
             shown.update(batch.names_K)
+            self.meter.count(batch.planes_per_sample, mask_ratio)
             with self.replicas.backward(is_last):
                 losses = self._train_losses(batch, mask_ratio, detailed)
                 # Ranks' gradients are averaged, and what is wanted is their sum.

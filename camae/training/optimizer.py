@@ -7,6 +7,7 @@ from torch import nn
 
 from camae.errors import CamaeError
 from camae.kernels.lion import Lion
+from camae.model.blocks import set_block_options
 from camae.training.recipe import Recipe
 
 
@@ -40,10 +41,11 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas)
 
 
-def set_recompute(model: nn.Module, every: int) -> None:
+def set_recompute(model: nn.Module, every: int, selective: bool = False) -> None:
     """Activation checkpointing: every n-th encoder block and all decoder blocks are computed again in the backward.
 
-    0 keeps all activations. Raises CamaeError for models whose blocks cannot.
+    0 keeps all activations; with `selective` their norms and GELUs alone are computed again, in all blocks.
+    Raises CamaeError for models whose blocks cannot.
     """
     parts = [m for m in model.modules() if hasattr(m, "recompute")]
     if every and not parts:
@@ -52,3 +54,4 @@ def set_recompute(model: nn.Module, every: int) -> None:
         )
     for part in parts:
         part.recompute = every  # type: ignore[assignment]
+    set_block_options(model, keep=not selective)

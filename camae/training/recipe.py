@@ -46,7 +46,8 @@ class Recipe:
     mask_ratio, alpha: None takes the preset's. mask_ratio may differ by step: a list is cycled through, a list
         of pairs (share of the run, ratio) is joined by straight lines.
     recompute: every n-th block of the encoder, and all of the decoders, compute their activations again in the
-        backward pass; 0 keeps all.
+        backward pass; 0 keeps all. recompute_selective: in all blocks, norms and GELUs (never a product or an
+        attention) are computed again.
     ema: decay of an exponential moving average of the weights, 0 for none; `ema_final`: the run's model is it.
     probe: an online look at biology, see `camae.training.probe.Probe`; empty for none.
     tensorboard: write TensorBoard event files too (needs the package tensorboard).
@@ -85,6 +86,7 @@ class Recipe:
     mask_ratio: float | tuple[float, ...] | tuple[tuple[float, float], ...] | None = None
     alpha: float | None = None
     recompute: int = 0
+    recompute_selective: bool = False
     ema: float = 0.0
     ema_final: bool = False
     seed: int = 0
@@ -153,6 +155,10 @@ class Recipe:
             (
                 self.parallel == "ddp" or not self.ema,
                 "ema needs parallel='ddp': averages of sharded weights are not kept",
+            ),
+            (
+                self.parallel == "ddp" or not self.probe,
+                "probe needs parallel='ddp': one process embeds the probe's sites",
             ),
             (
                 self.spike == 0 or self.spike > 1,

@@ -28,6 +28,7 @@ _FREE = {
     "tensorboard",
     "probe",
     "recompute",
+    "recompute_selective",
     "ema_final",
     "accumulate",
     "micro_batch",
