@@ -213,6 +213,11 @@ class Pairs:
         table = np.zeros(self.n_bins, dtype=bool)
         table[chosen] = True
         table = xp.asarray(table)
-        return to_numpy(
-            xp.sort(xp.concatenate([values[table[bins.of(values)]] for values in self.members(levels)]))
-        )
+
+        def wanted(values: Any) -> Any:
+            index = bins.of(values)
+            # Bins are in range as they are; NumPy's check of it would take as long as the lookup.
+            return table.take(index, mode="clip") if xp is np else table[index]
+
+        parts = [values[wanted(values)] for values in self.members(levels)]
+        return to_numpy(xp.sort(xp.concatenate(parts)))
