@@ -145,6 +145,66 @@ def lion_bytes(parameters: float, low_precision: bool = False) -> float:
     return parameters * (22 if low_precision else 20)
 
 
+def glue_bytes(tokens: float, width: int, stream: int = 4, working: int = 2) -> dict[str, float]:
+    """The memory-bound passes of a parallel block, each value read and written once.
+
+    stream: bytes of a token stream's value (fp32 under autocast); working: of everything between products.
+    """
+    values, hidden = tokens * width, 4 * tokens * width
+    return {
+        "norm, forward": values * (stream + working),
+        "norm, backward": values * (3 * stream + working),
+        "residual, forward": values * (2 * stream + working),
+        "residual, backward": values * (2 * stream + 2 * working),
+        "residual + norm, forward": values * (2 * stream + 2 * working),
+        "residual + norm, backward": values * (3 * stream + 3 * working),
+        "gelu, forward": hidden * 2 * working,
+        "gelu, backward": hidden * 3 * working + 6 * values * working,
+        "gelu, backward, recomputed": hidden * 4 * working + 6 * values * working,
+    }
+
+
+def parallel_block_kept(
+    width: int, heads: int, keep: bool, stream: int = 4, working: int = 2, fused_norms: bool = True
+) -> float:
+    """Bytes per token that a parallel block keeps for its backward pass.
+
+    Always: the stream, the fused projection (7 D), attention's output and its update for LayerScale (D each), the
+    softmax denominators and the keys' 1 / spread (fp32 per head). With `keep` also the normed tokens (D) and
+    the activation (4 D). Without `fused_norms` attention keeps q and k normed (2 D) in place of the spread.
+    """
+    products = 7 * width + 2 * width + (5 * width if keep else 0) + (0 if fused_norms else 2 * width)
+    return stream * width + working * products + 4 * heads * (2 if fused_norms else 1)
+
+
+def sequential_block_kept(width: int, heads: int, keep: bool, stream: int = 4, working: int = 2) -> float:
+    """Bytes per token that a sequential block keeps: two points of the stream, q, k, v (3 D), attention's output
+    (D), the hidden layer (4 D), the softmax denominators; with `keep` both normed forms (2 D) and the activation (4 D).
+    """
+    products = 8 * width + (6 * width if keep else 0)
+    return 2 * stream * width + working * products + 4 * heads
+
+
+def training_memory(s: Shape, crops: int, keep: bool, fused_norms: bool = True) -> dict[str, float]:
+    """Bytes of a training step under bf16 autocast with Lion and the small decoder (width 256, 8 heads, 2 blocks).
+
+    Weights, momentum and gradients in fp32, and a bf16 copy of the weights; what blocks keep; the largest moment
+    of the backward pass besides (a block's gradients of its fused projection, activation and stream).
+    """
+    encoder = s.depth * 12 * s.width**2
+    decoder = (24 * s.channels + 12) * 256**2
+    tokens, patches = crops * s.tokens, crops * s.patches
+    blocks = s.depth * tokens * parallel_block_kept(s.width, s.width // 64, keep, fused_norms=fused_norms)
+    # Per patch: two blocks, the cross-attention (about one more) and the tokens going in and out.
+    own = patches * (3 * sequential_block_kept(256, 16, keep) + 4 * 4 * 256)
+    return {
+        "weights, momentum, gradients": (encoder + decoder) * 14,
+        "encoder's blocks": blocks,
+        "decoder": own,
+        "passing": tokens * s.width * 2 * (7 + 4 + 4 + 6),
+    }
+
+
 def crops_per_second(s: Shape, device: Device, mfu: float) -> float:
     """At a model-FLOP utilisation of 3 * forward / peak, with the small decoder."""
     return mfu * device.bf16 / (3 * (encoder_flops(s) + small_decoder_flops(s)))
@@ -217,6 +277,27 @@ def _model_table() -> str:
     return _table(["training, small decoder", "forward GFLOP", "MFU", *columns], rows)
 
 
+def _glue_table() -> str:
+    rows = []
+    for s, crops in ((TRAINING[2], 256), (TRAINING[3], 64)):
+        for name, size in glue_bytes(crops * s.tokens, s.width).items():
+            times = [f"{size / d.memory * 1e6:.0f}" for d in DEVICES]
+            rows.append([name, f"{s.name}, {crops} crops", f"{size / 1e6:.0f}", *times])
+    columns = [f"{d.name}, us" for d in DEVICES]
+    return _table(["a block's glue", "model", "MB", *columns], rows)
+
+
+def _memory_use_table() -> str:
+    rows = []
+    for keep, fused in ((True, True), (False, False), (False, True)):
+        parts = training_memory(TRAINING[3], 64, keep, fused)
+        name = "all kept" if keep else "norms and GELU recomputed"
+        norms = "in attention" if fused else "before attention"
+        cells = [f"{x / 2**30:.1f}" for x in (*parts.values(), sum(parts.values()))]
+        rows.append([name, norms, *cells])
+    return _table(["L/8 75 %, 64 crops, GiB", "q/k norms", *parts, "sum"], rows)
+
+
 # (row, target, against): what an H100 is to reach; an A100 the same fractions of its limits.
 TARGETS = (
     ("statistics + tokenize, L/16 85 %, uint8, batch 256", "65 % of the byte floor", "12x eager torch"),
@@ -255,6 +336,9 @@ def document() -> str:
         "## Transforms of the loss\n\nThe kernel's products, three tf32 products each for fp32 accuracy: the floor is "
         f"the larger of the two times.\n\n{_transform_table()}",
         f"## Attention\n\nThe lower of tensor cores and exponential unit, not causal.\n\n{_attention_table()}",
+        "## Glue of a block\n\nfp32 token stream, bf16 between the products; the backward pass of the GELU includes "
+        f"copying the gradients of q, k and v.\n\n{_glue_table()}",
+        f"## Memory of a training step\n\nBy formula; 76 GiB is the target.\n\n{_memory_use_table()}",
         f"## Lion\n\n20 bytes per parameter in fp32: ViT-L (303 M) {' and '.join(lion)}.\n",
         f"## Whole training step\n\n3 x forward at a model-FLOP utilisation.\n\n{_model_table()}",
         f"## Targets\n\n{targets}",

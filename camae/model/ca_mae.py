@@ -91,7 +91,8 @@ class CAMAE(nn.Module):
     def _masked_layout(
         self, batch: PlaneBatch, noise: torch.Tensor, mask_ratio: float, part: float
     ) -> TokenLayout:
-        layout = masked_layout(batch, self.n_patches(batch), mask_ratio, noise, part)
+        multiple = self.config.keep_multiple
+        layout = masked_layout(batch, self.n_patches(batch), mask_ratio, noise, part, multiple)
         if 0 in layout.kept_per_sample:
             raise CamaeError(f"mask_ratio {mask_ratio} leaves a sample without a visible patch")
         return layout

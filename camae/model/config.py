@@ -51,6 +51,8 @@ class ModelConfig:
     standardization: "own" (grey levels, eps 1e-3) or "openphenom" (variance + 1e-5 on the [0, 1] scale).
     stored_positions: 0: sine-cosine positions, the same for every channel. C: tables for up to C channels
         stored with the weights, which only a released file that deviates from the formula brings.
+    keep_multiple: the encoder's tokens of a masked sample, class token included, are a multiple of it (attention
+        tiles without empty rows); 1 keeps the paper's counts.
     channels: names the decoders know, in order. The encoder takes any.
     """
 
@@ -68,6 +70,7 @@ class ModelConfig:
     standardization: str = "own"
     stored_positions: int = 0
     mask_ratio: float = 0.75
+    keep_multiple: int = 1
     alpha: float = 0.01
     channels: tuple[str, ...] = ()
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -120,6 +123,7 @@ def _check(c: ModelConfig) -> None:
         (c.bias_layout in ("mlp", "timm<=1.0.24"), f"bias_layout {c.bias_layout!r} is unknown"),
         (c.standardization in ("own", "openphenom"), f"standardization {c.standardization!r} is unknown"),
         (0 <= c.mask_ratio < 1, f"mask_ratio {c.mask_ratio} is not in [0, 1)"),
+        (c.keep_multiple >= 1, f"keep_multiple {c.keep_multiple} is not at least 1"),
         (0 <= c.alpha < 1, f"alpha {c.alpha} is not in [0, 1)"),
         (c.decoder.cross_attention in ("shared", "per_channel", "none"), "unknown decoder.cross_attention"),
         (c.decoder.context in ("all", "visible"), f"decoder.context {c.decoder.context!r} is unknown"),

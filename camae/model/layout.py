@@ -142,19 +142,36 @@ def full_layout(batch: PlaneBatch, n_patches: int) -> TokenLayout:
     return TokenLayout(planes, n_patches, kept, None, batch.planes_KHW.device)
 
 
+def kept_count(total: int, mask_ratio: float, keep_multiple: int = 1) -> int:
+    """Visible patches of a sample of `total`: int(total * (1 - r)), or near it for full tiles.
+
+    With keep_multiple above 1 the encoder's tokens, class token included, are the nearest multiple of it (the
+    rows of an attention tile); a sample with fewer tokens than that, or without room for them, keeps its count.
+    """
+    kept = int(total * (1 - mask_ratio))
+    tokens = round((kept + 1) / keep_multiple) * keep_multiple
+    return tokens - 1 if kept + 1 >= keep_multiple and tokens - 1 <= total else kept
+
+
 def masked_layout(
-    batch: PlaneBatch, n_patches: int, mask_ratio: float, noise: torch.Tensor, part: float = 1.0
+    batch: PlaneBatch,
+    n_patches: int,
+    mask_ratio: float,
+    noise: torch.Tensor,
+    part: float = 1.0,
+    keep_multiple: int = 1,
 ) -> TokenLayout:
     """Mask over all C*N tokens of a sample jointly: the int(C*N*(1-r)) with the smallest noise stay.
 
     noise: (sum of C_i*N,) uniform, packed by sample.
     part: share of each sample's masked patches to decode, at least one: those with the smallest noise, a
         uniformly random part, because the order of the noise above its threshold is independent of the mask.
+    keep_multiple: see `kept_count`.
     """
     planes = planes_per_sample(batch)
     device = batch.planes_KHW.device
     totals = tuple(c * n_patches for c in planes)
-    kept = tuple(int(t * (1 - mask_ratio)) for t in totals)
+    kept = tuple(kept_count(t, mask_ratio, keep_multiple) for t in totals)
     sample_L = segments(totals, device)
     by_noise = noise.to(device).argsort(stable=True)
     by_sample = by_noise[sample_L[by_noise].argsort(stable=True)]

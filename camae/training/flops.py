@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from camae.model.config import DecoderConfig, ModelConfig
+from camae.model.layout import kept_count
 
 # Dense bf16 FLOP/s by a part of the device's name, from the vendors' data sheets; the first that fits counts.
 PEAK_BF16 = (
@@ -89,7 +90,7 @@ def model_flops(
 
 
 def _kept(c: ModelConfig, planes: int, mask_ratio: float) -> int:
-    return int(planes * c.n_patches * (1 - mask_ratio))
+    return kept_count(planes * c.n_patches, mask_ratio, c.keep_multiple)
 
 
 def _decoder_of_crop(c: ModelConfig, planes: int, kept: int, plain: bool) -> float:
