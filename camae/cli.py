@@ -76,30 +76,56 @@ def embed(
     model: Annotated[str, typer.Option(help="run, checkpoint or model file")],
     out: Annotated[Path, typer.Option(help="output folder; a run found there is continued")],
     tiles: Annotated[str, typer.Option(help="'grid', 'cover' or 'center'")] = "grid",
+    overlap: Annotated[
+        float, typer.Option(help="least share that neighbours of 'cover' have in common")
+    ] = 0.0,
     pool: Annotated[str, typer.Option(help="'mean', 'cls' or 'per_channel'")] = "mean",
+    layers: Annotated[
+        list[int] | None, typer.Option(help="encoder block to take outputs of (-1: the last); may repeat")
+    ] = None,
     level: Annotated[str, typer.Option(help="'well' or 'site'")] = "well",
     value_range: Annotated[
         tuple[float, float] | None,
         typer.Option(help="lowest and highest possible value"),
     ] = None,
+    dtype: Annotated[str, typer.Option(help="'float32' or 'bfloat16'")] = "float32",
+    device: Annotated[
+        str | None, typer.Option(help="'cpu', 'cuda', 'cuda:1' ...; default a GPU if any")
+    ] = None,
+    sites_per_shard: Annotated[int, typer.Option(help="sites of one file, written at once")] = 256,
+    tokens_per_pass: Annotated[
+        int | None, typer.Option(help="tokens computed at once; default by memory")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="which part of --world (torchrun, SLURM: found)")] = None,
+    world: Annotated[int | None, typer.Option(help="processes that share the screen")] = None,
+    ray_workers: Annotated[int, typer.Option(help="embed with so many Ray actors")] = 0,
+    ray_gpus: Annotated[float, typer.Option(help="GPUs of each Ray actor")] = 0,
+    anndata: Annotated[bool, typer.Option("--anndata", help="also write .h5ad")] = False,
+    format: Annotated[str | None, typer.Option(help="reader of a folder, e.g. 'rxrx1', 'gallery'")] = None,
     incomplete: Incomplete = "error",
     pattern: Pattern = None,
+    reader: Annotated[str | None, typer.Option(help="image back-end: 'native', 'tifffile', 'dali'")] = None,
 ) -> None:
     """Embed a screen to Parquet."""
-    import camae
+    from camae.embedding.command import run_embed
 
-    table = camae.embed_screen(
-        data,
-        model,
-        out,
-        tiles=tiles,
-        pool=pool,
-        level=level,
-        value_range=value_range,
-        incomplete=incomplete,
-        pattern=pattern,
-    )
-    _out.print(f"{len(table)} {level}s embedded: {out / (level + 's.parquet')}")
+    settings = {
+        "tiles": tiles,
+        "overlap": overlap,
+        "pool": pool,
+        "layers": layers or None,
+        "level": level,
+        "value_range": value_range,
+        "dtype": dtype,
+        "sites_per_shard": sites_per_shard,
+        "tokens_per_pass": tokens_per_pass,
+        "format": format,
+        "incomplete": incomplete,
+        "pattern": pattern,
+        "reader": reader,
+    }
+    place = {"device": device, "rank": rank, "world": world}
+    _out.print(run_embed(data, model, out, settings, place, ray_workers, ray_gpus, anndata))
 
 
 @app.command("map")
@@ -145,12 +171,41 @@ def benchmark(
     target: Annotated[str | None, typer.Option(help="column of targets, for sibling retrieval")] = None,
     arms: Annotated[Path | None, typer.Option(help="gene table of chromosome arms")] = None,
     expression: Annotated[Path | None, typer.Option(help="gene table of expression (zFPKM)")] = None,
+    tvn: Annotated[bool, typer.Option(help="make Table 3: recall after TVN")] = True,
+    arm_correction: Annotated[
+        bool | None,
+        typer.Option(help="a second row of Table 3, arms corrected [default: if both gene tables]"),
+    ] = None,
+    perturbation: Annotated[str, typer.Option(help="column of perturbations")] = "Metadata_Perturbation",
+    plate: Annotated[str, typer.Option(help="column of plates, the batches")] = "Metadata_Plate",
+    experiment: Annotated[str | None, typer.Option(help="column of experiments")] = None,
+    control: Annotated[str, typer.Option(help="column that marks controls")] = "Metadata_control_type",
+    negative: Annotated[str, typer.Option(help="its value for negative controls")] = "negcon",
+    bootstrap: Annotated[int, typer.Option(help="resamples for standard errors")] = 200,
+    seed: Annotated[int, typer.Option(help="of resamples and permutation nulls")] = 0,
     backend: Annotated[str, typer.Option(help="'numpy' or 'cupy'")] = "numpy",
 ) -> None:
     """The paper's Tables 2-4 and recall curves for one or more models."""
     from camae.maps.command import run_benchmark
 
-    run_benchmark(embeddings, pairs, out, target=target, arms=arms, expression=expression, backend=backend)
+    run_benchmark(
+        embeddings,
+        pairs,
+        out,
+        perturbation=perturbation,
+        plate=plate,
+        experiment=experiment,
+        control=control,
+        negative=negative,
+        target=target,
+        arms=arms,
+        expression=expression,
+        tvn=tvn,
+        arm_correction=arm_correction,
+        bootstrap=bootstrap,
+        seed=seed,
+        backend=backend,
+    )
     _out.print(f"results: {out / 'benchmark.html'}")
 
 

@@ -32,6 +32,8 @@ def run_benchmark(
     target: str | None = None,
     arms: str | Path | None = None,
     expression: str | Path | None = None,
+    tvn: bool = True,
+    arm_correction: bool | None = None,
     bootstrap: int = 200,
     null_size: int = 10_000,
     seed: int = 0,
@@ -43,7 +45,8 @@ def run_benchmark(
     the file's stem). pairs: file or folder of known pairs (`read_pairs_folder`), None for Table 4 alone. plate,
     experiment: columns of the batches. control, negative: the column and its value that mark negative controls.
     target: column of targets joined by "|", for siblings. arms, expression: gene tables for the chromosome-arm
-    correction. backend: "numpy" or "cupy".
+    correction. tvn: whether Table 3 (recall after TVN) is made. arm_correction: whether it gets a second row, TVN
+    with arms corrected; None does where both gene tables are given. backend: "numpy" or "cupy".
     Writes table2.csv, table3.csv, arm_bias.csv, table4.csv, curves.csv (those that apply), benchmark.json,
     section.html and benchmark.html; every table has a first column `model`. Returns what benchmark.json holds.
     Raises CamaeError or MissingFileError for unusable input, MissingBackendError when CuPy is asked for and absent.
@@ -52,6 +55,13 @@ def run_benchmark(
         raise CamaeError(
             "The arm correction needs both tables: arms (gene, chrom_arm_name) and expression (gene, zfpkm)."
         )
+    if arm_correction and (arms is None or not tvn):
+        raise CamaeError(
+            "The arm correction follows TVN and needs two gene tables: arms (gene, chrom_arm_name) and expression "
+            "(gene, zfpkm)."
+        )
+    if arm_correction is False:
+        arms = expression = None
     known = None if pairs is None else read_pairs_folder(pairs)
     genes = (
         (None, None) if arms is None or expression is None else (read_arms(arms), read_expression(expression))
@@ -64,7 +74,8 @@ def run_benchmark(
         found: dict[str, pd.DataFrame | None] = {}
         if known is not None:
             found["table2"] = table_2(screen, known, bootstrap, seed)
-            found["table3"], found["arm_bias"] = table_3(screen, known, genes[0], genes[1], bootstrap, seed)
+            if tvn:
+                found["table3"], found["arm_bias"] = table_3(screen, known, *genes, bootstrap, seed)
             found["curves"] = curves(screen, known)
         found["table4"] = table_4(screen, null_size, seed)
         notes[model] = screen.notes

@@ -6,8 +6,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from camae import maps
+from camae.cli import app
 from camae.errors import CamaeError, MissingBackendError, MissingFileError
 from camae.maps.command import run_benchmark
 from camae.tables import feature_columns
@@ -88,6 +90,30 @@ def test_a_benchmark_of_two_models_side_by_side(screen, tmp_path):
     assert "TVN, arms corrected" in page
 
 
+def test_the_rows_of_table_3_at_the_shell(screen, tmp_path):
+    tables = [f"--arms={screen / 'arms.csv'}", f"--expression={screen / 'expression.csv'}"]
+    for options, steps in (
+        (["--tvn", "--arm-correction", *tables], {"TVN", "TVN, arms corrected"}),
+        (["--no-arm-correction", *tables], {"TVN"}),
+        (["--no-tvn"], None),
+    ):
+        out = tmp_path / str(steps)
+        done = CliRunner().invoke(
+            app,
+            [
+                "benchmark",
+                str(screen / "good.parquet"),
+                f"--pairs={screen / 'pairs'}",
+                f"--out={out}",
+                "--bootstrap=0",
+            ]
+            + options,
+        )
+        assert done.exit_code == 0, done.output
+        table = out / "table3.csv"
+        assert (set(pd.read_csv(table).step) if table.exists() else None) == steps
+
+
 def test_profiles_read_the_same_from_every_format(screen, tmp_path):
     meta, x = maps.read_profiles(screen / "good.parquet")
     assert x.shape == (384, 12)
@@ -148,6 +174,7 @@ def test_bad_input_is_one_sentence(screen, tmp_path, monkeypatch):
             CamaeError,
             "needs both tables",
         ),
+        (lambda: run_benchmark([good], pairs, out, arm_correction=True), CamaeError, "needs two gene tables"),
         (
             lambda: run_benchmark([good], pairs, out, backend="cupy"),
             MissingBackendError,
