@@ -205,6 +205,13 @@ def initialize(model: CAMAE, source: str) -> list[str]:
     """
     other = load(source)
     check_state(Path(source), model.encoder.state_dict(), other.encoder.state_dict())
+    for setting in ("bias_layout", "block", "heads", "norm_eps"):  # same tensors, other maths
+        mine, theirs = (getattr(m.config, setting, None) for m in (model, other))
+        if mine != theirs:
+            raise CamaeError(
+                f"{source}: its encoder has {setting} {theirs!r} and the model to train {mine!r}; set "
+                f"model_options.{setting} = {json.dumps(theirs)}"
+            )
     model.encoder.load_state_dict(other.encoder.state_dict())
     if model.config.decoder != other.config.decoder or model.config.patch != other.config.patch:
         return model.channels
