@@ -18,7 +18,7 @@ from camae.model.config import ModelConfig
 from camae.model.decoder import Decoder
 from camae.model.encoder import Encoder
 from camae.model.layout import TokenLayout, full_layout, masked_layout
-from camae.model.standardization import standardization_eps
+from camae.model.standardization import plane_statistics, standardization_eps
 
 Image = np.ndarray | torch.Tensor
 Images = Image | Sequence[Image]
@@ -74,8 +74,12 @@ class CAMAE(nn.Module):
         value_range: tuple[float, float] | None = None,
         interpolate: bool = False,
         layers: tuple[int, ...] = (),
+        statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor | list[torch.Tensor], TokenLayout]:
-        """Encoder tokens (T, D) and their layout; all tokens visible unless `layout` says otherwise."""
+        """Encoder tokens (T, D) and their layout; all tokens visible unless `layout` says otherwise.
+
+        statistics: mean and variance of the planes, where the caller has them.
+        """
         layout = layout or full_layout(batch, self.n_patches(batch))
         tokens = self.encoder(
             batch,
@@ -85,6 +89,7 @@ class CAMAE(nn.Module):
             tokenize_backend=self.backends.tokenize,
             attention_backend=self.backends.attention,
             layers=layers,
+            statistics=statistics,
         )
         return tokens, layout
 
@@ -131,7 +136,9 @@ class CAMAE(nn.Module):
         if sum(decoded.per_sample) == 0:
             raise CamaeError(f"mask_ratio {mask_ratio} masks nothing, so there is no loss; use one above 0")
         plane_M, patch_M = decoded.index_M // layout.n_patches, decoded.index_M % layout.n_patches
-        tokens_TD, _ = self.encode(batch, layout, value_range=value_range)
+        # Once for the tokenizer and the loss: a pass over every pixel.
+        statistics = plane_statistics(batch.planes_KHW, self.backends.tokenize)
+        tokens_TD, _ = self.encode(batch, layout, value_range=value_range, statistics=statistics)
         pred_MP2 = self.decoder(tokens_TD, layout, names_K, self.backends.attention, decoded)
         eps = self.eps(batch, value_range)
         total, mse, fourier = reconstruction_losses(
@@ -142,6 +149,7 @@ class CAMAE(nn.Module):
             alpha,
             eps=eps,
             weight_M=_weights(layout, n_samples, reduction),
+            statistics=statistics,
             backend=self.backends.loss,
         )
         losses = {"total": total, "mse": mse, "fourier": fourier}

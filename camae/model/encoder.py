@@ -83,6 +83,7 @@ class Encoder(nn.Module):
         tokenize_backend: str | None = None,
         attention_backend: str | None = None,
         layers: tuple[int, ...] = (),
+        statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor | list[torch.Tensor]:
         """Tokens (T, D) of the last block, packed as `layout` says; with `layers`, those blocks' outputs."""
         positions_ND = self.positions(batch.planes_KHW.shape[1], batch.planes_KHW.shape[2], interpolate)
@@ -96,6 +97,7 @@ class Encoder(nn.Module):
             self.cls_D,
             eps=eps,
             n_samples=layout.n_samples,
+            statistics=statistics,
             backend=tokenize_backend,
         )
         if self.config.stored_positions:

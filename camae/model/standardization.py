@@ -10,6 +10,7 @@ import math
 import torch
 
 from camae.errors import CamaeError
+from camae.kernels import tokenize
 
 OWN_EPS = 1e-3  # grey levels, integer types
 OWN_EPS_FLOAT = 1e-6  # of the value range, float types
@@ -46,3 +47,25 @@ def standardization_eps(mode: str, dtype: torch.dtype, value_range: tuple[float,
             "images in [0, 1] are not mistaken for grey levels"
         )
     return OWN_EPS_FLOAT * span
+
+
+def plane_statistics(
+    planes_KHW: torch.Tensor, backend: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance of every plane in stored values, (K,) float64 each.
+
+    Integer planes on the host go through the image reader's exact integer sums, one pass over the pixels where
+    torch makes a copy in float64 first; all others, and a named backend, through the op of `camae.kernels`.
+    """
+    if (
+        planes_KHW.device.type == "cpu"
+        and planes_KHW.dtype in _INTEGER
+        and planes_KHW.numel()
+        and not backend
+    ):
+        from camae import _native
+
+        found_K2 = _native.plane_statistics(planes_KHW.contiguous().numpy(), torch.get_num_threads())
+        mean_K, var_K = torch.from_numpy(found_K2).unbind(1)
+        return mean_K, var_K
+    return tokenize.plane_statistics(planes_KHW, backend=backend)
