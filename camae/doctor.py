@@ -27,12 +27,23 @@ def op_backends(device: str | None = None) -> dict[str, str]:
 
 
 def examine() -> dict[str, dict[str, Any]]:
-    """Everything `camae doctor` prints: versions, devices, ops."""
+    """Everything `camae doctor` prints: versions, devices, ops, and which code decodes images."""
     ops = {
         op: f"{row['uses']} ({row['why']}); " + "; ".join(f"{b.name}: {b.why}" for b in row["backends"])
         for op, row in _ops(None).items()
     }
-    return {"versions": versions(), "devices": _devices(), "back-ends": ops}
+    return {"versions": versions(), "devices": _devices(), "back-ends": ops, "codecs": _codecs()}
+
+
+def _codecs() -> dict[str, str]:
+    """Codec -> "own", the library that is linked, or the Python package that stands in for one."""
+    from camae.dataloader.native import codecs
+    from camae.errors import MissingBackendError
+
+    try:
+        return codecs()
+    except MissingBackendError as error:
+        return {"native reader": str(error)}
 
 
 def _devices() -> dict[str, str]:

@@ -10,10 +10,10 @@ from typing import Any
 
 
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it into place."""
+    """Let `write` fill a temporary file beside `path` (same suffix), flush it to disk, rename it into place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         write(temporary)
         with open(temporary, "rb+") as f:

@@ -10,6 +10,7 @@ namespace camae {
 namespace {
 
 constexpr std::uint64_t largest_block = std::uint64_t{1} << 30;  // decoded bytes held at once by one thread
+constexpr std::uint64_t fits_in_cache = 1 << 19;                 // bytes: half of a common second-level cache
 
 struct Range {
     std::uint64_t first, last;  // inclusive
@@ -199,26 +200,30 @@ public:
     Turned(const Window &w, T *planes, unsigned n)
         : window_(w), planes_(planes), n_(n), transpose_(w.symmetry & 4), flip_rows_(w.symmetry & 2),
           flip_columns_(w.symmetry & 1) {
-        const std::uint64_t pixels = w.height * w.width;
-        if (transpose_) upright_.resize(pixels * n);
+        const std::uint64_t row = transpose_ ? padded(w.width) : w.width;
+        if (transpose_) upright_.resize(row * w.height * n);
         T *const to = transpose_ ? upright_.data() : planes;
         // transpose_square flips the rows of a transposed result; a flip of its columns is a flip of rows here.
         const bool upwards = transpose_ ? flip_columns_ : flip_rows_;
-        const auto stride = static_cast<std::ptrdiff_t>(w.width);
+        const auto stride = static_cast<std::ptrdiff_t>(row);
         for (unsigned i = 0; i < n; ++i) {
-            T *const plane = to + i * pixels;
-            targets.push_back({upwards ? plane + (w.height - 1) * w.width : plane, upwards ? -stride : stride});
+            T *const plane = to + i * row * w.height;
+            targets.push_back({upwards ? plane + (w.height - 1) * row : plane, upwards ? -stride : stride});
         }
     }
 
     void finish() {
-        const std::uint64_t pixels = window_.height * window_.width;
+        const std::uint64_t n = window_.width;
         if (transpose_)
-            for (unsigned i = 0; i < n_; ++i)
-                transpose_square(upright_.data() + i * pixels, planes_ + i * pixels, window_.width, flip_rows_);
+            for (unsigned i = 0; i < n_; ++i) {
+                T *const plane = planes_ + i * n * n;
+                // Claims the plane's cache lines without reading them from memory, as scattered stores would.
+                if (n * n * sizeof(T) <= fits_in_cache) memset(plane, 0, n * n * sizeof(T));
+                transpose_square(upright_.data() + i * n * padded(n), plane, n, flip_rows_);
+            }
         else if (flip_columns_)
             for (std::uint64_t row = 0; row < n_ * window_.height; ++row)
-                std::reverse(planes_ + row * window_.width, planes_ + (row + 1) * window_.width);
+                reverse_row(planes_ + row * window_.width, window_.width);
     }
 
     std::vector<Target<T>> targets;
@@ -257,15 +262,20 @@ void copy_typed(const T *plane, std::uint64_t width, const Window &w, T *out) {
 
 void check_plausible(const Bytes &file, bool swap, const TiffPage &page, const Window &w) {
     const Range down = blocks_of(w.y, w.height, page.block_height), across = blocks_of(w.x, w.width, page.block_width);
-    for (unsigned s = 0; s < (page.separate ? page.samples : 1); ++s)
-        for (std::uint64_t d = down.first; d <= down.last; ++d) {
-            const BlockTable table = block_row(file, swap, page, s, d, across);
-            const Part part = part_of(page, w, d, across.first);
-            for (std::uint64_t size : table.sizes)
-                if ((part.row + part.rows) * page.block_row_bytes() > largest_output(page.codec, size) ||
-                    size > file.size())
-                    damaged("a block of " + std::to_string(size) + " bytes cannot hold its part of the image");
+    const auto check = [&](std::uint64_t d, std::uint64_t size) {
+        const Part part = part_of(page, w, d, across.first);
+        if ((part.row + part.rows) * page.block_row_bytes() > largest_output(page.codec, size) || size > file.size())
+            damaged("a block of " + std::to_string(size) + " bytes cannot hold its part of the image");
+    };
+    for (unsigned s = 0; s < (page.separate ? page.samples : 1); ++s) {
+        if (page.blocks_across() == 1) {
+            const BlockTable table = strip_column(file, swap, page, s, down);
+            for (std::uint64_t d = down.first; d <= down.last; ++d) check(d, table.sizes[d - down.first]);
+            continue;
         }
+        for (std::uint64_t d = down.first; d <= down.last; ++d)
+            for (std::uint64_t size : block_row(file, swap, page, s, d, across).sizes) check(d, size);
+    }
 }
 
 void copy_window(const std::uint8_t *plane, std::uint64_t width, unsigned item_size, const Window &window,

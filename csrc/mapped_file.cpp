@@ -44,10 +44,11 @@ void on_bus_error(int signal, siginfo_t *info, void *context) {
 }
 
 // Not inlined: its registers must not live across the jump.
-__attribute__((noinline)) void copy_runs(std::uint8_t *to, std::ptrdiff_t to_stride, const std::uint8_t *from, std::uint64_t from_stride,
-               std::uint64_t count, std::uint64_t rows) {
+__attribute__((noinline)) void copy_runs(std::uint8_t *to, std::ptrdiff_t to_stride, const std::uint8_t *from,
+                                         std::ptrdiff_t from_stride, std::uint64_t count, std::uint64_t rows) {
     // Rows of an uncompressed image lie on different pages, where the hardware prefetcher does not follow.
-    constexpr std::uint64_t ahead = 8, line = 64;
+    constexpr std::ptrdiff_t ahead = 8;
+    constexpr std::uint64_t line = 64;
     for (std::uint64_t row = 0; row < rows; ++row) {
         if (row + ahead < rows)
             for (std::uint64_t i = 0; i < count; i += line) __builtin_prefetch(from + ahead * from_stride + i, 0, 2);
@@ -57,7 +58,7 @@ __attribute__((noinline)) void copy_runs(std::uint8_t *to, std::ptrdiff_t to_str
     }
 }
 
-bool guarded_copy(std::uint8_t *to, std::ptrdiff_t to_stride, const std::uint8_t *from, std::uint64_t from_stride,
+bool guarded_copy(std::uint8_t *to, std::ptrdiff_t to_stride, const std::uint8_t *from, std::ptrdiff_t from_stride,
                   std::uint64_t count, std::uint64_t rows) {
     if (sigsetjmp(guard_target, 0)) return false;
     guard_armed = 1;
@@ -131,7 +132,17 @@ void Bytes::copy_rows(void *to, std::ptrdiff_t to_stride, std::uint64_t offset, 
     if (rows == 0 || count == 0) return;
     if (from_stride && rows - 1 > size_ / from_stride) check(UINT64_MAX, 1);
     check(offset, (rows - 1) * from_stride + count);
-    if (!guarded_copy(static_cast<std::uint8_t *>(to), to_stride, data_ + offset, from_stride, count, rows))
+    auto *first = static_cast<std::uint8_t *>(to);
+    const std::uint8_t *from = data_ + offset;
+    auto step = static_cast<std::ptrdiff_t>(from_stride);
+    if (to_stride < 0) {
+        // Memory that is new is touched in rising order: pages and lines follow each other.
+        first += static_cast<std::ptrdiff_t>(rows - 1) * to_stride;
+        from += static_cast<std::ptrdiff_t>(rows - 1) * step;
+        to_stride = -to_stride;
+        step = -step;
+    }
+    if (!guarded_copy(first, to_stride, from, step, count, rows))
         damaged("the file was cut short while it was read");
 }
 

@@ -42,6 +42,16 @@ def refuse_remote(path: str) -> None:
         raise CamaeError(f"{path}: is a network address and camae reads local files only: download it first")
 
 
+def require(path: str) -> os.stat_result:
+    """The status of a local file. Raises MissingFileError when it is not there, CamaeError when it may not be seen."""
+    try:
+        return os.stat(path)
+    except PermissionError:
+        raise CamaeError(f"{path}: no permission to read it") from None
+    except OSError:
+        raise MissingFileError(f"{path}: no such file") from None
+
+
 def decode(address: str, sizes_only: bool = False) -> np.ndarray:
     """(H, W), or (pages, H, W) for a file of several planes without `#`; uint8, uint16 or float32.
 
@@ -50,8 +60,7 @@ def decode(address: str, sizes_only: bool = False) -> np.ndarray:
     """
     refuse_remote(address)
     path, index = split_address(address)
-    if not os.path.exists(path):
-        raise MissingFileError(f"{path}: no such file")
+    require(path)
     in_zarr = any(part.endswith(".zarr") for part in path.split(os.sep))
     reader = _READERS.get(".zarr" if in_zarr else os.path.splitext(path)[1].lower())
     if reader is None:

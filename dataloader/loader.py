@@ -89,15 +89,14 @@ class CropLoader(ReadAhead):
         """What the given slots of the endless sequence of crops show, in their order."""
         sites, planes_KHW = self._filled(slots_B)
         counts = [len(site.addresses) for site in sites]
+        channel_K = np.concatenate([site.channel_C for site in sites])
         # Only names that occur: a batch of three-channel sites does not claim a fourth.
-        present, channel_K = np.unique(
-            np.concatenate([site.channel_C for site in sites]), return_inverse=True
-        )
+        occurs = np.bincount(channel_K) > 0
         return PlaneBatch(
             planes_KHW=planes_KHW,
             sample_K=torch.from_numpy(np.repeat(np.arange(len(sites)), counts)),
-            channel_K=torch.from_numpy(channel_K),
-            channels=tuple(self.manifest.channels[c] for c in present),
+            channel_K=torch.from_numpy((np.cumsum(occurs) - 1)[channel_K]),
+            channels=tuple(self.manifest.channels[c] for c in np.flatnonzero(occurs)),
             rows_B=np.array([site.row for site in sites], np.int64),
             slots_B=slots_B,
         )

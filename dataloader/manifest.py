@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from camae.errors import CamaeError, MissingFileError
+from camae.files import write_atomic
 
 METADATA = (
     "Metadata_Source",
@@ -93,13 +92,12 @@ class Manifest:
             illumination = [c for c in table.columns if str(c).startswith(ILLUMINATION)]
             for column in [*self.channels, *illumination]:
                 table[column] = [self._located(cell) if cell else "" for cell in table[column]]
-        with atomic_path(path) as temporary:
-            if path.suffix == ".parquet":
-                table.to_parquet(temporary, index=False)
-            elif path.suffix == ".csv":
-                table.to_csv(temporary, index=False)
-            else:
-                raise CamaeError(f"{path}: a manifest is written as .csv or .parquet")
+        if path.suffix == ".parquet":
+            write_atomic(path, lambda temporary: table.to_parquet(temporary, index=False))
+        elif path.suffix == ".csv":
+            write_atomic(path, lambda temporary: table.to_csv(temporary, index=False))
+        else:
+            raise CamaeError(f"{path}: a manifest is written as .csv or .parquet")
 
     def select(self, mask_or_rows: Sequence[bool] | Sequence[int] | np.ndarray | pd.Series) -> Manifest:
         """The manifest of some rows: a boolean mask over all rows or row numbers in the wanted order."""
@@ -179,27 +177,3 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
     except (OSError, ValueError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise CamaeError(f"{path}: cannot be read as a table ({reason})") from error
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well and vanishes otherwise."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

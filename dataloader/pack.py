@@ -12,8 +12,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,10 +22,11 @@ import numpy as np
 import pandas as pd
 import tifffile
 
-from camae.dataloader.formats import split_address
+from camae.dataloader.formats import refuse_remote, require, split_address
 from camae.dataloader.images import image_size, read_plane, read_window
-from camae.dataloader.manifest import ILLUMINATION, Manifest, atomic_path
+from camae.dataloader.manifest import ILLUMINATION, Manifest
 from camae.errors import CamaeError, MissingBackendError
+from camae.files import write_atomic
 
 CODECS = ("zstd", "none")
 TILE = 256
@@ -79,9 +81,34 @@ def pack(
     if codec not in CODECS:
         raise CamaeError(f"codec={codec!r}: pack writes {' or '.join(CODECS)}")
     folder = Path(out).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     jobs = [(row, channel) for row in range(len(manifest)) for channel in manifest.site_channels(row)]
     targets = _targets(manifest, jobs)
+    packed = _packed_manifest(manifest, folder, targets)
+    with _writing(folder):
+        done, reused = _pack_planes(manifest, jobs, folder, targets, codec, workers, progress)
+        packed.write(folder / "manifest.parquet")
+    return PackResult(
+        packed,
+        len(done),
+        reused,
+        sum(p.source_bytes for p in done),
+        sum(p.packed_bytes for p in done),
+        _crops_per_second(manifest),
+        _crops_per_second(packed),
+    )
+
+
+def _pack_planes(
+    manifest: Manifest,
+    jobs: list[tuple[int, str]],
+    folder: Path,
+    targets: dict[tuple[int, str], str],
+    codec: str,
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[PackedPlane], int]:
+    """All planes in the order of jobs, and how many of them an earlier run had packed."""
+    folder.mkdir(parents=True, exist_ok=True)
     journal = folder / f"pack_{codec}.jsonl"
     known = _read_journal(journal)
     done: list[PackedPlane] = []
@@ -103,17 +130,7 @@ def pack(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    packed = _packed_manifest(manifest, folder, targets)
-    packed.write(folder / "manifest.parquet")
-    return PackResult(
-        packed,
-        len(done),
-        reused,
-        sum(p.source_bytes for p in done),
-        sum(p.packed_bytes for p in done),
-        _crops_per_second(manifest),
-        _crops_per_second(packed),
-    )
+    return done, reused
 
 
 def _targets(manifest: Manifest, jobs: list[tuple[int, str]]) -> dict[tuple[int, str], str]:
@@ -159,10 +176,8 @@ def _pack_plane(
     """The journal line of one plane, and whether it was written now."""
     try:
         source = manifest.path(*job)
-        pixels = None
-        if not os.path.exists(split_address(source)[0]):
-            pixels = read_plane(source)  # raises the sentence for missing and remote files
-        status = os.stat(split_address(source)[0])
+        refuse_remote(source)
+        status = require(split_address(source)[0])
         path, before = folder / target, known.get(target)
         if (
             before is not None
@@ -172,7 +187,7 @@ def _pack_plane(
             and path.stat().st_size == before.packed_bytes
         ):
             return before, False
-        pixels = read_plane(source) if pixels is None else pixels
+        pixels = read_plane(source)
         _write(path, pixels, codec)
         digest = hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
         line = PackedPlane(source, status.st_size, status.st_mtime_ns, target, path.stat().st_size, digest)
@@ -183,13 +198,24 @@ def _pack_plane(
 
 def _write(path: Path, pixels: np.ndarray, codec: str) -> None:
     options: dict = {"rowsperstrip": 64} if codec == "none" else {"tile": (TILE, TILE), "compression": "zstd"}
+
+    def write(temporary: Path) -> None:
+        tifffile.imwrite(temporary, pixels, photometric="minisblack", metadata=None, **options)
+        if not np.array_equal(read_plane(temporary), pixels):
+            raise CamaeError(f"{path}: reads back differently from what was written: the disk may be failing")
+
+    with _writing(path):
+        try:
+            write_atomic(path, write)
+        except ImportError as error:
+            raise MissingBackendError(f"packing with zstd needs the package imagecodecs ({error})") from error
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what the operating system says about writing into a sentence."""
     try:
-        with atomic_path(path) as temporary:
-            tifffile.imwrite(temporary, pixels, photometric="minisblack", metadata=None, **options)
-            if not np.array_equal(read_plane(temporary), pixels):
-                raise CamaeError(
-                    f"{path}: reads back differently from what was written: the disk may be failing"
-                )
+        yield
     except OSError as error:
         if isinstance(error, CamaeError):
             raise
@@ -198,8 +224,6 @@ def _write(path: Path, pixels: np.ndarray, codec: str) -> None:
         raise CamaeError(
             f"{path}: cannot be written ({reason}); packed planes are kept, run it again to go on"
         ) from error
-    except ImportError as error:
-        raise MissingBackendError(f"packing with zstd needs the package imagecodecs ({error})") from error
 
 
 def _packed_manifest(manifest: Manifest, folder: Path, targets: dict[tuple[int, str], str]) -> Manifest:

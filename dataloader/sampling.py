@@ -32,9 +32,9 @@ def draw(n_sites: int, seed: int, slots_B: np.ndarray, crops_per_site: int = 1, 
     """What the given slots show; attempts beyond 0 give other places and symmetries in the same sites."""
     epochs_B, positions_B = np.divmod(slots_B // crops_per_site, n_sites)
     rows_B = np.empty(len(slots_B), np.int64)
-    for epoch in np.unique(epochs_B):
+    for epoch in set(epochs_B.tolist()):
         here = epochs_B == epoch
-        rows_B[here] = _permutation(n_sites, seed, int(epoch))[positions_B[here]]
+        rows_B[here] = _permutation(n_sites, seed, epoch)[positions_B[here]]
     bits_B3 = _bits(seed + (attempt << 32), slots_B, streams=3)
     # 53 bits fill the mantissa of a float64, so the uniform numbers are exact multiples of 2^-53.
     uniform_B2 = (bits_B3[:, :2] >> np.uint64(11)).astype(np.float64) * 2.0**-53

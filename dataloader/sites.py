@@ -13,7 +13,7 @@ from camae.dataloader import native
 from camae.dataloader.formats import is_tiff, refuse_remote
 from camae.dataloader.illumination import corrected
 from camae.dataloader.images import checked_backend, plane_kind, read_site
-from camae.dataloader.manifest import Manifest
+from camae.dataloader.manifest import ILLUMINATION, Manifest
 from camae.dataloader.sampling import symmetric
 from camae.errors import CamaeError
 
@@ -24,7 +24,7 @@ class Site:
 
     row: int
     addresses: tuple[str, ...]
-    illumination: tuple[str | None, ...]
+    illumination: tuple[str | None, ...]  # () where no channel has an illumination function
     channel_C: np.ndarray
     H: int
     W: int
@@ -53,6 +53,7 @@ class SiteReader:
         self.manifest, self.backend, self.threads = manifest, checked_backend(backend), threads
         self._sites: dict[int, Site] = {}
         self._index = {name: i for i, name in enumerate(manifest.channels)}
+        self._corrected = any(str(c).startswith(ILLUMINATION) for c in manifest.table.columns)
         self._cache = _SiteCache(cache_bytes)
 
     def site(self, row: int) -> Site:
@@ -69,7 +70,7 @@ class SiteReader:
             self._sites[row] = Site(
                 row,
                 addresses,
-                tuple(self.manifest.illumination_path(row, name) for name in names),
+                self._illumination(row, names),
                 np.array([self._index[name] for name in names]),
                 H,
                 W,
@@ -78,6 +79,12 @@ class SiteReader:
                 self.backend != "tifffile" and all(map(is_tiff, addresses)),
             )
         return self._sites[row]
+
+    def _illumination(self, row: int, names: Sequence[str]) -> tuple[str | None, ...]:
+        if not self._corrected:
+            return ()
+        paths = tuple(self.manifest.illumination_path(row, name) for name in names)
+        return paths if any(paths) else ()
 
     def fill(self, windows: Windows, planes_KHW: np.ndarray) -> dict[int, CamaeError]:
         """Write every window's planes, in order, into planes_KHW; returns sample -> error of those that failed."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,21 @@ def normal_well(well: str) -> str:
     """ "a1" -> "A01": letters in capitals, two digits. Anything else comes back as it is."""
     match = _WELL.match(well)
     return f"{match[1].upper()}{int(match[2]):02d}" if match else well
+
+
+def files_below(root: Path) -> Iterator[str]:
+    """Names of all files below root, relative and with `/`, folder by folder in order.
+
+    Raises CamaeError for a folder that cannot be listed: its sites would be missing in silence.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise CamaeError(f"{error.filename}: this folder cannot be listed ({error.strerror})")
+
+    for folder, folders, files in os.walk(root, onerror=refuse):
+        folders.sort()
+        at = os.path.relpath(folder, root).replace(os.sep, "/")
+        yield from (file if at == "." else f"{at}/{file}" for file in sorted(files))
 
 
 def control_type(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from camae.dataloader.datasets.common import finish, normal_well
+from camae.dataloader.datasets.common import files_below, finish, normal_well
 from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError
 
@@ -42,7 +42,7 @@ def read(path: str | os.PathLike[str], incomplete: str = "error", pattern: str |
     Raises CamaeError when no image fits, or two files claim the same plane.
     """
     root = Path(path).absolute()
-    names = _images(root)
+    names = [n for n in files_below(root) if n.lower().endswith(IMAGE_SUFFIXES) and not _is_hidden(n)]
     if not names:
         raise CamaeError(f"{root}: holds no TIFF, PNG or JPEG 2000 image")
     expression = _chosen(names, pattern, root)
@@ -68,15 +68,8 @@ def read(path: str | os.PathLike[str], incomplete: str = "error", pattern: str |
     return finish(pd.DataFrame(rows, dtype=object), root, channels, incomplete)
 
 
-def _images(root: Path) -> list[str]:
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        at = os.path.relpath(folder, root)
-        for file in sorted(files):
-            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
-                found.append(file if at == "." else f"{at.replace(os.sep, '/')}/{file}")
-    return found
+def _is_hidden(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(".")
 
 
 def _chosen(names: list[str], pattern: str | None, root: Path) -> re.Pattern[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from camae.dataloader.datasets.common import control_type, finish, normal_well
+from camae.dataloader.datasets.common import control_type, files_below, finish, normal_well
 from camae.dataloader.manifest import Manifest, read_table
 from camae.errors import CamaeError
 
@@ -45,17 +45,13 @@ _KEYS = ("Metadata_Batch", "Metadata_Plate", "Metadata_Well", "Metadata_Site")
 
 def _images(root: Path) -> Iterator[tuple[re.Match[str], str]]:
     """(match of the name, address) of every RxRx image under root, Parquet rows included."""
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        at = os.path.relpath(folder, root).replace(os.sep, "/")
-        for file in sorted(files):
-            name = file if at == "." else f"{at}/{file}"
-            if file.endswith((".png", ".jp2")):
-                match = _matched(name, root)
-                if match is not None:
-                    yield match, name
-            elif file.endswith(".parquet"):
-                yield from _parquet_images(root, name)
+    for name in files_below(root):
+        if name.endswith((".png", ".jp2")):
+            match = _matched(name, root)
+            if match is not None:
+                yield match, name
+        elif name.endswith(".parquet"):
+            yield from _parquet_images(root, name)
 
 
 def _matched(name: str, root: Path) -> re.Match[str] | None:

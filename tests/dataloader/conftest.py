@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,26 @@ def real_images() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder} (set CAMAE_TEST_DATA)")
     return folder
+
+
+@pytest.fixture
+def as_nobody(tmp_path: Path) -> Callable[[], AbstractContextManager]:
+    """A context without root's right to read everything; the test's own folder can be reached in it."""
+    if os.geteuid() != 0:
+        return nullcontext
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 0o001 and folder.owner() == "root":
+            folder.chmod(0o755)
+
+    @contextmanager
+    def without_root() -> Iterator[None]:
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    return without_root
 
 
 @pytest.fixture

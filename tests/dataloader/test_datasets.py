@@ -11,6 +11,7 @@ import tifffile
 from PIL import Image
 
 from camae.dataloader import CropLoader, Manifest, read_manifest
+from camae.dataloader.datasets.rxrx import STAINS_6
 from camae.dataloader.images import read_site, read_window
 from camae.errors import CamaeError, MissingFileError
 
@@ -187,6 +188,41 @@ def test_rxrx19a_and_rxrx3(tmp_path: Path) -> None:
     image, _ = read_site(manifest, 0)
     assert image.dtype == np.uint16
     assert image[:, 0, 0].tolist() == [60_001, 60_002, 60_003, 60_004, 60_005, 60_006]
+
+
+def test_rxrx2_and_rxrx19b(tmp_path: Path) -> None:
+    """RxRx2: six channels, four sites, many immune stimuli; RxRx19b: six channels whose stains are published."""
+    for channel in range(1, 7):
+        for site in range(1, 5):
+            write_png(tmp_path / f"2/HUVEC-04/Plate12/AF05_s{site}_w{channel}.png", 10 * site + channel)
+        write_png(tmp_path / f"19b/HUVEC-2/Plate3/B02_s1_w{channel}.png", 100 + channel)
+    (tmp_path / "2/metadata.csv").write_text(
+        "site_id,well_id,cell_type,experiment,plate,well,site,treatment,treatment_conc\n"
+        "HUVEC-04_12_AF05_1,HUVEC-04_12_AF05,HUVEC,HUVEC-04,12,AF05,1,IL-4,0.3\n"
+    )
+    manifest = read_manifest(tmp_path / "2", format="rxrx2")
+    assert manifest.channels == ("w1", "w2", "w3", "w4", "w5", "w6")
+    assert manifest.table.Metadata_Site.tolist() == ["1", "2", "3", "4"]
+    assert manifest.table.Metadata_Perturbation.tolist() == ["IL-4"] * 4
+    assert manifest.table.Metadata_Plate.tolist() == ["HUVEC-04_12"] * 4
+    assert read_site(manifest, 2)[0][:, 0, 0].tolist() == [31, 32, 33, 34, 35, 36]
+    (tmp_path / "19b/metadata.csv").write_text(
+        "site_id,well_id,cell_type,experiment,plate,well,site,disease_condition,treatment,treatment_conc,SMILES\n"
+        "HUVEC-2_3_B02_1,HUVEC-2_3_B02,HUVEC,HUVEC-2,3,B02,1,storm-severe,,,\n"
+    )
+    manifest = read_manifest(tmp_path / "19b", format="rxrx19b", channel_names=STAINS_6)
+    assert manifest.channels == ("DNA", "ER", "Actin", "RNA", "Mito", "AGP")
+    assert manifest.table.Metadata_cell_type.tolist() == ["HUVEC"]
+    image, names = read_site(manifest, 0, channels=["AGP", "DNA"])
+    assert (names, image[:, 0, 0].tolist()) == (["AGP", "DNA"], [106, 101])
+
+
+def test_incomplete_rxrx_sites_are_listed(tmp_path: Path) -> None:
+    for channel in (1, 2, 3, 4, 6):
+        write_png(tmp_path / f"HUVEC-2/Plate3/B02_s1_w{channel}.png", channel)
+    for format in ("rxrx1", "rxrx2", "rxrx19b"):
+        with pytest.raises(CamaeError, match=r"1 of 1 sites .*plate HUVEC-2_3 well B02 site 1: lacks w5"):
+            read_manifest(tmp_path, format=format)
 
 
 def test_rxrx3_core_parquet(tmp_path: Path, real_images: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 import numpy as np
@@ -97,6 +98,27 @@ def test_bad_sites_up_to_a_share(screen: Manifest) -> None:
     (screen.root / "img/5_DNA.tif").unlink()
     with pytest.raises(CamaeError, match=r"more than 10\.0%"):
         CropLoader(screen, crop=16, batch_size=10, max_bad_share=0.1).batch_at(0)
+
+
+def test_files_replaced_while_running(screen: Manifest) -> None:
+    loader = CropLoader(screen, crop=16, batch_size=10, augment=False, cache_bytes=0)
+    loader.batch_at(0)
+    same = np.full((40, 48), 7, np.uint16)
+    for name in ("new.tif", "img/6_DNA.tif"):
+        tifffile.imwrite(screen.root / name, same, compression="zlib")
+    os.replace(screen.root / "new.tif", screen.root / "img/6_ER.tif")
+    batch = loader.batch_at(1)
+    sample = batch.rows_B.tolist().index(6)
+    assert (batch.planes_KHW[batch.sample_K == sample] == 7).all()
+    for image, sentence in (
+        (same[:8, :8], r"a window of 16x16 pixels at \(\d+, \d+\) does not fit into the image of 8x8"),
+        (same.astype(np.uint8), "is uint8, uint16 is wanted"),
+        (np.stack([same, same]), "holds more than the 1 planes that are wanted"),
+    ):
+        tifffile.imwrite(screen.root / "new.tif", image, photometric="minisblack")
+        os.replace(screen.root / "new.tif", screen.root / "img/6_ER.tif")
+        with pytest.raises(CamaeError, match=rf"row 6 .*channel ER: .*6_ER\.tif: {sentence}"):
+            loader.batch_at(2)
 
 
 def test_mixed_dtypes_and_large_crops_are_named(screen: Manifest) -> None:

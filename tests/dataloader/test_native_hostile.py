@@ -8,14 +8,17 @@ import sys
 import textwrap
 import tracemalloc
 import zipfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from camae import _native
-from camae.dataloader import read_crops, read_plane
+from camae.dataloader import read_crops, read_manifest, read_plane
 from camae.errors import CamaeError, MissingFileError
 
 # Minimised by libFuzzer from its run under address and undefined-behaviour sanitizers (csrc/fuzz_tiff.cpp).
@@ -67,8 +70,6 @@ def test_truncated_at_every_offset(tmp_path: Path, variant: str) -> None:
 
 
 def test_truncated_png_at_every_offset(tmp_path: Path) -> None:
-    from PIL import Image
-
     image = (small_image() // 3).astype(np.uint8)
     Image.fromarray(image).save(tmp_path / "whole.png")
     data = (tmp_path / "whole.png").read_bytes()
@@ -115,7 +116,8 @@ def test_fuzz_corpus_is_refused_or_read(tmp_path: Path) -> None:
 
 def test_what_is_not_a_tiff(tmp_path: Path) -> None:
     (tmp_path / "empty.tif").write_bytes(b"")
-    (tmp_path / "jpeg.tif").write_bytes(b"\xff\xd8\xff\xe0" + bytes(100))
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "jpeg.tif", format="JPEG")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "jpeg.png", format="JPEG")
     (tmp_path / "png.tif").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
     (tmp_path / "text.tif").write_bytes(b"hello, this is not an image")
     (tmp_path / "folder.tif").mkdir()
@@ -130,18 +132,33 @@ def test_what_is_not_a_tiff(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(CamaeError, match=rf"{name}: .*{sentence}"):
             read_plane(tmp_path / name)
-    with pytest.raises(MissingFileError, match=r"gone\.tif: no such file"):
-        read_plane(tmp_path / "gone.tif")
+    with pytest.raises(CamaeError, match=r"jpeg\.png: is a JPEG, not a PNG"):
+        read_plane(tmp_path / "jpeg.png")
+    for name in ("gone.tif", "gone.png"):
+        with pytest.raises(MissingFileError, match=rf"{name}: no such file"):
+            read_plane(tmp_path / name)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_no_permission(tmp_path: Path) -> None:
-    (tmp_path / "shut").mkdir()
-    tifffile.imwrite(tmp_path / "shut" / "a.tif", small_image())
-    (tmp_path / "shut").chmod(0)
-    with pytest.raises(CamaeError, match="no permission"):
-        read_plane(tmp_path / "shut" / "a.tif")
-    (tmp_path / "shut").chmod(0o700)
+def test_no_permission(tmp_path: Path, as_nobody: Callable[[], AbstractContextManager]) -> None:
+    shut = tmp_path / "shut"
+    shut.mkdir()
+    tifffile.imwrite(shut / "P_A01_s1_DNA.tif", small_image())
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(shut / "a.png")
+    (tmp_path / "open.tif").write_bytes((shut / "P_A01_s1_DNA.tif").read_bytes())
+    (tmp_path / "open.tif").chmod(0)
+    shut.chmod(0)
+    try:
+        with as_nobody():
+            for path in (shut / "P_A01_s1_DNA.tif", shut / "a.png", tmp_path / "open.tif"):
+                with pytest.raises(CamaeError, match=rf"{path.name}: no permission to read it"):
+                    read_plane(path)
+            # The folder above can be listed, this one cannot: its sites must not be missing in silence.
+            with pytest.raises(CamaeError, match=r"shut: this folder cannot be listed \(Permission denied\)"):
+                read_manifest(tmp_path)
+            with pytest.raises(CamaeError, match=r"shut/a.csv: no permission to read it"):
+                read_manifest(shut / "a.csv")
+    finally:
+        shut.chmod(0o700)
 
 
 @pytest.mark.parametrize("compression", [None, "zlib", "lzw", "zstd"])

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +115,40 @@ def test_full_disk_leaves_nothing_half_written(
     assert sorted(p.suffix for p in left) == [".jsonl"] + [".tif"] * 5
     assert not (tmp_path / "packed" / "manifest.parquet").exists()
     assert pack(screen, tmp_path / "packed").planes_reused == 5
+
+
+def test_a_really_full_disk(screen: Manifest, tmp_path: Path) -> None:
+    """On a file system of 64 KiB, mounted where nobody else sees it and gone with the process."""
+    screen.write(tmp_path / "screen.csv")
+    small = tmp_path / "small"
+    small.mkdir()
+    script = f"""
+        import sys
+        from pathlib import Path
+        from camae.dataloader import read_manifest
+        from camae.dataloader.pack import pack
+        from camae.errors import CamaeError
+        try:
+            pack(read_manifest({str(tmp_path / "screen.csv")!r}), {str(small)!r}, codec="none", workers=1)
+        except CamaeError as error:
+            print(error)
+        print(sorted({{p.suffix for p in Path({str(small)!r}).rglob("*") if p.is_file()}}))
+        print(any(p.name.startswith(".") for p in Path({str(small)!r}).rglob("*")))
+    """
+    mount = f"mount -t tmpfs -o size=64k none {shlex.quote(str(small))}"
+    probe = subprocess.run(["unshare", "--mount", "sh", "-c", mount], capture_output=True, text=True)
+    if probe.returncode:
+        pytest.skip(f"a small file system cannot be mounted here ({probe.stderr.strip()})")
+    run = f"{mount} && exec {shlex.quote(sys.executable)} -c {shlex.quote(textwrap.dedent(script))}"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", run], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    sentence, kinds, leftovers = done.stdout.splitlines()
+    # Whichever meets the end of the disk first: a plane, named with its place, or the journal.
+    wall = r"(row \d+ .*, channel \w+: .*\.tif|.*/small): cannot be written \(the disk is full\); packed planes .*"
+    assert re.fullmatch(wall, sentence)
+    assert (kinds, leftovers) == ("['.jsonl', '.tif']", "False")
 
 
 def test_pack_names_the_plane_it_cannot_read(screen: Manifest, tmp_path: Path) -> None:
