@@ -40,15 +40,16 @@ MODEL_OPTIONS: dict[str, Any] = {
         "cross_heads": 4,
         "context": "visible",
         "cross_residual": True,
+        "local_start": True,
     },
 }
 RECIPE: dict[str, Any] = {
-    "steps": 600,
+    "steps": 400,
     "batch_size": 16,
     "optimizer": "adamw",
     "lr": 3e-3,
     "val": "plate",
-    "checkpoint_every": 300,
+    "checkpoint_every": 200,
 }
 # Each channel's mean, concatenated (paper, Figure 4): a mean over all channels needs an encoder that tells them apart.
 POOL = "per_channel"
