@@ -225,11 +225,12 @@ class _Trainer:
                     "data_wait_share": (loader.wait_seconds - waited) / (now - clock),
                 }
                 row |= self.meter.row(now - clock)
-                clock, waited, logged = now, loader.wait_seconds, done
-                if due:
+                waited, logged = loader.wait_seconds, done
+                if due or self._is_due(done, r.val_every):
                     row |= self._validate()
                 if self._is_probed(done) and self.probe is not None and self.world.main:
                     row |= self.probe.look(self.model, r.value_range)
+                clock = time.perf_counter()  # speed is that of training, without validation and probe
                 if streak >= r.rollback_after:
                     row["rolled_back_to"] = self.keeper.roll_back(done)
                 if log is not None:
@@ -241,11 +242,15 @@ class _Trainer:
                 self._pictures(self.model)
 
     def _is_logged(self, done: int) -> bool:
-        return done % self.log_every == 0 or done == self.recipe.steps or self._is_probed(done)
+        validated = self._is_due(done, self.recipe.val_every)
+        return done % self.log_every == 0 or done == self.recipe.steps or validated or self._is_probed(done)
 
     def _is_probed(self, done: int) -> bool:
-        probe = self.probe
-        return probe is not None and (done % probe.every == 0 or done == self.recipe.steps)
+        return self.probe is not None and self._is_due(done, self.probe.every)
+
+    def _is_due(self, done: int, every: int) -> bool:
+        """Every so many steps, and at the end; 0: never."""
+        return every > 0 and (done % every == 0 or done == self.recipe.steps)
 
     def _step(
         self, step: int, batches: Iterator[PlaneBatch]

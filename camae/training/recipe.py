@@ -52,6 +52,7 @@ class Recipe:
     probe: an online look at biology, see `camae.training.probe.Probe`; empty for none.
     tensorboard: write TensorBoard event files too (needs the package tensorboard).
     val: None, "plate" or "experiment" (hold out about 10 %, at least one), or "plate:NAME,NAME".
+    val_every: steps between validations besides those at checkpoints; 0 for none.
     freeze: parameter-name prefixes that are not trained.
     precision: "fp32" or "bf16" (autocast); None is bf16 on CUDA and fp32 elsewhere.
     token_budget: most tokens (planes x patches, masked ones included) of one pass; a rank's part of the batch is
@@ -91,6 +92,7 @@ class Recipe:
     ema_final: bool = False
     seed: int = 0
     val: str | None = None
+    val_every: int = 0
     init: str | None = None
     freeze: tuple[str, ...] = ()
     augment: bool = True

@@ -29,6 +29,7 @@ _FREE = {
     "probe",
     "recompute",
     "recompute_selective",
+    "val_every",
     "ema_final",
     "accumulate",
     "micro_batch",
