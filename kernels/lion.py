@@ -67,7 +67,9 @@ class Lion(torch.optim.Optimizer):
     clip_norm: bring the global norm of all gradients down to this inside the step; None: no clipping.
     backend:   "triton" (one launch for all parameters; the default on CUDA) or "reference" (torch's foreach).
 
-    The norm before clipping is left in `last_norm` (a scalar tensor) when clipping is on.
+    The norm before clipping is left in `last_norm` (a scalar tensor) when clipping is on. As in torch's fused
+    optimizers, a scalar tensor in the attribute `found_inf` that is 1 makes the step change nothing, decided on the
+    device.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Lion(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
         self.clip_norm, self.backend = clip_norm, backend
         self.last_norm: torch.Tensor | None = None
+        self.found_inf: torch.Tensor | None = None
         self._chunks: dict[tuple[int, ...], Chunks] = {}
 
     def _state_of(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -139,9 +142,14 @@ class Lion(torch.optim.Optimizer):
         grads: Any = [p.grad.to(m.dtype) for p, m in zip(params, momentum, strict=True)]  # type: ignore[union-attr]
         if scale is not None:
             grads = torch._foreach_mul(grads, scale)
+        if self.found_inf is not None:  # the momentum itself as gradient leaves it as it is
+            skip = self.found_inf.to(momentum[0].device) > 0
+            grads = [torch.where(skip, m, g) for m, g in zip(momentum, grads, strict=True)]
         update = torch._foreach_lerp(momentum, grads, 1 - beta1)
         torch._foreach_sign_(update)
         torch._foreach_add_(update, targets, alpha=group["weight_decay"])
+        if self.found_inf is not None:
+            torch._foreach_mul_(update, (~skip).to(update[0].dtype))
         torch._foreach_add_(targets, update, alpha=-group["lr"])
         torch._foreach_lerp_(momentum, grads, 1 - beta2)
         for s, p in zip(states, params, strict=True):
@@ -169,6 +177,8 @@ class Lion(torch.optim.Optimizer):
             squares = [lion_triton.sum_of_squares(t, c, key[1]) for key, t, c, _ in prepared]
             self.last_norm = torch.stack(squares).sum().sqrt().to(torch.float32)
             scale = clip_scale(self.last_norm, self.clip_norm).reshape(1)
+        if self.found_inf is not None:
+            scale = torch.where(self.found_inf > 0, torch.nan, scale)
         for (betas, grad_dtype, copy_dtype), table, chunks, rates_N2 in prepared:
             lion_triton.step(table, chunks, rates_N2, scale, betas, grad_dtype, copy_dtype)
 

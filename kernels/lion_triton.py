@@ -46,7 +46,7 @@ def lion_kernel(
     rates,  # (n, 2) float32: learning rate, weight decay
     owner,  # (chunks,) int32, the tensor of each chunk
     first,  # (chunks,) int64, the chunk's first element
-    grad_scale,  # (1,) float32: the clipping factor
+    grad_scale,  # (1,) float32: the clipping factor; NaN: nothing is read or written
     beta1,
     beta2,
     GRAD: tl.constexpr,
@@ -56,12 +56,13 @@ def lion_kernel(
     chunk = tl.program_id(0)
     tensor = tl.load(owner + chunk)
     element = tl.load(first + chunk) + tl.arange(0, CHUNK)
-    inside = element < tl.load(sizes + tensor)
+    scale = tl.load(grad_scale)
+    inside = (element < tl.load(sizes + tensor)) & (scale == scale)
     row = addresses + tensor * 4
     param = tl.multiple_of(tl.load(row).to(tl.pointer_type(tl.float32)), 16) + element
     grad = tl.multiple_of(tl.load(row + 1).to(tl.pointer_type(GRAD)), 16) + element
     momentum = tl.multiple_of(tl.load(row + 2).to(tl.pointer_type(tl.float32)), 16) + element
-    g = tl.load(grad, mask=inside, other=0.0).to(tl.float32) * tl.load(grad_scale)
+    g = tl.load(grad, mask=inside, other=0.0).to(tl.float32) * scale
     m = tl.load(momentum, mask=inside, other=0.0)
     p = tl.load(param, mask=inside, other=0.0)
     rate = tl.load(rates + tensor * 2)

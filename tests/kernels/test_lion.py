@@ -106,3 +106,22 @@ def test_missing_backend_is_named():
     if not backends("cpu")[0].usable:
         with pytest.raises(MissingBackendError, match="lion: back-end 'triton'"):
             Lion(params, backend="triton").step()
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_flagged_step_changes_nothing(clip_norm):
+    """found_inf = 1 with gradients that are no numbers: parameters and momenta keep every bit."""
+    params = parameters(torch.float32)
+    optimizer = Lion(params, clip_norm=clip_norm)
+    for step, flag in enumerate((0.0, 1.0, 0.0)):
+        set_gradients(params, step)
+        if flag:
+            params[0].grad[0, 0] = float("nan")
+        optimizer.found_inf = torch.tensor(flag)
+        before = [p.detach().clone() for p in params]
+        momenta = [s["momentum"].clone() for s in optimizer.state.values()]
+        optimizer.step()
+        assert all(torch.equal(p, b) == bool(flag) for p, b in zip(params, before, strict=True))
+        if flag:
+            kept = [s["momentum"] for s in optimizer.state.values()]
+            assert all(torch.equal(m, k) for m, k in zip(momenta, kept, strict=True))

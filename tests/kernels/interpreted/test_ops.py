@@ -221,6 +221,12 @@ def test_lion(dtype, clip_norm):
             for p in params:
                 p.grad = torch.randn(p.shape, generator=g).to(dtype)
             optimizer.step()
+        for p in params:
+            p.grad = torch.full_like(p, float("nan"))
+        optimizer.found_inf = torch.ones(())  # this step changes nothing
+        norm = optimizer.last_norm
+        optimizer.step()
+        optimizer.last_norm = norm
         return params, [optimizer.state[p] for p in params], optimizer.last_norm
 
     (params, states, norm), (plain, plain_states, plain_norm) = train("triton"), train("reference")
