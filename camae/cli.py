@@ -34,11 +34,12 @@ Pattern = Annotated[str | None, typer.Option(help="file-name pattern of a plain 
 def demo(
     out: Annotated[Path, typer.Option(help="folder for everything the demo writes")] = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(help="trainings to pool")] = 3,
+    screen_seed: Annotated[int, typer.Option(help="another seed makes another screen")] = 2024,
 ) -> None:
     """Make a small screen, train, embed, align, recall and report: the whole product on a CPU."""
     from camae.demo.run import run_demo
 
-    run_demo(out, seeds=seeds)
+    run_demo(out, seeds=seeds, screen_seed=screen_seed)
 
 
 @app.command()
@@ -207,6 +208,54 @@ def benchmark(
         backend=backend,
     )
     _out.print(f"results: {out / 'benchmark.html'}")
+
+
+@app.command()
+def paper(
+    data: Annotated[str | None, typer.Argument(help="screen; a demo screen is made without it")] = None,
+    out: Annotated[Path, typer.Option(help="results folder; a run found there is continued")] = Path(
+        "camae-paper"
+    ),
+    systems: Annotated[
+        list[str] | None, typer.Option("--system", help="name or family, again for more")
+    ] = None,
+    size: Annotated[str, typer.Option(help="'smallest' (two cores) or 'paper' (a GPU)")] = "smallest",
+    quick: Annotated[bool, typer.Option(help="a few steps of every system, under 5 minutes")] = False,
+    checkpoints: Annotated[str, typer.Option(help="'last', or 'all' saved steps as rows")] = "last",
+    pairs: Annotated[Path | None, typer.Option(help="file or folder of known pairs")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="folder of ImageNet weights, named after timm's models")
+    ] = None,
+    channel_map: Annotated[
+        list[str] | None, typer.Option(help="model's channel=image's channel, for models with weights")
+    ] = None,
+    gene_sets: Annotated[Path | None, typer.Option(help="folder of gene lists (Table 5)")] = None,
+    cellprofiler: Annotated[
+        Path | None, typer.Option(help="CellProfiler features by well (Figure 6)")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="column of targets, for siblings (Table 4)")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="training setting of all systems")
+    ] = None,
+) -> None:
+    """The paper's systems on one screen: its Tables 2-5 and Figures 2, 3, 5, 6."""
+    from camae.paper.command import run_paper
+
+    run_paper(
+        data,
+        out,
+        systems=systems,
+        size=size,
+        quick=quick,
+        checkpoints=checkpoints,
+        pairs=pairs,
+        weights=weights,
+        channel_map=parse_settings(channel_map or []),
+        gene_sets=gene_sets,
+        cellprofiler=cellprofiler,
+        target=target,
+        recipe=parse_settings(settings or []),
+    )
 
 
 @app.command()

@@ -36,15 +36,12 @@ def check_channels(channels: Any, samples: Sequence[Image]) -> list[list[str]]:
         raise CamaeError(f"channels is the single string {channels!r}; give a list of names, one per plane")
     if not isinstance(channels, Sequence | np.ndarray):
         raise CamaeError(f"channels is a {type(channels).__name__}; give a list of names, one per plane")
-    lists = [names for names in channels if not isinstance(names, str)]
+    lists = [names for names in channels if isinstance(names, list | tuple | np.ndarray)]
     if lists and len(lists) < len(channels):
         raise CamaeError("channels mixes names and lists of names; give one list, or one list per image")
-    for names in lists or [channels]:
-        if not isinstance(names, Sequence | np.ndarray):
-            raise CamaeError(f"channels holds {names!r}; channel names are text")
-        for name in names:
-            if not isinstance(name, str) or not name:
-                raise CamaeError(f"channels holds {name!r}; channel names are text and not empty")
+    for name in [name for names in lists for name in names] if lists else channels:
+        if not isinstance(name, str) or not name:
+            raise CamaeError(f"channels holds {name!r}; channel names are text and not empty")
     return channel_lists([list(names) for names in channels] if lists else list(channels), samples)
 
 

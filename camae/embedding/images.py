@@ -207,22 +207,21 @@ class _Plan:
 
     def _add(self, windows: list[Piece], where: str, what: str) -> None:
         """The pieces of the next vector, without those in which a plane has no signal."""
-        kept, sentence = [], ""
+        kept, left_out = [], []
         for piece in windows:
             planes = piece.cut(self.images[piece.image])
             constant = constant_planes(planes, self.value_range)
-            if not constant.any():
+            if constant.any():
+                left_out.append((piece, constant_sentence(planes, constant, self.names[piece.image])))
+            else:
                 kept.append(piece)
-                continue
-            sentence = constant_sentence(planes, constant, self.names[piece.image])
-            if len(windows) > 1:
-                warnings.warn(
-                    f"{where}: the tile at row {piece.y}, column {piece.x} is left out: {sentence}",
-                    stacklevel=4,
-                )
         if not kept:
             place = {"it": "", "tile": " in every tile", "its window": " in its window"}[what]
-            raise CamaeError(f"{where}, {sentence}{place}; leave it out")
+            raise CamaeError(f"{where}, {left_out[0][1]}{place}; leave it out")
+        for piece, sentence in left_out:
+            warnings.warn(
+                f"{where}: the tile at row {piece.y}, column {piece.x} is left out: {sentence}", stacklevel=4
+            )
         self.pieces += kept
         self.n_vectors += 1
 

@@ -69,7 +69,7 @@ def embed_screen(
 
     Writes `sites/part-00000.parquet` ... , `ledger.json` and `wells.parquet` (or `sites.parquet`) into `out`. A
     killed run continues where it stopped. Of several ranks, the one that finds all shards there writes the table;
-    the others return the sites they embedded.
+    the others return the sites they embedded. `table.attrs["complete"]` says which it is.
     Raises CamaeError when `out` belongs to another model, manifest or setting or is being written by another
     process, and for images that cannot be embedded, naming row, file and channel.
     """
@@ -102,9 +102,11 @@ def embed_screen(
         mine = range(place[0], len(worker.rows), place[1])
         _run(worker, mine, quiet)
         table = job.merge()
-    if table is not None:
-        return table
-    return pd.concat([read_table(shard_path(job.folder, n))[0] for n in mine], ignore_index=True)
+        complete = table is not None
+        if table is None:
+            table = pd.concat([pd.DataFrame(), *(read_table(shard_path(job.folder, n))[0] for n in mine)])
+    table.attrs["complete"] = complete
+    return table
 
 
 def _run(worker: ShardWorker, shards: Sequence[int], quiet: bool) -> None:
@@ -127,10 +129,10 @@ class Job:
     def __init__(self, model: Any, manifest: Manifest, folder: Path, about: dict[str, Any], level: str):
         self.model, self.manifest, self.folder, self.about, self.level = model, manifest, folder, about, level
 
-    def claim(self) -> dict[str, Any]:
-        """The ledger of the output folder, written at the first start."""
+    def claim(self, budget: int | None = None) -> dict[str, Any]:
+        """The ledger of the output folder, written at the first start with `budget` or what the memory holds."""
         with merging(self.folder):
-            return claim(self.folder, self.about, token_budget(self.model))
+            return claim(self.folder, self.about, budget or token_budget(self.model))
 
     def merge(self) -> pd.DataFrame | None:
         """Write and return the table when all shards are there, else None."""

@@ -1,9 +1,9 @@
-"""A tiny model, saved and loaded as users would."""
+"""A tiny model, saved and loaded as users would, and a folder of its own for Ray."""
 
 import pytest
 import torch
 
-from camae.model import CAMAE, preset
+from camae.model import CAMAE, preset, save
 
 
 @pytest.fixture
@@ -22,3 +22,9 @@ def model():
             decoder={"width": 32, "depth": 1, "heads": 4, "cross_heads": 4},
         )
     ).eval()
+
+
+@pytest.fixture
+def model_file(model, tmp_path):
+    """The tiny model as a file."""
+    return save(model, tmp_path / "model.safetensors")

@@ -1,0 +1,47 @@
+"""Embeddings for other tools: AnnData, what single-cell Python packages (scanpy and its kin) read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from camae.errors import CamaeError, MissingBackendError
+from camae.files import write_atomic
+from camae.tables import features_of, read_table
+
+
+def to_anndata(table: pd.DataFrame | str | Path, out: str | Path | None = None) -> Any:
+    """An embeddings table as AnnData: X (N, D) float32, obs the Metadata_* columns, var the feature names.
+
+    table: a table, or the path of one (`wells.parquet`, `sites.parquet`); what that file says about its model
+        and preprocessing is kept as JSON in uns["camae"].
+    out: also write it there (.h5ad), whole or not at all.
+    """
+    try:
+        import anndata
+    except ImportError:
+        raise MissingBackendError(
+            "AnnData export needs the package anndata, which is not installed: pip install 'camae[anndata]'"
+        ) from None
+    about: dict[str, Any] = {}
+    if not isinstance(table, pd.DataFrame):
+        table, about = read_table(table)
+    metadata = table.filter(regex="^Metadata_")
+    names = [c for c in table.columns if c not in metadata.columns]
+    if not names:
+        raise CamaeError("the table has no feature columns: nothing to export")
+    result = anndata.AnnData(
+        X=features_of(table),
+        obs=metadata.set_axis([str(i) for i in range(len(table))]),
+        var=pd.DataFrame(index=names),
+        uns={"camae": json.dumps(about)},
+    )
+    if out is not None:
+        path = Path(out)
+        if path.suffix != ".h5ad":
+            raise CamaeError(f"{path}: an AnnData file is written as .h5ad")
+        write_atomic(path, result.write_h5ad)
+    return result
