@@ -15,6 +15,7 @@ from camae import maps
 from camae.baselines.pixel import pixel_table
 from camae.dataloader.datasets import read_manifest
 from camae.dataloader.manifest import Manifest
+from camae.demo.parameters import ScreenParameters
 from camae.demo.screen import generate
 from camae.doctor import op_backends, versions
 from camae.embedding import embed_screen
@@ -57,17 +58,22 @@ BOOTSTRAP = 2000
 
 
 def run_demo(
-    out: str | Path = "runs/demo", *, seeds: int = 3, console: Console | None = None
+    out: str | Path = "runs/demo",
+    *,
+    seeds: int = 3,
+    screen_seed: int = ScreenParameters.seed,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Run the whole product on a generated screen and return the summary (also in `summary.json`).
 
     Writes `screen/`, `models/seed-*/`, `embeddings/*.parquet`, `summary.json`, `report.html` and the tables the
-    report draws from. A second call continues what a first left unfinished.
+    report draws from. A second call continues what a first left unfinished. seeds: trainings to pool. screen_seed:
+    another one makes another screen of the same kind, with other phenotypes, pairs and batch effects.
     """
     out, say = Path(out), (console or Console()).print
     began = time.perf_counter()
     say(f"[bold]1/5[/] a small screen in {out / 'screen'}")
-    screen = generate(out / "screen")
+    screen = generate(out / "screen", seed=screen_seed)
     manifest = read_manifest(screen)
     pairs = read_pairs(screen / "relationships" / "demo_pairs.csv")
     tables: dict[str, list[pd.DataFrame]] = {"trained": [], "untrained": []}
