@@ -1,0 +1,148 @@
+"""Moving averages and new channels across a stop; mask ratios by step and recomputed activations in a run."""
+
+import pytest
+import torch
+
+from camae.dataloader.manifest import Manifest
+from camae.errors import CamaeError
+from camae.training import checkpoints, loop
+from camae.training.ema import EMA
+from camae.training.new_channels import TOKENS, appended
+
+
+def stopped(train, *args, at, **settings):
+    """Train and stop inside step `at`, as a Ctrl-C would."""
+    original = loop._Trainer._step
+
+    def stop(self, step, batches):
+        if step == at:
+            raise KeyboardInterrupt
+        return original(self, step, batches)
+
+    loop._Trainer._step = stop
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(*args, **settings)
+    finally:
+        loop._Trainer._step = original
+
+
+def test_average_follows_its_formula():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    layer.weight.data.fill_(1.0)
+    ema = EMA(layer, 0.5)
+    expected = 1.0
+    for step, value in enumerate([2.0, 4.0, 8.0]):
+        layer.weight.data.fill_(value)
+        ema.update()
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    with ema.applied():
+        assert layer.weight.item() == pytest.approx(expected, rel=1e-6)
+    assert layer.weight.item() == 8.0
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_average_resumes_exactly_and_is_the_model_when_asked(screen, tmp_path, train, final):
+    settings = {"ema": 0.9, "ema_final": final, "checkpoint_every": 2}
+    whole = train(screen, tmp_path / "whole", 6, **settings)
+    stopped(train, screen, tmp_path / "parts", 6, at=3, **settings)
+    resumed = train(screen, tmp_path / "parts", 6, **settings)
+    averages = [
+        checkpoints.read_average(checkpoints.checkpoint_folders(run.path)[-1]) for run in (whole, resumed)
+    ]
+    assert averages[0]["updates"] == 6
+    for name, value in averages[0].items():
+        assert torch.equal(value, averages[1][name]), name
+    state = whole.model.state_dict()
+    same = [torch.equal(state[n], a) for n, a in averages[0].items() if n != "updates"]
+    assert all(same) if final else not any(same)
+
+
+def test_average_does_not_change_training(screen, tmp_path, train):
+    plain, averaged = train(screen, tmp_path / "a", 4), train(screen, tmp_path / "b", 4, ema=0.9)
+    assert [r["loss"] for r in plain.history] == [r["loss"] for r in averaged.history]
+
+
+def test_recomputed_activations_train_the_same(screen, tmp_path, train):
+    plain, again = train(screen, tmp_path / "a", 3), train(screen, tmp_path / "b", 3, recompute=1)
+    assert [r["loss"] for r in plain.history] == [r["loss"] for r in again.history]
+
+
+def test_mask_ratio_by_step(screen, tmp_path, train, monkeypatch):
+    from camae.model import CAMAE
+
+    seen, original = [], CAMAE.forward
+
+    def forward(self, batch, noise, **options):
+        if self.training:
+            seen.append(options["mask_ratio"])
+        return original(self, batch, noise, **options)
+
+    monkeypatch.setattr(CAMAE, "forward", forward)
+    train(screen, tmp_path / "run", 4, mask_ratio=[0.5, 0.75])
+    assert seen == [0.5, 0.75, 0.5, 0.75]
+
+
+def without(screen, channel, path):
+    """The screen's manifest without a channel."""
+    manifest = Manifest.read(screen)
+    Manifest(manifest.table.drop(columns=[channel]), manifest.root).write(path)
+    return path
+
+
+@pytest.mark.parametrize("cross", ["shared", "per_channel"])
+@pytest.mark.parametrize("optimizer", ["lion", "adamw"])
+def test_a_new_channel_gets_a_decoder_on_resume(screen, tmp_path, tiny, train, cross, optimizer):
+    """Weights and optimizer state of all that was there are untouched; the new decoder then learns."""
+    fewer = without(screen, "Mito", screen.parent / f"fewer_{cross}_{optimizer}.csv")
+    model_options = tiny["model_options"] | {
+        "decoder": tiny["model_options"]["decoder"] | {"cross_attention": cross}
+    }
+    settings = {"model_options": model_options, "optimizer": optimizer, "checkpoint_every": 2, "ema": 0.9}
+    stopped(train, fewer, tmp_path / "run", 6, at=4, **settings)
+    folder = checkpoints.checkpoint_folders(tmp_path / "run")[-1]
+    before = {p.name: checkpoints.load_file(p) for p in folder.glob("*.safetensors")}
+
+    grown = {}
+    original = loop._Trainer._steps
+
+    def look(self, first, log, live):
+        grown["first"] = first
+        grown["weights"] = {k: v.clone() for k, v in self.model.state_dict().items()}
+        grown["optimizer"] = {
+            k: v.clone() for k, v in checkpoints._optimizer_tensors(self.model, self.optimizer).items()
+        }
+        return original(self, first, log, live)
+
+    loop._Trainer._steps = look
+    try:
+        run = train(screen, tmp_path / "run", 6, **settings)
+    finally:
+        loop._Trainer._steps = original
+
+    assert grown["first"] == 4
+    assert run.model.channels == ["DNA", "ER", "Mito"]
+    for name, value in before["model.safetensors"].items():
+        now = grown["weights"][name]
+        assert torch.equal(now[:2] if name == TOKENS else now, value), name
+    for key, value in before["optimizer.safetensors"].items():
+        now = grown["optimizer"][key]
+        rows = now[:2] if key.startswith(TOKENS) and value.ndim == 2 else now
+        assert torch.equal(rows, value), key
+        if key.startswith(TOKENS) and value.ndim == 2:
+            assert not now[2:].any()
+    new = [n for n in grown["weights"] if n not in before["model.safetensors"]]
+    assert new
+    assert all(n.startswith(("decoder.stacks.2.", "decoder.cross.2.", "decoder.heads.2.")) for n in new)
+    state = run.model.state_dict()
+    assert any(not torch.equal(state[n], grown["weights"][n]) for n in new)
+
+
+def test_channels_are_appended_in_order():
+    assert appended(["a", "b"], ["c", "b", "d"]) == ("a", "b", "c", "d")
+
+
+def test_a_missing_average_is_named(tmp_path):
+    with pytest.raises(CamaeError, match="moving average"):
+        checkpoints.read_average(tmp_path)
