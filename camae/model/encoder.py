@@ -118,6 +118,7 @@ class Encoder(nn.Module):
         most, tables = max(layout.planes_per_sample), self.config.stored_positions
         if most > tables:
             raise CamaeError(f"an image has {most} channels, but the model has positions for {tables}")
-        place_K = torch.cat([torch.arange(planes) for planes in layout.planes_per_sample]).to(layout.device)
+        place_K = torch.cat([torch.arange(planes) for planes in layout.planes_per_sample])
+        place_K = place_K.to(layout.device, non_blocking=True)
         plane_V, patch_V = layout.kept // layout.n_patches, layout.kept % layout.n_patches
         return self.stored_positions_CND[place_K[plane_V], patch_V]

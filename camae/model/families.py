@@ -132,4 +132,5 @@ def labels(model: Any, manifest: Manifest, batch: PlaneBatch) -> dict[str, torch
         return {}
     index = {name: i for i, name in enumerate(classes)}
     names = manifest.table[PERTURBATION].to_numpy()[batch.rows_B]
-    return {"label_B": torch.tensor([index.get(n, -1) for n in names], device=batch.planes_KHW.device)}
+    label_B = torch.tensor([index.get(n, -1) for n in names])
+    return {"label_B": label_B.to(batch.planes_KHW.device, non_blocking=True)}

@@ -132,7 +132,7 @@ def segments(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 def planes_per_sample(batch: PlaneBatch) -> tuple[int, ...]:
     """How many planes each sample of the batch has."""
-    return tuple(torch.bincount(batch.sample_K.cpu(), minlength=batch.n_samples).tolist())
+    return batch.planes_per_sample
 
 
 def full_layout(batch: PlaneBatch, n_patches: int) -> TokenLayout:

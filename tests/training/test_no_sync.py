@@ -1,0 +1,63 @@
+"""The host never waits for the device between two logged steps."""
+
+import numpy as np
+import pytest
+import torch
+
+from camae.dataloader.planes import PlaneBatch
+from camae.model import families
+from camae.training import loop
+from camae.training.masks import mask_noise
+from camae.training.spikes import SpikeGuard
+
+NAMES = [("DNA", "ER", "Mito"), ("DNA",), ("ER", "Mito"), ("DNA",)]
+
+
+@pytest.mark.parametrize(
+    ("cross_attention", "depth", "part"),
+    [("shared", 1, 1.0), ("per_channel", 1, 1.0), ("none", 1, 1.0), ("shared", 0, 0.5)],
+)
+def test_a_step_reads_nothing_back(tiny, cross_attention, depth, part):
+    """On the meta device tensors have no values, so that reading a value, or a length that depends on values, fails.
+
+    These are the operations that make the host wait on CUDA (item, nonzero, boolean masks, copies to the host).
+    """
+    options = tiny["model_options"] | {"channels": ("DNA", "ER", "Mito", "Actin"), "drop_path": 0.5}
+    options["decoder"] = options["decoder"] | {
+        "cross_attention": cross_attention,
+        "depth": depth,
+        "part": part,
+    }
+    model = families.build("ca_mae_vit_ti16", **options).train().to("meta")
+    images = [np.zeros((len(n), 32, 32), np.uint16) for n in NAMES]
+    batch = PlaneBatch.from_images(images, NAMES).to("meta", non_blocking=True)
+    noise = mask_noise(0, torch.arange(4), (48, 16, 32, 16), torch.device("meta"))
+    losses = model(batch, noise, mask_ratio=0.75, alpha=0.01, n_samples=4)
+    losses["total"].backward()
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    verdict = SpikeGuard(5.0, torch.device("meta")).judge(losses["total"].detach(), norm)
+    assert verdict.shape == ()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        bool(verdict)  # what this test would have caught
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", ["lion", "adamw"])
+def test_no_synchronisation_between_logged_steps(make_screen, train, tmp_path, monkeypatch, optimizer):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: synchronisation cannot be detected")
+    data = [(make_screen("three"), 1), (make_screen("two", channels=("DNA", "ER"), seed=1), 1)]
+    step = loop._Trainer._step
+
+    def watched(self, n, batches):
+        logged = self._is_logged(n + 1)
+        torch.cuda.set_sync_debug_mode("error" if n > 2 and not logged else "default")
+        try:
+            return step(self, n, batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(loop._Trainer, "_step", watched)
+    run = train(data, tmp_path / "run", 20, optimizer=optimizer, device="cuda", log_every=10, ema=0.99)
+    assert [row["step"] for row in run.history] == [10, 20]
