@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -71,6 +72,7 @@ class CropLoader(ReadAhead):
         self.crops_per_site, self.max_bad_share, self.min_signal = crops_per_site, max_bad_share, min_signal
         self.bad_sites: dict[int, str] = {}
         self._reader = SiteReader(manifest, backend, cache_bytes, threads)
+        self._ready: dict[int, Site] = {}
         self._dtype: tuple[np.dtype, int] | None = None
         self._lock = threading.Lock()
         self._pinned = torch.cuda.is_available()
@@ -88,15 +90,12 @@ class CropLoader(ReadAhead):
     def crops(self, slots_B: np.ndarray) -> PlaneBatch:
         """What the given slots of the endless sequence of crops show, in their order."""
         sites, planes_KHW = self._filled(slots_B)
-        counts = [len(site.addresses) for site in sites]
-        channel_K = np.concatenate([site.channel_C for site in sites])
-        # Only names that occur: a batch of three-channel sites does not claim a fourth.
-        occurs = np.bincount(channel_K) > 0
+        sample_K, channel_K, present = _layout(tuple([site.channels for site in sites]))
         return PlaneBatch(
             planes_KHW=planes_KHW,
-            sample_K=torch.from_numpy(np.repeat(np.arange(len(sites)), counts)),
-            channel_K=torch.from_numpy((np.cumsum(occurs) - 1)[channel_K]),
-            channels=tuple(self.manifest.channels[c] for c in np.flatnonzero(occurs)),
+            sample_K=sample_K,
+            channel_K=channel_K,
+            channels=tuple([self.manifest.channels[c] for c in present]),
             rows_B=np.array([site.row for site in sites], np.int64),
             slots_B=slots_B,
         )
@@ -105,7 +104,7 @@ class CropLoader(ReadAhead):
         """Sites and planes of the slots; bad sites are noted and replaced until every window was read."""
         draws = self._draws(slots_B, attempt=0)
         while True:
-            sites = [self._readable(int(row)) for row in draws.rows_B]
+            sites = [self._ready.get(row) or self._readable(row) for row in draws.rows_B.tolist()]
             windows = self._windows(sites, draws)
             shape = (sum(len(s.addresses) for s in sites), self.crop, self.crop)
             dtype = getattr(torch, sites[0].dtype.name)
@@ -138,6 +137,7 @@ class CropLoader(ReadAhead):
                     self._note_bad(row, error)
                 else:
                     self._check(site)
+                    self._ready[row] = site
                     return site
             row = (row + 1) % len(self.manifest)
 
@@ -165,6 +165,7 @@ class CropLoader(ReadAhead):
                     f"{error}"
                 ) from error
             self.bad_sites[row] = str(error)
+            self._ready.pop(row, None)
 
     def _strengthen(self, slots_B: np.ndarray, sites: list[Site], planes_KHW: np.ndarray) -> None:
         """Replace crops below min_signal by the strongest of a few other places in the same site."""
@@ -185,6 +186,19 @@ class CropLoader(ReadAhead):
                 if signal > signal_B[b]:
                     planes_KHW[starts[b] : starts[b] + counts[b]] = tried[offset : offset + counts[b]]
                     signal_B[b] = signal
+
+
+@lru_cache(maxsize=16)
+def _layout(channels_B: tuple[tuple[int, ...], ...]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """sample_K, channel_K and the numbers channel_K points into, for samples of these channels.
+
+    Only channels that occur are pointed into: a batch of three-channel sites does not claim a fourth.
+    """
+    sample_K = np.repeat(np.arange(len(channels_B)), [len(channels) for channels in channels_B])
+    channel_K = np.concatenate(channels_B)
+    occurs = np.bincount(channel_K) > 0
+    index_K = (np.cumsum(occurs) - 1)[channel_K]
+    return torch.from_numpy(sample_K), torch.from_numpy(index_K), np.flatnonzero(occurs).tolist()
 
 
 def _signal(planes_KHW: np.ndarray, starts: np.ndarray) -> np.ndarray:

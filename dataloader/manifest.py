@@ -148,6 +148,8 @@ class Manifest:
     def _located(self, cell: str) -> str:
         if "://" in cell or os.path.isabs(cell):
             return cell
+        if ".." not in cell:
+            return os.path.join(self.root, cell)
         path = os.path.normpath(os.path.join(self.root, cell))
         if os.path.commonpath([path, self.root]) != str(self.root):
             raise CamaeError(f"the path {cell!r} leaves the manifest's folder {self.root}")

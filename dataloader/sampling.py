@@ -57,9 +57,13 @@ def _permutation(n_sites: int, seed: int, epoch: int) -> np.ndarray:
 
 def _bits(seed: int, slots_B: np.ndarray, streams: int) -> np.ndarray:
     """Independent 64-bit words (B, streams): SplitMix64 of (seed, slot, stream), counter-based."""
-    start = _mix(np.array([seed], np.uint64) + _GOLDEN)
     counter = slots_B.astype(np.uint64)[:, None] * np.uint64(streams) + np.arange(streams, dtype=np.uint64)
-    return _mix(start + counter * _GOLDEN)
+    return _mix(_start(seed) + counter * _GOLDEN)
+
+
+@lru_cache(maxsize=16)
+def _start(seed: int) -> np.ndarray:
+    return _mix(np.array([seed], np.uint64) + _GOLDEN)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ class Site:
     row: int
     addresses: tuple[str, ...]
     illumination: tuple[str | None, ...]  # () where no channel has an illumination function
-    channel_C: np.ndarray
+    channels: tuple[int, ...]
     H: int
     W: int
     dtype: np.dtype
@@ -71,7 +71,7 @@ class SiteReader:
                 row,
                 addresses,
                 self._illumination(row, names),
-                np.array([self._index[name] for name in names]),
+                tuple(self._index[name] for name in names),
                 H,
                 W,
                 dtype,
@@ -90,13 +90,14 @@ class SiteReader:
         """Write every window's planes, in order, into planes_KHW; returns sample -> error of those that failed."""
         errors: dict[int, CamaeError] = {}
         first_B = np.cumsum([0] + [len(s.addresses) for s in windows.sites])
-        visits = Counter(s.row for s in windows.sites)
+        visits = Counter([s.row for s in windows.sites])
+        cache_is_full = not self._cache.open
         direct: list[int] = []
         whole: dict[int, np.ndarray] = {}
         for b, site in enumerate(windows.sites):
             image = self._cache.get(site.row) if site.row not in whole else whole[site.row]
             # A whole decode pays when the windows together would decode as much.
-            cheaper = visits[site.row] * site.share < 1 and not self._cache.open
+            cheaper = cache_is_full and visits[site.row] * site.share < 1
             if image is None and site.by_window and (cheaper or self.backend == "dali"):
                 direct.append(b)
                 continue
@@ -120,21 +121,21 @@ class SiteReader:
         if len(direct) < len(windows.sites):
             chosen = np.empty((counts.sum(), *planes_KHW.shape[1:]), planes_KHW.dtype)
         addresses = [a for b in direct for a in windows.sites[b].addresses]
-        y, x, turns = (
-            np.repeat(column[direct], counts) for column in (windows.y_B, windows.x_B, windows.symmetry_B)
-        )
+        owner = np.repeat(direct, counts)
+        y, x, turns = windows.y_B[owner], windows.x_B[owner], windows.symmetry_B[owner]
         if self.backend == "dali":
             failures = _through_dali(addresses, y, x, chosen, turns)
         else:
             failures = native.read_windows(addresses, y, x, chosen, turns, threads=self.threads)
-        owner = np.repeat(direct, counts)
         starts = np.cumsum(counts) - counts
         errors: dict[int, CamaeError] = {}
         for job, error in failures:
             b = int(owner[job])
             site = windows.sites[b]
-            channel = self.manifest.channels[site.channel_C[job - starts[direct.index(b)]]]
+            channel = self.manifest.channels[site.channels[job - starts[direct.index(b)]]]
             errors.setdefault(b, type(error)(f"{self.manifest.where(site.row, channel)}: {error}"))
+        if chosen is planes_KHW and not self._corrected:
+            return errors
         for i, b in enumerate(direct):
             planes = chosen[starts[i] : starts[i] + counts[i]]
             for c, path in enumerate(windows.sites[b].illumination):
