@@ -1,5 +1,6 @@
 """A tiny model, saved and loaded as users would, and a folder of its own for Ray."""
 
+import pandas as pd
 import pytest
 import torch
 
@@ -28,3 +29,13 @@ def model():
 def model_file(model, tmp_path):
     """The tiny model as a file."""
     return save(model, tmp_path / "model.safetensors")
+
+
+@pytest.fixture
+def long_screen(screen):
+    """The screen five times over, as sites 1 to 5: 40 sites."""
+    table = pd.read_csv(screen, dtype=str, keep_default_na=False)
+    sites = [table.assign(Metadata_Site=str(i + 1)) for i in range(5)]
+    path = screen.parent / "long.csv"
+    pd.concat(sites).to_csv(path, index=False)
+    return path
