@@ -104,8 +104,10 @@ def test_linear_layers_against_fp64(kind):
     )
     layer = FastLinear(weight, bias, kind)
     exact = x.double() @ weight.double().T + bias.double()
-    # of the norm of a row of terms, about 8: fp32 rounding, bf16 inputs and output, e4m3 inputs
-    limit = {"float32": 1e-5, "bfloat16": 0.1, "fp8": 2.0}[kind]
+    # A sum of 64 terms has norm 8 and reaches 30 among these. Inputs rounded to 2^-9 move it by 0.02 rms, four of
+    # which are seen among 3,000, and its own rounding to bf16 by 0.06; e4m3 inputs, 2^-4, by 32 times as much less
+    # the share of large terms.
+    limit = {"float32": 1e-5, "bfloat16": 0.2, "fp8": 2.0}[kind]
     assert (layer(x) - exact).abs().max() < limit
     assert (layer(x, gelu=True) - torch.nn.functional.gelu(exact)).abs().max() < limit
     added = layer(x, add_TF=other)
@@ -173,7 +175,8 @@ def test_bag_of_channels_embeds_a_screen_of_its_own(screen, tmp_path):
     assert len(bag) == 8
     with pytest.raises(CamaeError, match="another model"):
         camae.embed_screen(screen, model, tmp_path / "bag", tiles="center", quiet=True)
-    mask = np.ones((32, 32), bool)
+    mask = np.zeros((32, 32), bool)
+    mask[:8] = True
     with pytest.raises(CamaeError, match="need a CA-MAE"):
         camae.embed(picture(), NAMES, BagOfChannels(model), region=mask)
 
