@@ -23,10 +23,11 @@ $(VENV)/.core: $(BIN)/python $(SOURCES)
 	$(PIP) install -q -c constraints.txt -e .
 	@touch $@
 
-# efaar-benchmarking asks for a tree of packages that none of its functions we compare with needs.
+# efaar-benchmarking asks for a tree of packages that none of its functions we compare with needs; torchvision asks
+# for a CUDA torch, and timm for torchvision.
 $(VENV)/.dev: $(BIN)/python $(SOURCES) | codecs
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
-	$(PIP) install -q -c constraints.txt --no-deps efaar-benchmarking
+	$(PIP) install -q -c constraints.txt --no-deps efaar-benchmarking timm torchvision
 	@touch $@ $(VENV)/.core
 
 # The native reader links libdeflate and zstd where their headers are; without them imagecodecs decodes.

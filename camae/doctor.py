@@ -32,7 +32,16 @@ def examine() -> dict[str, dict[str, Any]]:
         op: f"{row['uses']} ({row['why']}); " + "; ".join(f"{b.name}: {b.why}" for b in row["backends"])
         for op, row in _ops(None).items()
     }
-    return {"versions": versions(), "devices": _devices(), "back-ends": ops, "codecs": _codecs()}
+    return {"versions": versions(), "devices": _devices(), "back-ends": ops, "codecs": _codecs()} | {
+        "libraries": _libraries()
+    }
+
+
+def _libraries() -> dict[str, str]:
+    """What the paper's other systems are built on."""
+    from camae.baselines._torchvision import describe
+
+    return {"timm": describe()}
 
 
 def _codecs() -> dict[str, str]:
