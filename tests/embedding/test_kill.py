@@ -30,7 +30,7 @@ main()
 
 
 def started(screen, model_file, out):
-    arguments = ["embed", screen, "--model", model_file, "--out", out, "--sites-per-shard", "2"]
+    arguments = ["embed", screen, "--model", model_file, "--out", out, "--sites-per-shard", "1"]
     return subprocess.Popen(
         [sys.executable, "-c", SLOWED, *map(str, arguments), "--tokens-per-pass", "100"],
         stdout=subprocess.DEVNULL,
@@ -44,10 +44,16 @@ def finished(process):
     assert process.returncode == 0, errors
 
 
-def wait_for_work(process, out):
-    """Until the process has the folder, so that the clock starts at its work, not at its imports."""
+def shards_in(out):
+    return sorted(p.name for p in (out / "sites").glob("part-*.parquet"))
+
+
+def wait_for_work(process, out, shards):
+    """Until the process has the folder and so many shards, so that kills meet its work, not its imports."""
     lock = out / ".lock"
-    while process.poll() is None and not (lock.exists() and f'"pid": {process.pid},' in lock.read_text()):
+    while process.poll() is None:
+        if lock.exists() and f'"pid": {process.pid},' in lock.read_text() and len(shards_in(out)) >= shards:
+            return
         time.sleep(0.01)
 
 
@@ -55,23 +61,21 @@ def wait_for_work(process, out):
 def test_killed_ten_times(long_screen, model_file, tmp_path):
     finished(started(long_screen, model_file, tmp_path / "whole"))
     out, random_ = tmp_path / "killed", random.Random(0)
-    kills, shards = 0, []
-    while kills < 10:
+    after_each = []
+    for _ in range(10):
         process = started(long_screen, model_file, out)
-        wait_for_work(process, out)
-        time.sleep(random_.uniform(0.0, 0.5))
+        wait_for_work(process, out, len(shards_in(out)) + random_.randint(0, 2))
+        time.sleep(random_.uniform(0.0, 0.15))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        if process.returncode == 0:
-            break
-        kills += 1
-        shards.append(len(list((out / "sites").glob("part-*.parquet"))))
-    assert kills == 10
-    assert 0 < shards[-1] < 20, f"the kills met no half-done run: shards after each {shards}"
+        assert process.returncode == -signal.SIGKILL
+        after_each.append(len(shards_in(out)))
+    assert 0 < after_each[-1] < 40, f"the kills met no half-done run: shards after each {after_each}"
     finished(started(long_screen, model_file, out))
-    names = [p.name for p in sorted((tmp_path / "whole" / "sites").iterdir())]
-    assert names == [p.name for p in sorted((out / "sites").iterdir())]
-    assert len(names) == 20
+    names = shards_in(out)
+    assert names == sorted(p.name for p in (out / "sites").iterdir()), "files of killed writes are left"
+    assert names == shards_in(tmp_path / "whole")
+    assert len(names) == 40
     for name in [f"sites/{n}" for n in names] + ["wells.parquet"]:
         table, about = read_table(out / name)
         expected, expected_about = read_table(tmp_path / "whole" / name)
