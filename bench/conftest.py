@@ -14,6 +14,11 @@ def pytest_addoption(parser):
     group = parser.getgroup("bench")
     group.addoption("--full", action="store_true", help="the sizes of the tables with their competitors")
     group.addoption(
+        "--promote",
+        action="store_true",
+        help="write the rows where a commit makes them this device's baselines",
+    )
+    group.addoption(
         "--compare", action="store_true", help="fail on a slowdown against the promoted rows of this device"
     )
 
@@ -33,7 +38,8 @@ def recorder(request):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     full = request.config.getoption("--full") or device == "cuda"
     rounds = 30 if device == "cuda" else (7 if full else 3)
-    recorder = Recorder(device, full, request.config.getoption("--compare"), rounds)
+    promote = request.config.getoption("--promote")
+    recorder = Recorder(device, full, request.config.getoption("--compare"), rounds, promote)
     request.config.stash[RECORDER] = recorder
     return recorder
 
@@ -52,5 +58,5 @@ def pytest_terminal_summary(terminalreporter, config):
     if recorder.without_baseline:
         terminalreporter.write_line(
             f"no baseline for {recorder.without_baseline} rows on {name} with these versions and sizes: "
-            "run with --full and commit bench/results to promote them"
+            "run with --promote (or --full) and commit bench/results"
         )

@@ -1,7 +1,7 @@
 """Benchmark rows: timing variants side by side, one JSON line each, and comparison with promoted baselines.
 
-A row is refused (the test fails) unless its correctness check passed before any timing. Rows of a small run go to
-runs/bench/<device>/, rows of `--full` to bench/results/<device>/, where a commit promotes them to baselines.
+A row is refused (the test fails) unless its correctness check passed before any timing. Rows go to
+runs/bench/<device>/, rows of `--full` and `--promote` to bench/results/<device>/, where a commit makes them baselines.
 """
 
 from __future__ import annotations
@@ -118,6 +118,12 @@ def measured_limits(device: str) -> tuple[float, float]:
     return 2 * source.numel() / times["copy"].p20, 2 * side**3 / times["product"].p20
 
 
+def close(a: torch.Tensor, b: torch.Tensor, relative: float) -> None:
+    """Relative L2 distance."""
+    error = ((a.double() - b.double()).norm() / b.double().norm()).item()
+    assert error < relative, f"relative error {error:.2g}, allowed {relative}"
+
+
 @dataclass
 class Recorder:
     """Measures and writes rows of one session."""
@@ -126,6 +132,7 @@ class Recorder:
     full: bool
     compare: bool
     rounds: int
+    promote: bool = False
     compared: int = 0
     without_baseline: int = 0
 
@@ -143,8 +150,12 @@ class Recorder:
         flops: float,
         target: str = "",
         benchmark: Any = None,
+        more: Callable[[Times], dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
-        """Check, time all variants interleaved, write one row for every one of ours, compare where asked."""
+        """Check, time all variants interleaved, write one row for every one of ours, compare where asked.
+
+        more: further entries of a row, from its times.
+        """
         check()
         variants = {**ours, **competitors}
         if benchmark is not None:
@@ -177,7 +188,7 @@ class Recorder:
                 "ratio": times[best].median / mine.median if best else None,
                 "correct": True,
                 "target": target or None,
-            }
+            } | (more(mine) if more else {})
             if self.compare:
                 self.hold_to_baseline(result)
             self.write(result)
@@ -185,7 +196,7 @@ class Recorder:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one JSON line."""
-        folder = (RESULTS if self.full else SCRATCH) / row["device"]
+        folder = (RESULTS if self.full or self.promote else SCRATCH) / row["device"]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "kernels.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -10,6 +10,7 @@ import floors
 import pytest
 import torch
 import torch.nn.functional as F
+from rows import close
 
 from camae.kernels.lion import Lion, lion_reference
 from camae.kernels.reconstruction_loss import reconstruction_loss
@@ -96,12 +97,6 @@ class Batch:
                 pred, self.planes_KHW, self.plane_M, self.patch_M, 0.01, eps=self.eps, backend=backend
             )
         )
-
-
-def close(a: torch.Tensor, b: torch.Tensor, relative: float) -> None:
-    """Relative L2 distance."""
-    error = ((a.double() - b.double()).norm() / b.double().norm()).item()
-    assert error < relative, f"relative error {error:.2g}, allowed {relative}"
 
 
 @pytest.fixture
