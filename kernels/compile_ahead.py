@@ -151,23 +151,26 @@ class Budgets:
 
 def main(arguments: list[str] | None = None) -> int:
     """Compile everything; print a table; return 1 where a budget is broken."""
+    import triton
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("budgets", type=Path)
     parser.add_argument("--update", action="store_true", help="write this triton's rows into the table")
-    parser.add_argument("--only", default="", help="ops whose name contains this")
+    parser.add_argument("--missing", action="store_true", help="those without a row for this triton")
+    parser.add_argument("--only", default="", help="those whose op, configuration and arch contain this")
     options = parser.parse_args(arguments)
     budgets, failed = Budgets.read(options.budgets), []
     for arch in TARGETS:
         for case in cases(arch):
-            if options.only not in case.op:
+            there = (case.op, case.config, arch, triton.__version__) in budgets.rows
+            if options.only not in f"{case.op} {case.config} {arch}" or (options.missing and there):
                 continue
             row = compile_case(case, arch)
             if options.update:
                 budgets.rows[row.key] = asdict(row)
+                budgets.write()
             failed += problems(case, row, budgets.rows.get(row.key))
             print(*asdict(row).values(), sep="  ", flush=True)
-    if options.update:
-        budgets.write()
     print(*failed, sep="\n", file=sys.stderr)
     return 1 if failed else 0
 

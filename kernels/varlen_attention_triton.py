@@ -35,18 +35,26 @@ class Tile:
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Tiles by kernel for one architecture and head dim, chosen by the compile-ahead figures, not by timing."""
+    """Tiles by kernel for one architecture and head dim, chosen by the compile-ahead figures, not by timing.
+
+    normed_queries: for the gradient of queries with norms inside, where `queries` would spill registers.
+    """
 
     forward: Tile
     queries: Tile
     keys: Tile
+    normed_queries: Tile | None = None
+
+    def query_tile(self, normed: bool) -> Tile:
+        """The tile of the gradient of queries."""
+        return self.normed_queries if normed and self.normed_queries else self.queries
 
 
 _TALL, _SQUARE = Tile(128, 64, 4, 2), Tile(128, 64, 8, 2)
 CONFIGS = {
     ("sm_80", 16): AttentionConfig(Tile(128, 64, 4, 3), queries=_TALL, keys=Tile(64, 128, 4, 2)),
     ("sm_80", 32): AttentionConfig(Tile(128, 64, 4, 3), queries=_TALL, keys=Tile(64, 128, 8, 2)),
-    ("sm_80", 64): AttentionConfig(Tile(128, 64, 8, 3), queries=_SQUARE, keys=Tile(64, 128, 8, 2)),
+    ("sm_80", 64): AttentionConfig(Tile(128, 64, 8, 3), _SQUARE, Tile(64, 128, 8, 2), Tile(64, 64, 4, 2)),
     ("sm_80", 128): AttentionConfig(Tile(64, 32, 8, 3), queries=Tile(64, 64, 8, 2), keys=Tile(32, 64, 8, 2)),
     ("sm_90", 16): AttentionConfig(Tile(128, 128, 4, 3), queries=_TALL, keys=Tile(64, 128, 8, 2)),
     ("sm_90", 32): AttentionConfig(Tile(128, 64, 4, 3), queries=_TALL, keys=Tile(64, 128, 8, 2)),
@@ -241,10 +249,11 @@ def query_gradient_kernel(
         valid = key < length_k - begin
         k_tile = tl.load(k_at, mask=valid[:, None], other=0.0)
         v_tile = tl.load(v_at, mask=valid[:, None], other=0.0)
-        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="tf32x3") * (scale * 1.4426950408889634)
+        factor = scale * 1.4426950408889634
         if key_rstd is not None:
             rstd = tl.load(rstd_at + begin, mask=valid, other=0.0)
-            scores *= rstd[None, :]
+            factor = (rstd * factor)[None, :]
+        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="tf32x3") * factor
         p = tl.where(valid[None, :], tl.exp2(scores - own_lse[:, None]), 0.0)
         slope = tl.dot(g, tl.trans(v_tile), input_precision="tf32x3")
         ds = p * (slope - own_delta[:, None])
@@ -320,8 +329,10 @@ def key_gradient_kernel(
     q_at = q + begin_q * q_row + head * q_head + row[:, None] * q_row + feature[None, :]
     g_at = grad_out + (begin_q + row)[:, None] * (heads * HEAD) + head * HEAD + feature[None, :]
     per_row = head.to(tl.int64) * T + begin_q + row
+    factor = scale * 1.4426950408889634
     if key_rstd is not None:
-        rstd = tl.load(key_rstd + head.to(tl.int64) * S + rows_k, mask=inside, other=0.0)
+        rstd_at = key_rstd + head.to(tl.int64) * S + rows_k
+        factor = (tl.load(rstd_at, mask=inside, other=0.0) * factor)[:, None]
     acc_k = tl.zeros((BLOCK_N, HEAD), tl.float32)
     acc_v = tl.zeros((BLOCK_N, HEAD), tl.float32)
     for begin in range(0, length_q, BLOCK_M):
@@ -332,9 +343,7 @@ def key_gradient_kernel(
             lse + per_row + begin, mask=valid, other=float("inf")
         )  # exp2(-inf) = 0 past the end
         own_delta = tl.load(delta + per_row + begin, mask=valid, other=0.0)
-        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="tf32x3") * (scale * 1.4426950408889634)
-        if key_rstd is not None:
-            scores *= rstd[:, None]
+        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="tf32x3") * factor
         p = tl.exp2(scores - own_lse[None, :])
         acc_v = tl.dot(p.to(g.dtype), g, acc_v, input_precision="tf32x3")
         slope = tl.dot(v_tile, tl.trans(g), input_precision="tf32x3")
@@ -346,6 +355,7 @@ def key_gradient_kernel(
     acc_k *= scale
     if key_rstd is not None:
         raw = k_tile.to(tl.float32)
+        rstd = tl.load(rstd_at, mask=inside, other=0.0)
         unit = (raw - (tl.sum(raw, 1) / HEAD)[:, None]) * rstd[:, None]
         along = tl.sum(acc_k * unit, 1) / HEAD
         acc_k = rstd[:, None] * (acc_k - (tl.sum(acc_k, 1) / HEAD)[:, None] - unit * along[:, None])
@@ -426,7 +436,8 @@ def backward(
     grad_q = q_THd.new_empty(T, H, d)
     grad_k, grad_v = k_SHd.new_empty(S, H, d), v_SHd.new_empty(S, H, d)
     delta_HT = torch.empty_like(lse_HT)
-    tile, tiles = config.queries, triton.cdiv(max_q, config.queries.queries)
+    tile = config.query_tile(norms is not None)
+    tiles = triton.cdiv(max_q, tile.queries)
     folded_THd = sums = None
     if norms is not None:
         folded_THd = torch.empty_like(grad_q)
@@ -506,7 +517,7 @@ def _compile_cases(arch: str, head: int, normed: bool) -> list[CompileCase]:
     vectors = ("key_rstd", "q_weight", "q_bias", "k_weight", "sums")
     for kernel, tile, written in (
         (forward_kernel, config.forward, ("q", "k", "v", "out")),
-        (query_gradient_kernel, config.queries, ("q", "k", "v", "out", "grad_out", "grad_q")),
+        (query_gradient_kernel, config.query_tile(normed), ("q", "k", "v", "out", "grad_out", "grad_q")),
         (key_gradient_kernel, config.keys, ("q", "k", "v", "grad_out", "grad_k", "grad_v")),
     ):
         forwards = kernel is forward_kernel
