@@ -1,0 +1,167 @@
+"""Embedding of 6-channel crops against a plain eager encoder (timm's way) of the same weights, interleaved.
+
+Rows go to embedding.jsonl. CPU: S/16 at its full size with --full, else one small crop. CUDA: S/16, L/16, L/8 in
+bf16 against the eager path under fp16 autocast, and fp8 against bf16; without a GPU these stay not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from floors import EMBEDDING, encoder_flops
+from plain_encoder import PlainEncoder
+from rows import RESULTS, SCRATCH, Times, commit, device_name, time_cpu, time_cuda, versions
+
+import camae
+from camae.embedding.bag_of_channels import BagOfChannels
+from camae.embedding.speed import accelerate
+from camae.model import CAMAE, preset
+
+CHANNELS = [f"w{i}" for i in range(1, 7)]
+# Crops in a pass and crops/s to reach on an H100.
+GPU_ROWS = {
+    "S/16": ("ca_mae_vit_s16", 64, 3500),
+    "L/16": ("ca_mae_vit_l16", 32, 410),
+    "L/8": ("ca_mae_vit_l8", 8, 55),
+}
+CPU_TARGET, EAGER_TARGET, FP8_TARGET, FP8_COSINE = 1.5, 1.8, 1.25, 0.999
+
+
+def model_of(name: str, device: str, **options: Any) -> CAMAE:
+    """A model with the released standardisation and LayerScale 0.1, so that every block shows in the vectors."""
+    torch.manual_seed(0)
+    options = {"standardization": "openphenom", "layer_scale": 0.1, "channels": tuple(CHANNELS)} | options
+    return CAMAE(preset(name, **options)).eval().to(device)
+
+
+def images_of(crops: int, size: int, device: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (crops, 6, size, size), generator=generator, dtype=torch.uint8).to(device)
+
+
+def least_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(torch.cosine_similarity(a.float(), b.float(), dim=1).min())
+
+
+def record(recorder: Any, case: str, crops: int, flops: float, times: dict[str, Times], about: dict) -> dict:
+    """One row: crops/s of every variant, ratios to the slowest of them given by `about`."""
+    row = {
+        "op": "embed",
+        "case": case,
+        "crops": crops,
+        "device": device_name(recorder.device),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "versions": versions(),
+        "commit": commit(),
+        "crops_per_second": {name: crops / t.median for name, t in times.items()},
+        "seconds": {name: {"median": t.median, "p20": t.p20, "p80": t.p80} for name, t in times.items()},
+        "tflops": {name: flops * crops / t.median / 1e12 for name, t in times.items()},
+        "rounds": recorder.rounds,
+    } | about
+    folder = (RESULTS if recorder.full else SCRATCH) / row["device"]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "embedding.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print("\n" + str({k: row[k] for k in ("case", "crops_per_second", *about)}))
+    return row
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the row of the CPU")
+def test_small_model_on_the_cpu(recorder: Any) -> None:
+    """embed() as users call it, plain and accelerated, one crop a call."""
+    shape = next(s for s in EMBEDDING if s.name == "S/16")
+    full = recorder.full
+    size, options = (256, {}) if full else (64, {"crop": 64, "depth": 2})
+    model, images = model_of("ca_mae_vit_s16", "cpu", **options), images_of(1, size, "cpu")
+    plain = PlainEncoder(model).eval()
+    fast, half = accelerate(model), accelerate(model, "bfloat16")
+
+    @torch.inference_mode()
+    def eager() -> torch.Tensor:
+        return plain(images)
+
+    def ours(net: Any) -> Callable[[], Any]:
+        return lambda: camae.embed(images, CHANNELS, net)
+
+    expected = eager()
+    variants = {"accelerated float32": ours(fast), "embed": ours(model), "bfloat16": ours(half)}
+    # Checked before any time is taken: fp32 rounding over 12 blocks; bf16 by its cosine.
+    for name in ("embed", "accelerated float32"):
+        torch.testing.assert_close(variants[name](), expected, atol=1e-4, rtol=1e-3)
+    cosine = least_cosine(variants["bfloat16"](), expected)
+    assert cosine > 0.999
+    variants["bag of channels"] = ours(BagOfChannels(fast))
+    times = time_cpu(variants | {"timm-style eager": eager}, recorder.rounds)
+    ratios = {n: times["timm-style eager"].median / times[n].median for n in variants}
+    row = record(
+        recorder,
+        f"S/16 fp32, 6x{size}x{size}, one crop a call",
+        1,
+        encoder_flops(shape) if full else 0.0,
+        times,
+        {
+            "competitor": "the same weights in plain eager torch, as timm computes them, torch.inference_mode",
+            "ratio": ratios,
+            "cosine_bfloat16": cosine,
+            "target": CPU_TARGET,
+            "target_met": ratios["accelerated float32"] >= CPU_TARGET if full else None,
+        },
+    )
+    assert all(value > 0 for value in row["ratio"].values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; not measured without one")
+@pytest.mark.parametrize("name", list(GPU_ROWS))
+def test_models_on_the_gpu(recorder: Any, name: str) -> None:
+    """bf16 and fp8 encoders and their compiled forms against the eager path under fp16 autocast."""
+    config, crops, target = GPU_ROWS[name]
+    shape = next(s for s in EMBEDDING if s.name == name)
+    model, images = model_of(config, "cuda"), images_of(crops, 256, "cuda")
+    plain = PlainEncoder(model).eval()
+    batch = model.as_batch(images, CHANNELS)
+
+    @torch.inference_mode()
+    def eager(dtype: torch.dtype | None = torch.float16) -> torch.Tensor:
+        with torch.autocast("cuda", dtype or torch.float16, enabled=dtype is not None):
+            return plain(images)
+
+    def ours(net: CAMAE) -> Callable[[], torch.Tensor]:
+        @torch.inference_mode()
+        def run() -> torch.Tensor:
+            tokens_TD, _ = net.encode(batch)
+            return tokens_TD.unflatten(0, (crops, -1))[:, 1:].float().mean(1)  # type: ignore[union-attr]
+
+        return run
+
+    variants = {
+        "bfloat16": ours(accelerate(model, "bfloat16")),
+        "bfloat16, compiled": ours(accelerate(model, "bfloat16", compile=True)),
+        "fp8": ours(accelerate(model, "fp8")),
+        "fp8, compiled": ours(accelerate(model, "fp8", compile=True)),
+    }
+    expected = eager(None)
+    cosines = {n: least_cosine(run(), expected) for n, run in variants.items()}
+    assert min(cosines.values()) >= FP8_COSINE, cosines
+    times = time_cuda(variants | {"timm-style eager": eager}, recorder.rounds)
+    best = {k: min(times[n].median for n in variants if n.startswith(k)) for k in ("bfloat16", "fp8")}
+    record(
+        recorder,
+        f"{name}, 6x256x256, {crops} crops a pass",
+        crops,
+        encoder_flops(shape),
+        times,
+        {
+            "competitor": "the same weights in plain eager torch under fp16 autocast",
+            "cosine": cosines,
+            "bfloat16_over_eager": times["timm-style eager"].median / best["bfloat16"],
+            "fp8_over_bfloat16": best["bfloat16"] / best["fp8"],
+            "target": {"crops/s": target, "over eager": EAGER_TARGET, "fp8 over bf16": FP8_TARGET},
+            "target_met": crops / best["bfloat16"] >= target,
+        },
+    )
