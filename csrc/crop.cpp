@@ -10,7 +10,6 @@ namespace camae {
 namespace {
 
 constexpr std::uint64_t largest_block = std::uint64_t{1} << 30;  // decoded bytes held at once by one thread
-constexpr std::uint64_t fits_in_cache = 1 << 19;                 // bytes: half of a common second-level cache
 
 struct Range {
     std::uint64_t first, last;  // inclusive
@@ -193,51 +192,40 @@ private:
     const Window &window_;
 };
 
-// Takes rows of n planes and turns them by the window's symmetry: rows go where targets say, finish() does the rest.
+// Takes rows of n planes and turns them by the window's symmetry: rows go where targets say, finish() does the rest
+// while a plane is still in cache.
 template <typename T>
 class Turned {
 public:
     Turned(const Window &w, T *planes, unsigned n)
-        : window_(w), planes_(planes), n_(n), transpose_(w.symmetry & 4), flip_rows_(w.symmetry & 2),
-          flip_columns_(w.symmetry & 1) {
-        const std::uint64_t row = transpose_ ? padded(w.width) : w.width;
-        if (transpose_) upright_.resize(row * w.height * n);
-        T *const to = transpose_ ? upright_.data() : planes;
-        // transpose_square flips the rows of a transposed result; a flip of its columns is a flip of rows here.
-        const bool upwards = transpose_ ? flip_columns_ : flip_rows_;
-        const auto stride = static_cast<std::ptrdiff_t>(row);
+        : window_(w), planes_(planes), n_(n), transpose_(w.symmetry & 4),
+          // Before a transposition, rows are what columns are after it.
+          flip_rows_(w.symmetry & (transpose_ ? 1 : 2)), flip_columns_(w.symmetry & (transpose_ ? 2 : 1)) {
+        const auto stride = static_cast<std::ptrdiff_t>(w.width);
         for (unsigned i = 0; i < n; ++i) {
-            T *const plane = to + i * row * w.height;
-            targets.push_back({upwards ? plane + (w.height - 1) * row : plane, upwards ? -stride : stride});
+            T *const plane = planes + i * w.height * w.width;
+            targets.push_back({flip_rows_ ? plane + (w.height - 1) * w.width : plane, flip_rows_ ? -stride : stride});
         }
     }
 
     void finish() {
-        const std::uint64_t n = window_.width;
-        if (transpose_)
-            for (unsigned i = 0; i < n_; ++i) {
-                T *const plane = planes_ + i * n * n;
-                // Claims the plane's cache lines without reading them from memory, as scattered stores would.
-                if (n * n * sizeof(T) <= fits_in_cache) memset(plane, 0, n * n * sizeof(T));
-                transpose_square(upright_.data() + i * n * padded(n), plane, n, flip_rows_);
-            }
-        else if (flip_columns_)
-            for (std::uint64_t row = 0; row < n_ * window_.height; ++row)
-                reverse_row(planes_ + row * window_.width, window_.width);
+        const std::uint64_t height = window_.height, width = window_.width;
+        for (unsigned i = 0; i < n_; ++i) {
+            T *const plane = planes_ + i * height * width;
+            if (flip_columns_)
+                for (std::uint64_t row = 0; row < height; ++row) reverse_row(plane + row * width, width);
+            if (transpose_) transpose_in_place(plane, width);
+        }
     }
 
     std::vector<Target<T>> targets;
 
 private:
-    static thread_local std::vector<T> upright_;
     const Window &window_;
     T *const planes_;
     const unsigned n_;
     const bool transpose_, flip_rows_, flip_columns_;
 };
-
-template <typename T>
-thread_local std::vector<T> Turned<T>::upright_;
 
 template <typename T>
 void read_typed(const Bytes &file, bool swap, const TiffPage &page, const Window &w, T *planes) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #ifdef __SSE2__
 #include <emmintrin.h>
@@ -68,23 +69,31 @@ void transpose_block(const T *in, std::ptrdiff_t in_stride, T *out, std::ptrdiff
                 in[static_cast<std::ptrdiff_t>(i) * in_stride + static_cast<std::ptrdiff_t>(j)];
 }
 
-// Values between the starts of two rows of a square that is to be transposed. A power of two would map a column
-// to a few cache sets only.
-inline std::size_t padded(std::size_t n) { return n + 64; }
-
-// out[j][i] = in[i][j], rows of the result in reverse order if `flip_rows`; n x n, `in` with padded(n) values a row,
-// `out` dense.
+// Swap the blocks at (i, j) and (j, i) of a dense n x n square, each transposed.
 template <typename T>
-void transpose_square(const T *in, T *out, std::size_t n, bool flip_rows) {
-    const auto in_stride = static_cast<std::ptrdiff_t>(padded(n)), dense = static_cast<std::ptrdiff_t>(n);
-    // Result rows outermost: they go to memory in whole lines, the source stays in cache.
-    for (std::size_t j = 0; j < n; j += 8) {
-        const auto columns = std::min<std::size_t>(8, n - j);
-        const std::size_t row = flip_rows ? n - 1 - j : j;
-        for (std::size_t i = 0; i < n; i += 8)
-            transpose_block(in + static_cast<std::ptrdiff_t>(i) * in_stride + j, in_stride, out + row * n + i,
-                            flip_rows ? -dense : dense, std::min<std::size_t>(8, n - i), columns);
-    }
+void swap_transposed(T *square, std::size_t n, std::size_t i, std::size_t j) {
+    const auto stride = static_cast<std::ptrdiff_t>(n);
+    const std::size_t rows = std::min<std::size_t>(8, n - i), columns = std::min<std::size_t>(8, n - j);
+    T *const upper = square + i * n + j, *const lower = square + j * n + i;
+    T held[64];
+    transpose_block(upper, stride, held, 8, rows, columns);
+    if (i != j) transpose_block(lower, stride, upper, stride, columns, rows);
+    for (std::size_t c = 0; c < columns; ++c)
+        if (rows == 8)
+            memcpy(lower + c * n, held + 8 * c, 8 * sizeof(T));
+        else
+            memcpy(lower + c * n, held + 8 * c, rows * sizeof(T));
+}
+
+// Transpose a dense n x n square where it stands. Tiles keep the lines of a column, which share few cache sets, at hand.
+template <typename T>
+void transpose_in_place(T *square, std::size_t n) {
+    constexpr std::size_t tile = 32;
+    for (std::size_t top = 0; top < n; top += tile)
+        for (std::size_t left = top; left < n; left += tile)
+            for (std::size_t i = top; i < std::min(top + tile, n); i += 8)
+                for (std::size_t j = std::max(left, i); j < std::min(left + tile, n); j += 8)
+                    swap_transposed(square, n, i, j);
 }
 
 }  // namespace camae

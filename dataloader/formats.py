@@ -19,6 +19,8 @@ ACCEPTED = (np.uint8, np.uint16, np.float32)
 
 def split_address(address: str) -> tuple[str, tuple[int, ...]]:
     """`file.tif#2` -> ("file.tif", (2,)); `images.zarr#0,3` -> ("images.zarr", (0, 3)); no `#` -> ()."""
+    if address and "#" not in address:
+        return address, ()
     match = _ADDRESS.match(address)
     if match is None:
         raise CamaeError("an empty path was given where an image is meant")

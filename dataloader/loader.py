@@ -106,7 +106,7 @@ class CropLoader(ReadAhead):
         while True:
             sites = [self._ready.get(row) or self._readable(row) for row in draws.rows_B.tolist()]
             windows = self._windows(sites, draws)
-            shape = (sum(len(s.addresses) for s in sites), self.crop, self.crop)
+            shape = (sum([len(s.addresses) for s in sites]), self.crop, self.crop)
             dtype = getattr(torch, sites[0].dtype.name)
             planes_KHW = torch.empty(shape, dtype=dtype, pin_memory=self._pinned)
             errors = self._reader.fill(windows, planes_KHW.numpy())

@@ -88,7 +88,7 @@ def read_windows(
     n_planes: planes per address; default one each. threads: 0 uses every core.
     """
     n = len(addresses)
-    if any("#" in a for a in addresses):
+    if "#" in "".join(addresses):
         split = [split_address(a) for a in addresses]
         paths, pages = [p for p, _ in split], np.array([i[0] if i else -1 for _, i in split])
     else:
