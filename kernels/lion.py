@@ -59,6 +59,11 @@ def backends(device: torch.device | str = "cpu") -> tuple[Backend, ...]:
     return (triton_backend(device), reference_backend())
 
 
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a parameter shared among processes (DTensor, FSDP2); else the tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 class Lion(torch.optim.Optimizer):
     """Lion with decoupled weight decay and optional global-norm clipping.
 
@@ -137,9 +142,9 @@ class Lion(torch.optim.Optimizer):
     ) -> None:
         beta1, beta2 = group["betas"]
         states = [self._state_of(p) for p in params]
-        momentum = [s["momentum"] for s in states]
-        targets = [s.get("master", p) for s, p in zip(states, params, strict=True)]
-        grads: Any = [p.grad.to(m.dtype) for p, m in zip(params, momentum, strict=True)]  # type: ignore[union-attr]
+        momentum = [_local(s["momentum"]) for s in states]
+        targets = [_local(s.get("master", p)) for s, p in zip(states, params, strict=True)]
+        grads: Any = [_local(p.grad).to(m.dtype) for p, m in zip(params, momentum, strict=True)]  # type: ignore[arg-type]
         if scale is not None:
             grads = torch._foreach_mul(grads, scale)
         if self.found_inf is not None:  # the momentum itself as gradient leaves it as it is
@@ -162,7 +167,9 @@ class Lion(torch.optim.Optimizer):
 
         launches: dict[tuple[Any, ...], list[tuple[dict[str, Any], torch.Tensor]]] = {}
         for group, p in with_grad:
-            if p.dtype not in lion_triton.TYPES or not (p.is_contiguous() and p.grad.is_contiguous()):  # type: ignore[union-attr]
+            if p.dtype not in lion_triton.TYPES or not (
+                _local(p).is_contiguous() and _local(p.grad).is_contiguous()  # type: ignore[arg-type]
+            ):
                 raise CamaeError(
                     f"lion's kernel takes contiguous fp32, bf16 or fp16 parameters and gradients, not "
                     f"{p.dtype}; use backend='reference'"
@@ -193,12 +200,12 @@ class Lion(torch.optim.Optimizer):
         states = [self._state_of(p) for p in params]
         low = ["master" in s for s in states]
         columns = (
-            [s.get("master", p) for s, p in zip(states, params, strict=True)],
-            [p.grad for p in params],
-            [s["momentum"] for s in states],
-            [p if is_low else None for p, is_low in zip(params, low, strict=True)],
+            [_local(s.get("master", p)) for s, p in zip(states, params, strict=True)],
+            [_local(p.grad) for p in params],  # type: ignore[arg-type]
+            [_local(s["momentum"]) for s in states],
+            [_local(p) if is_low else None for p, is_low in zip(params, low, strict=True)],
         )
-        sizes = tuple(p.numel() for p in params)
+        sizes = tuple(_local(p).numel() for p in params)
         if sizes not in self._chunks:
             self._chunks[sizes] = lion_triton.Chunks(sizes, device)
         rates = torch.tensor([[g["lr"], g["weight_decay"]] for g, _ in members], dtype=torch.float32)

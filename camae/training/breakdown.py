@@ -24,7 +24,8 @@ class Breakdown:
         """plane_2K: per plane, the sum of the loss over its masked patches, and how many those are."""
         sums_2K = plane_2K.double().cpu().numpy()
         channel_K = np.array([self._index[name] for name in batch.names_K])
-        np.add.at(self._sums_2N, (slice(None), channel_K), sums_2K)
+        np.add.at(self._sums_2N[0], channel_K, sums_2K[0])
+        np.add.at(self._sums_2N[1], channel_K, sums_2K[1])
         first_B = np.cumsum((0, *batch.planes_per_sample[:-1]))
         sample_2B = np.add.reduceat(sums_2K, first_B, axis=1)
         source_B = batch.source_B if len(batch.source_B) else np.zeros(len(first_B), np.int64)

@@ -190,7 +190,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _refusal(run: Path, step: int, error: Exception) -> str:
+def _refusal(run: Path, step: int, error: BaseException) -> str:
     full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
     reason = "the disk is full" if full else str(error)
     kept = checkpoint_folders(run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from camae.dataloader.datasets import read_manifest
 from camae.dataloader.manifest import Manifest
@@ -13,8 +13,10 @@ from camae.dataloader.mixture import Source
 from camae.errors import CamaeError, MissingFileError
 from camae.training.split import names_of, split
 
-Images = str | Path | Manifest
-Data = Images | Sequence[Images | tuple[Images, float]] | Mapping[str, Images | tuple[Images, float]]
+Images: TypeAlias = str | Path | Manifest
+Data: TypeAlias = (
+    Images | Sequence[Images | tuple[Images, float]] | Mapping[str, Images | tuple[Images, float]]
+)
 
 
 def open_data(data: Data, **reading: Any) -> list[Source]:

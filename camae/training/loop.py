@@ -118,7 +118,7 @@ class _Trainer:
         self.mask_schedule = recipe.mask_ratio or self.model.config.mask_ratio
         # Validation and pictures keep one ratio: losses at different ratios cannot be compared.
         fixed = isinstance(self.mask_schedule, float)
-        self.mask_ratio = self.mask_schedule if fixed else self.model.config.mask_ratio
+        self.mask_ratio: float = self.mask_schedule if fixed else self.model.config.mask_ratio  # type: ignore[assignment]
         self.alpha = self.model.config.alpha if recipe.alpha is None else recipe.alpha
         self.guard = SignalGuard([s.manifest for s in training], recipe.reader)
         self.spikes = SpikeGuard(recipe.spike, self.device)
