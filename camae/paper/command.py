@@ -28,7 +28,7 @@ from camae.reporting.style import data_uri
 
 DEFAULT_OUT = "camae-paper"
 # Steps and crops per step at the smallest size, sized for two cores: the whole run under 30 minutes, --quick under 5.
-SMALLEST_RUN = {"steps": 240, "batch_size": 16, "checkpoint_every": 80, "val": "plate"}
+SMALLEST_RUN = {"steps": 160, "batch_size": 16, "checkpoint_every": 80, "val": "plate"}
 QUICK_RUN = {"steps": 12, "batch_size": 8, "checkpoint_every": 6, "val": "plate"}
 QUICK_SCREEN: dict[str, Any] = {"plates": 2, "sites": 1, "size": 128}
 
@@ -152,11 +152,11 @@ def _tables(
 def _figures(outcomes: Sequence[Outcome], plan: Plan, cellprofiler: str | Path | None) -> dict[str, str]:
     """Files of the figures, or why there is none."""
     found: dict[str, str] = {}
-    runs = {
-        o.system: plan.out / o.facts["run"]
+    runs = [
+        (o.system, plan.out / o.facts["run"])
         for o in outcomes
         if o.status == "done" and o.system.trains and o.step is None
-    }
+    ]
     found["figure2"] = _reconstructions(runs, plan.out)
     found["figure3"] = _losses(runs, plan.out)
     final = [o for o in outcomes if o.map is not None and o.step is None]
@@ -179,21 +179,19 @@ def _figures(outcomes: Sequence[Outcome], plan: Plan, cellprofiler: str | Path |
     return found
 
 
-def _reconstructions(runs: Mapping[System, Path], out: Path) -> str:
+def _reconstructions(runs: Sequence[tuple[System, Path]], out: Path) -> str:
     """The picture of the last masked autoencoder that has one."""
-    pictures = [run / "reconstructions.png" for run in runs.values()]
+    pictures = [run / "reconstructions.png" for _, run in runs]
     pictures = [p for p in pictures if p.is_file()]
     if not pictures:
         return "no masked autoencoder was run"
     return str(pictures[-1].relative_to(out))
 
 
-def _losses(runs: Mapping[System, Path], out: Path) -> str:
+def _losses(runs: Sequence[tuple[System, Path]], out: Path) -> str:
     """Squared error with and without the Fourier loss, same seed: the family where both were run."""
     for family in ("ca_mae", "mae_vit"):
-        logs = {
-            s.backbone: read_json_lines(run / "log.jsonl") for s, run in runs.items() if s.family == family
-        }
+        logs = {s.backbone: read_json_lines(run / "log.jsonl") for s, run in runs if s.family == family}
         if len(logs) > 1:
             save_png(loss_curves(logs, y="mse"), out / "figure3.png")
             return "figure3.png"
