@@ -72,7 +72,8 @@ class Probe:
 
     def _recall(self, features_ND: np.ndarray, manifest: Manifest) -> float:
         from camae import maps
-        from camae.maps.screen import map_screen, read_pairs
+        from camae.maps.pair_files import read_pairs
+        from camae.maps.screen import map_screen
         from camae.tables import make_table
 
         metadata = manifest.table.filter(regex="^Metadata_").reset_index(drop=True)

@@ -172,3 +172,26 @@ def test_log_is_one_json_object_a_line(screen, tmp_path, train):
         == [1, 2]
         == [r["step"] for r in read_log(run.path / "log.jsonl")]
     )
+
+
+def test_recall_probe_finds_planted_pairs(tmp_path):
+    """Ten pairs that share a direction of 16, twenty controls, two plates: all are in the tails; chance is 0.1."""
+    rng = np.random.default_rng(0)
+    names = [f"G{i}" for i in range(20)]
+    axis = rng.standard_normal((10, 16))
+    rows, features = [], []
+    for plate in ("P1", "P2"):
+        for i, name in enumerate(names):
+            rows.append({"Metadata_Plate": plate, "Metadata_Perturbation": name, "Metadata_control_type": ""})
+            features.append(8 * axis[i // 2] + rng.standard_normal(16))
+        for _ in range(40):
+            rows.append(
+                {"Metadata_Plate": plate, "Metadata_Perturbation": "", "Metadata_control_type": "negcon"}
+            )
+            features.append(rng.standard_normal(16))
+    manifest = Manifest(pd.DataFrame(rows).assign(DNA="x.tif"))
+    pairs = tmp_path / "pairs.csv"
+    pd.DataFrame({"a": names[::2], "b": names[1::2]}).to_csv(pairs, index=False)
+    probe = Probe(data=manifest, kind="recall", pairs=pairs)
+    # 5 % of 190 pairs are 9 or 10 in the upper tail, and ten are planted
+    assert probe._recall(np.array(features), manifest) >= 0.9
