@@ -57,7 +57,7 @@ def lion_kernel(
     tensor = tl.load(owner + chunk)
     element = tl.load(first + chunk) + tl.arange(0, CHUNK)
     scale = tl.load(grad_scale)
-    inside = (element < tl.load(sizes + tensor)) & (scale == scale)
+    inside = element < tl.where(scale == scale, tl.load(sizes + tensor), 0)  # NaN: none is
     row = addresses + tensor * 4
     param = tl.multiple_of(tl.load(row).to(tl.pointer_type(tl.float32)), 16) + element
     grad = tl.multiple_of(tl.load(row + 1).to(tl.pointer_type(GRAD)), 16) + element

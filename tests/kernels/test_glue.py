@@ -157,3 +157,32 @@ def test_errors_name_the_problem():
     if not norm_module.backends("cpu")[0].usable:
         with pytest.raises(CamaeError, match="need a CUDA device"):
             residual_norm(x, weight_D=normal(6), bias_D=normal(6), backend="triton")
+
+
+def test_on_fake_cuda_tensors():
+    """Shapes, dtypes and device of every op of this file and its backward pass on CUDA, in bf16."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from camae.kernels.normed_attention import normed_attention_backward_op
+
+    with FakeTensorMode(), torch.no_grad():
+        low = {"device": "cuda", "dtype": torch.bfloat16}
+        x, update = torch.empty(9, 64, device="cuda"), torch.empty(9, 64, **low)
+        gamma, factor = torch.empty(64, device="cuda"), torch.empty(2, device="cuda")
+        segment = torch.empty(9, dtype=torch.int64, device="cuda")
+        residual = (update, gamma, factor, segment)
+        y, normed = residual_norm_op(x, *residual, gamma, gamma, 1e-6, torch.bfloat16)
+        dx, du, sums = norm_module.residual_norm_backward_op(y, normed, y, *residual, gamma, 1e-6)
+        fused = torch.empty(9, 160, **low)
+        act = gelu_module.gelu_columns_op(fused, gamma, 64)
+        grad = torch.empty(9, 160, **low)
+        bias_grad = gelu_module.gelu_columns_backward_op(act, fused, gamma, grad, act)
+        q, cu = torch.empty(9, 2, 32, **low), torch.empty(3, dtype=torch.int32, device="cuda")
+        norms = [torch.empty(32, device="cuda")] * 4
+        out, *kept = normed_attention_op(q, q, q, *norms, cu, cu, 5, 5, 0.1, 1e-6)
+        grads = normed_attention_backward_op(out, q, q, q, *norms, out, *kept, cu, cu, 5, 5, 0.1, 1e-6)
+    assert (y.dtype, normed.dtype, dx.dtype, du.dtype) == (torch.float32, torch.bfloat16) * 2
+    assert (sums.shape, act.shape, bias_grad.shape) == ((3, 64), (9, 64), (64,))
+    assert [g.shape for g in grads] == [q.shape] * 3 + [(3, 32)]
+    tensors = (y, normed, dx, du, sums, act, bias_grad, out, *kept, *grads)
+    assert {t.device.type for t in tensors} == {"cuda"}
