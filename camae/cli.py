@@ -93,6 +93,13 @@ def embed(
     device: Annotated[
         str | None, typer.Option(help="'cpu', 'cuda', 'cuda:1' ...; default a GPU if any")
     ] = None,
+    linear: Annotated[
+        str | None, typer.Option(help="encoder rewritten for speed: 'float32', 'bfloat16' or 'fp8' layers")
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="with torch.compile")] = False,
+    bag_of_channels: Annotated[
+        bool, typer.Option("--bag-of-channels", help="each channel encoded alone: another embedding")
+    ] = False,
     sites_per_shard: Annotated[int, typer.Option(help="sites of one file, written at once")] = 256,
     tokens_per_pass: Annotated[
         int | None, typer.Option(help="tokens computed at once; default by memory")
@@ -126,7 +133,8 @@ def embed(
         "reader": reader,
     }
     place = {"device": device, "rank": rank, "world": world}
-    _out.print(run_embed(data, model, out, settings, place, ray_workers, ray_gpus, anndata))
+    form = {"linear": linear, "compile": compile, "bag_of_channels": bag_of_channels}
+    _out.print(run_embed(data, model, out, settings, place, form, ray_workers, ray_gpus, anndata))
 
 
 @app.command("map")

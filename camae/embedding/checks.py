@@ -51,13 +51,17 @@ def check_values(
     names: Sequence[str],
     standardization: str,
     value_range: tuple[float, float] | None,
+    extremes_2C: np.ndarray | None = None,
 ) -> None:
-    """Refuse float images without a range or far outside it, other dtypes, and values that are not finite."""
+    """Refuse float images without a range or far outside it, other dtypes, and values that are not finite.
+
+    extremes_2C: what `extremes` says of the image, where it is known already.
+    """
     if value_range is not None and len(value_range) != 2:
         raise CamaeError(f"value_range {tuple(value_range)} must be (lowest, highest) possible value")
-    is_float = image_CHW.dtype.is_floating_point
-    lowest_C, highest_C = _extremes(image_CHW) if is_float else (None, None)
-    if lowest_C is not None and highest_C is not None:
+    lowest_C = highest_C = None
+    if image_CHW.dtype.is_floating_point:
+        lowest_C, highest_C = extremes(image_CHW) if extremes_2C is None else extremes_2C
         finite_C = np.isfinite(lowest_C) & np.isfinite(highest_C)
         if not finite_C.all():
             name = names[int(np.flatnonzero(~finite_C)[0])]
@@ -83,11 +87,18 @@ def check_values(
             )
 
 
-def constant_planes(image_CHW: torch.Tensor, value_range: tuple[float, float] | None) -> np.ndarray:
-    """(C,) bool: planes whose variance is below eps^2 (ARCHITECTURE, standardisation): they have no signal."""
+def constant_planes(
+    image_CHW: torch.Tensor,
+    value_range: tuple[float, float] | None,
+    extremes_2C: np.ndarray | None = None,
+) -> np.ndarray:
+    """(C,) bool: planes whose variance is below eps^2 (ARCHITECTURE, standardisation): they have no signal.
+
+    extremes_2C: what `extremes` says of the image, where it is known already.
+    """
     span = 1.0 if value_range is None else value_range[1] - value_range[0]
     eps = OWN_EPS_FLOAT * span if image_CHW.dtype.is_floating_point else OWN_EPS
-    lowest_C, highest_C = _extremes(image_CHW)
+    lowest_C, highest_C = extremes(image_CHW) if extremes_2C is None else extremes_2C
     # Two pixels a range r apart give n pixels a variance of at least r^2 / 2n; only below that need it be computed.
     n_pixels = image_CHW[0].numel()
     doubtful_C = (highest_C - lowest_C) ** 2 < 2 * n_pixels * eps**2
@@ -102,13 +113,14 @@ def constant_sentence(image_CHW: torch.Tensor, constant_C: np.ndarray, names: Se
     return f"channel {names[c]!r} is constant ({float(image_CHW[c].flatten()[0]):g} everywhere)"
 
 
-def _extremes(image_CHW: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest value of every plane, (C,) float64; NaN where a plane has one."""
+def extremes(planes: torch.Tensor) -> np.ndarray:
+    """Lowest and highest value of every plane, (2, ...) float64 for (..., H, W); NaN where a plane has one."""
+    if planes.device.type == "cpu" and planes.dtype != torch.bfloat16:
+        array = planes.detach().numpy()
+        return np.stack([array.min((-2, -1)), array.max((-2, -1))]).astype(np.float64)
     # torch has few ops for uint16.
-    values = image_CHW.flatten(1)
-    values = values.to(torch.int32) if values.dtype == torch.uint16 else values
-    lowest_C, highest_C = torch.aminmax(values, dim=1)
-    return lowest_C.double().cpu().numpy(), highest_C.double().cpu().numpy()
+    values = planes.to(torch.int32) if planes.dtype == torch.uint16 else planes
+    return torch.stack(torch.aminmax(values.flatten(-2), dim=-1)).double().cpu().numpy()
 
 
 def check_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -145,6 +157,8 @@ def check_budget(tokens_per_pass: int | None) -> None:
 def as_tensor(image: Image) -> torch.Tensor:
     """NumPy planes as a tensor; native byte order and no negative strides."""
     if isinstance(image, torch.Tensor):
+        if image.is_complex():
+            raise CamaeError(f"planes must be uint8, uint16 or float, not {image.dtype}")
         return image
     if image.dtype.kind not in "biuf":
         raise CamaeError(f"planes must be uint8, uint16 or float, not {image.dtype}")

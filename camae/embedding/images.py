@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from camae.embedding.checks import (
     check_values,
     constant_planes,
     constant_sentence,
+    extremes,
     is_ragged,
     stacked_like,
 )
@@ -88,9 +90,12 @@ def embed(
     names = check_channels(channels, samples)
     net = resolve_model(model)
     tensors = [as_tensor(s) for s in samples]
+    # A batch in one go: its planes are looked at once, with a single wait for a GPU.
+    batch = None if isinstance(images, list | tuple) or images.ndim == 3 else as_tensor(images)
+    ranges = [extremes(t) for t in tensors] if batch is None else list(extremes(batch).swapaxes(0, 1))
     for i, (image, channel) in enumerate(zip(tensors, names, strict=True)):
-        check_values(image, f"image {i}", channel, net.config.standardization, value_range)
-    plan = _Plan(net.config, tensors, names, value_range)
+        check_values(image, f"image {i}", channel, net.config.standardization, value_range, ranges[i])
+    plan = _Plan(net.config, tensors, names, value_range, ranges)
     is_list = isinstance(images, list | tuple)
     ndim = 4 if is_list else images.ndim  # type: ignore[union-attr]
     if region is None:
@@ -110,6 +115,7 @@ def embed(
     vectors = plan.combine(parts, pool, net.config.patch)
     if isinstance(layers, int):
         vectors = [v[0] for v in vectors]
+    empty = partial(_empty, net, reading, isinstance(layers, int))
     per_image, end = [], 0
     for sample, count in zip(samples, counts, strict=True):
         of_image = vectors[end : end + (1 if count is None else count)]
@@ -117,8 +123,7 @@ def embed(
         if count is None:
             per_image.append(of_image[0])
         else:
-            shape = _vector_shape(net, reading, sample.shape[0], isinstance(layers, int))
-            per_image.append(torch.stack(of_image) if of_image else torch.empty(0, *shape))
+            per_image.append(torch.stack(of_image) if of_image else empty(sample.shape[0]))
     if ndim == 3:
         return stacked_like(per_image, samples[0], stack=False)[0]
     as_array = all(c is None for c in counts) or isinstance(region, np.ndarray | torch.Tensor)
@@ -126,10 +131,11 @@ def embed(
     return stacked_like(per_image, samples[0], stack)
 
 
-def _vector_shape(model: Any, reading: Reading, n_channels: int, single_layer: bool) -> tuple[int, ...]:
+def _empty(model: Any, reading: Reading, single_layer: bool, n_channels: int) -> torch.Tensor:
+    """The vectors of an image without regions."""
     layers = () if single_layer or not reading.layers else (len(reading.layers),)
     planes = (n_channels,) if reading.pool == "per_channel" else ()
-    return (*layers, *planes, model.config.width)
+    return torch.empty(0, *layers, *planes, model.config.width)
 
 
 def _tile_choice(tile: str | None, tiles: str | None, overlap: float, with_regions: bool) -> str | None:
@@ -152,6 +158,7 @@ class _Plan:
     images: Sequence[torch.Tensor]
     names: Sequence[Sequence[str]]
     value_range: tuple[float, float] | None
+    ranges: Sequence[np.ndarray]  # of each image, (2, C): lowest and highest value of its planes
     pieces: list[Piece] = field(default_factory=list)
     n_vectors: int = 0
 
@@ -210,7 +217,9 @@ class _Plan:
         kept, left_out = [], []
         for piece in windows:
             planes = piece.cut(self.images[piece.image])
-            constant = constant_planes(planes, self.value_range)
+            whole = planes.shape == self.images[piece.image].shape
+            known = self.ranges[piece.image] if whole else None
+            constant = constant_planes(planes, self.value_range, known)
             if constant.any():
                 left_out.append((piece, constant_sentence(planes, constant, self.names[piece.image])))
             else:

@@ -6,6 +6,7 @@ is simply done again by another, and the output equals that of a single process.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def embed_screen_ray(
     reading = {"format": format, "incomplete": incomplete, "pattern": pattern}
     job = prepare(manifest, model, out, device="cpu", level=level, reading=reading, **(defaults | settings))
     if not ray.is_initialized():
-        ray.init(object_store_memory=_STORE_BYTES, include_dashboard=False, log_to_driver=False)
+        local = {"object_store_memory": _STORE_BYTES, "include_dashboard": False}
+        ray.init(log_to_driver=False, **({} if "RAY_ADDRESS" in os.environ else local))
     with writing(job.folder):
         ledger = job.claim(MOST_TOKENS["cuda"] if gpus_per_worker else None)
         missing = [n for n in range(len(shard_rows(ledger))) if not is_done(job.folder, n, ledger)]

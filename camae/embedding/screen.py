@@ -64,7 +64,9 @@ def embed_screen(
     format, incomplete, pattern: how a folder is read, as in `camae.dataloader.read_manifest`.
     reader: image back-end, "native" (default: 8- and 16-bit), "tifffile" (also float) or "dali".
     sites_per_shard, tokens_per_pass: fixed in the ledger at the first start (tokens_per_pass by the memory of the
-        device then), so that a resumed run packs the same batches and equals an uninterrupted one bitwise on a CPU.
+        device then), so that a resumed run packs the same batches and equals an uninterrupted one bitwise on a CPU
+        (with as many threads).
+        Other numbers give the same vectors within float32 rounding: 1e-5 for values of order 1.
     rank, world: this process embeds the shards rank, rank + world, ...; default what torchrun or SLURM says.
 
     Writes `sites/part-00000.parquet` ... , `ledger.json` and `wells.parquet` (or `sites.parquet`) into `out`. A

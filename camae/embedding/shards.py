@@ -162,7 +162,7 @@ class ShardWorker:
         waiting: deque[Future[list[_Tile]]] = deque()
         for shard, row in rows:
             waiting.append(readers.submit(self._site, shard, row))
-            if len(waiting) > 4 * self.threads:
+            if len(waiting) > 2 * self.threads:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()

@@ -6,6 +6,7 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 
 import camae
 from camae.embedding.ray_data import RayWorker, embed_screen_ray
@@ -19,7 +20,6 @@ def cluster(tmp_path):
     """Two CPUs, a small object store, no dashboard."""
     # The importing process is pytest, in whose import mode test modules have no name that a worker could import.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    # Python packages that tests have patched or slow start-up hooks do not travel: workers start bare.
     ray.init(
         num_cpus=2,
         object_store_memory=80 * 2**20,
@@ -27,7 +27,11 @@ def cluster(tmp_path):
         log_to_driver=False,
         logging_level="ERROR",
     )
+    # An actor with one CPU computes on one thread, which decides the order of sums in a product.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
+    torch.set_num_threads(threads)
     ray.shutdown()
 
 
