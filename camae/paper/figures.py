@@ -55,7 +55,7 @@ def feature_scores(outcomes: Sequence[Outcome], features: pd.DataFrame) -> dict[
         plates = joined["Metadata_Plate"].to_numpy(str)
         if len(np.unique(plates)) < 2:
             continue
-        last = plates == plates.max()
+        last = plates == np.unique(plates)[-1]
         x = joined[[c for c in o.wells.columns if not c.startswith("Metadata_")]].to_numpy(float)
         y = joined[names].to_numpy(float)
         r2 = feature_regression(x[~last], y[~last], x[last], y[last], names, ridge=1e-3)
