@@ -8,7 +8,7 @@ The norms of q and k, where `key_rstd` is given: head_norm_triton.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,39 +35,42 @@ class Tile:
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Tiles by kernel for one architecture and head dim, chosen by the compile-ahead figures, not by timing.
-
-    normed_queries: for the gradient of queries with norms inside, where `queries` would spill registers.
-    """
+    """Tiles by kernel for one architecture and head dim, chosen by the compile-ahead figures, not by timing."""
 
     forward: Tile
     queries: Tile
     keys: Tile
-    normed_queries: Tile | None = None
-
-    def query_tile(self, normed: bool) -> Tile:
-        """The tile of the gradient of queries."""
-        return self.normed_queries if normed and self.normed_queries else self.queries
 
 
 _TALL, _SQUARE = Tile(128, 64, 4, 2), Tile(128, 64, 8, 2)
 CONFIGS = {
     ("sm_80", 16): AttentionConfig(Tile(128, 64, 4, 3), queries=_TALL, keys=Tile(64, 128, 4, 2)),
     ("sm_80", 32): AttentionConfig(Tile(128, 64, 4, 3), queries=_TALL, keys=Tile(64, 128, 8, 2)),
-    ("sm_80", 64): AttentionConfig(Tile(128, 64, 8, 3), _SQUARE, Tile(64, 128, 8, 2), Tile(64, 64, 4, 2)),
+    ("sm_80", 64): AttentionConfig(Tile(128, 64, 8, 3), queries=_SQUARE, keys=Tile(64, 128, 8, 2)),
     ("sm_80", 128): AttentionConfig(Tile(64, 32, 8, 3), queries=Tile(64, 64, 8, 2), keys=Tile(32, 64, 8, 2)),
     ("sm_90", 16): AttentionConfig(Tile(128, 128, 4, 3), queries=_TALL, keys=Tile(64, 128, 8, 2)),
     ("sm_90", 32): AttentionConfig(Tile(128, 64, 4, 3), queries=_TALL, keys=Tile(64, 128, 8, 2)),
     ("sm_90", 64): AttentionConfig(Tile(128, 128, 8, 3), queries=_SQUARE, keys=Tile(64, 128, 8, 2)),
     ("sm_90", 128): AttentionConfig(Tile(128, 64, 8, 3), queries=Tile(64, 64, 8, 2), keys=Tile(64, 64, 8, 2)),
 }
+# With norms of q and k inside, where the tiles above would spill registers.
+NORMED = {
+    ("sm_80", 32): replace(CONFIGS["sm_80", 32], keys=Tile(64, 64, 4, 2)),
+    ("sm_80", 64): replace(CONFIGS["sm_80", 64], queries=Tile(64, 64, 4, 2)),
+    ("sm_90", 16): replace(CONFIGS["sm_90", 16], forward=Tile(128, 64, 4, 3)),
+    ("sm_90", 128): replace(CONFIGS["sm_90", 128], forward=Tile(64, 64, 8, 3), keys=Tile(32, 64, 8, 2)),
+}
 _INTERPRETER = AttentionConfig(Tile(32, 16, 1, 1), queries=Tile(16, 32, 1, 1), keys=Tile(32, 16, 1, 1))
 
 
-def config_for(device: torch.device, head: int) -> AttentionConfig:
-    """The frozen configuration for a device and head dim."""
+def config_for(device: torch.device, head: int, normed: bool = False) -> AttentionConfig:
+    """The frozen configuration for a device and head dim, without or with norms of q and k."""
     arch = architecture(device)
-    return _INTERPRETER if arch == "interpreter" else CONFIGS[arch, head]
+    return _INTERPRETER if arch == "interpreter" else _config(arch, head, normed)
+
+
+def _config(arch: str, head: int, normed: bool) -> AttentionConfig:
+    return NORMED.get((arch, head), CONFIGS[arch, head]) if normed else CONFIGS[arch, head]
 
 
 @triton.jit
@@ -384,7 +387,7 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output (T, H, d) and log2 of the softmax denominators (H, T), with norms less a constant by row."""
     T, H, d = q_THd.shape
-    tile = config_for(q_THd.device, d).forward
+    tile = config_for(q_THd.device, d, norms is not None).forward
     out_THd = q_THd.new_empty(T, H, d)
     lse_HT = q_THd.new_empty(H, T, dtype=torch.float32)
     tiles = triton.cdiv(max_q, tile.queries)
@@ -432,12 +435,11 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Gradients of q, k and v, contiguous, in their dtype; (3, d) of the norms' vectors. Always deterministic."""
     (T, H, d), S, B = q_THd.shape, k_SHd.shape[0], len(cu_q) - 1
-    config = config_for(q_THd.device, d)
+    config = config_for(q_THd.device, d, norms is not None)
     grad_q = q_THd.new_empty(T, H, d)
     grad_k, grad_v = k_SHd.new_empty(S, H, d), v_SHd.new_empty(S, H, d)
     delta_HT = torch.empty_like(lse_HT)
-    tile = config.query_tile(norms is not None)
-    tiles = triton.cdiv(max_q, tile.queries)
+    tile, tiles = config.queries, triton.cdiv(max_q, config.queries.queries)
     folded_THd = sums = None
     if norms is not None:
         folded_THd = torch.empty_like(grad_q)
@@ -510,14 +512,14 @@ def compile_cases(arch: str) -> list[CompileCase]:
 
 
 def _compile_cases(arch: str, head: int, normed: bool) -> list[CompileCase]:
-    found, config = [], CONFIGS[arch, head]
+    found, config = [], _config(arch, head, normed)
     strides = ("q_row", "q_head", "k_row", "k_head", "v_row", "v_head")
     integers = dict.fromkeys((*strides, "T", "S", "heads", "tiles"), "i32")
     sequences = {"cu_q": "*i32", "cu_k": "*i32", "lse": "*fp32"}
     vectors = ("key_rstd", "q_weight", "q_bias", "k_weight", "sums")
     for kernel, tile, written in (
         (forward_kernel, config.forward, ("q", "k", "v", "out")),
-        (query_gradient_kernel, config.query_tile(normed), ("q", "k", "v", "out", "grad_out", "grad_q")),
+        (query_gradient_kernel, config.queries, ("q", "k", "v", "out", "grad_out", "grad_q")),
         (key_gradient_kernel, config.keys, ("q", "k", "v", "grad_out", "grad_k", "grad_v")),
     ):
         forwards = kernel is forward_kernel
