@@ -38,7 +38,7 @@ class Keeper:
     ):
         self.out, self.recipe, self.world, self.data = out, recipe, world, data
         self.model, self.optimizer, self.ema, self.spikes = model, optimizer, ema, spikes
-        self._roll_backs = 0
+        self._roll_backs, self._accepted = 0, 0.0
 
     def resume(self) -> int:
         """Restore the newest intact checkpoint, if there is one; returns the steps done.
@@ -82,7 +82,8 @@ class Keeper:
                 average,
                 world=self.world,
             )
-            self._roll_backs = 0
+            if state["spikes"][1] > self._accepted:  # a step was taken since the last roll-back
+                self._roll_backs = 0
         except checkpoints.NotWrittenError as error:
             if self.world.main:
                 note(self.out, str(error), step)
@@ -103,6 +104,7 @@ class Keeper:
         state = checkpoints.read_state(folder)
         self._take(folder)
         self.spikes.roll_back(state["spikes"])
+        self._accepted = state["spikes"][1]
         if self.world.main:
             note(
                 self.out,

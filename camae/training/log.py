@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import warnings
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,15 +34,21 @@ class RunLog:
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one row, visible to readers at once."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Append one row, visible to readers at once. A disk that refuses it costs the row, not the run."""
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            warnings.warn(
+                f"{self.path}: a row of the log could not be written ({error.strerror})", stacklevel=2
+            )
         if self._board is not None:
             self._board.write(row)
 
     def close(self) -> None:
         """Close the files."""
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

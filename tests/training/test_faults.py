@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from camae.errors import CamaeError
 from camae.training import checkpoints, loop
-from camae.training.log import read_log
+from camae.training.log import RunLog, read_log
 from camae.training.optimizer import build_optimizer
 from camae.training.recipe import Recipe
 from camae.training.spikes import SpikeGuard, step_unless
@@ -142,6 +142,16 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(screen, train, tmp_path, mon
     assert losses(train(screen, out, 6, checkpoint_every=2)) == losses(run)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a file on a full disk")
+def test_a_full_disk_costs_rows_of_the_log_not_the_run(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl", 0)
+    log._file.close()
+    log._file = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115
+    with pytest.warns(UserWarning, match="a row of the log could not be written"):
+        log.write({"step": 1})
+    log.close()
+
+
 def test_a_disk_that_refuses_a_real_process(start, train, screen, tmp_path):
     """A file-size limit of the kernel's: every checkpoint fails in the middle of a write, the log goes on."""
     out = tmp_path / "run"
@@ -207,14 +217,18 @@ def test_many_bad_steps_roll_back(screen, train, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("first", "sentence"),
-    [(2, "there is no checkpoint to go back to: lower lr"), (6, "going back did not help")],
+    ("first", "every", "sentence"),
+    [
+        (2, 5, "there is no checkpoint to go back to: lower lr"),
+        (6, 5, "going back did not help"),
+        (6, 3, "going back did not help"),  # checkpoints fall on the steps that roll back
+    ],
 )
-def test_bad_steps_without_end(screen, train, tmp_path, monkeypatch, first, sentence):
+def test_bad_steps_without_end(screen, train, tmp_path, monkeypatch, first, every, sentence):
     monkeypatch.setattr(loop._Trainer, "_train_losses", _spoiled(range(first, 1000), float("nan")))
     warnings.simplefilter("ignore")  # pytest restores the filters
     with pytest.raises(CamaeError, match=sentence):
-        train(screen, tmp_path / "run", 40, rollback_after=3, checkpoint_every=5)
+        train(screen, tmp_path / "run", 40, rollback_after=3, checkpoint_every=every)
 
 
 def test_the_guard_survives_a_checkpoint(screen, train, tmp_path):
