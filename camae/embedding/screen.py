@@ -143,7 +143,7 @@ class Job:
             numbers = range(len(shard_rows(ledger)))
             if not all(is_done(self.folder, n, ledger) for n in numbers):
                 return None
-            for leftover in (self.folder / "sites").glob(".part-*.tmp"):
+            for leftover in (self.folder / "sites").glob(".part-*"):
                 leftover.unlink(missing_ok=True)
             table = pd.concat([read_table(shard_path(self.folder, n))[0] for n in numbers])
             table = by_well(table) if self.level == "well" else table.reset_index(drop=True)
