@@ -29,26 +29,31 @@ def to_fp8(x_MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class FastLinear:
     """y = x W^T + b of a fixed weight (F, D), optionally through exact GELU, optionally added to another tensor.
 
-    kind: "float32", "bfloat16" or "fp8". Not differentiable. Returns float32 for float32 and for sums, else bfloat16.
+    kind: "float32", "bfloat16" or "fp8". packed: in oneDNN's layout on a CPU, which torch.compile cannot take;
+    without it a plain product, for the compiler to fuse. Not differentiable. Returns float32 for float32 and for sums, else
+    bfloat16.
     Raises MissingBackendError where the device lacks what the kind needs.
     """
 
-    def __init__(self, weight_FD: torch.Tensor, bias_F: torch.Tensor | None, kind: str):
+    def __init__(
+        self, weight_FD: torch.Tensor, bias_F: torch.Tensor | None, kind: str, *, packed: bool = True
+    ):
         if kind not in KINDS:
             raise CamaeError(f"linear layers of kind {kind!r}: choose from {', '.join(KINDS)}")
         self.kind = kind
         self.on_cpu = weight_FD.device.type == "cpu"
+        self.onednn = self.on_cpu and packed and kind != "fp8"
         dtype = torch.float32 if kind == "float32" else torch.bfloat16
         weight_FD = weight_FD.detach()
         self.bias_F = None if bias_F is None else bias_F.detach().to(dtype)
         if kind == "fp8":
             self._check_fp8(weight_FD)
             self.weight_FD, self.scale_F1 = to_fp8(weight_FD)
-        elif self.on_cpu:
+        elif self.onednn:
             if not torch.backends.mkldnn.is_available():
                 raise MissingBackendError("this torch has no oneDNN, which packed CPU layers need")
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight_FD.to(dtype).contiguous(), _TYPICAL_ROWS)
-            self.weight_FD = packed
+            plain_FD = weight_FD.to(dtype).contiguous()
+            self.weight_FD = torch.ops.mkldnn._reorder_linear_weight(plain_FD, _TYPICAL_ROWS)
         else:
             self.weight_FD = weight_FD.to(dtype)
 
@@ -66,7 +71,7 @@ class FastLinear:
         """gelu(x W^T + b) or add + x W^T + b, (T, F)."""
         if self.kind == "fp8":
             return _finish(self._fp8(x_TD), gelu, add_TF)
-        if not self.on_cpu:
+        if not self.onednn:
             return _finish(F.linear(x_TD.to(self.weight_FD.dtype), self.weight_FD, self.bias_F), gelu, add_TF)
         onednn = torch.ops.mkldnn._linear_pointwise
         if self.kind == "float32" and add_TF is not None:

@@ -23,14 +23,18 @@ from camae.model.ca_mae import CAMAE
 class _FastBlock(nn.Module):
     """A block with packed weights: packed again wherever its own weights are moved to."""
 
-    def __init__(self, block: Any, kind: str):
+    def __init__(self, block: Any, kind: str, packed: bool):
         super().__init__()
-        self.block, self.kind = block, kind
+        self.block, self.kind, self.packed = block, kind, packed
         self.pack()
 
     def pack(self) -> None:
         """Make the linear layers from the block's weights, where these are now."""
         raise TypeError(f"{type(self).__name__} does not say how its weights are packed")
+
+    def linear(self, weight_FD: torch.Tensor, bias_F: torch.Tensor) -> FastLinear:
+        """A layer of this block's kind."""
+        return FastLinear(weight_FD, bias_F, self.kind, packed=self.packed)
 
     def _apply(self, fn: Any, recurse: bool = True) -> _FastBlock:
         super()._apply(fn, recurse)
@@ -43,13 +47,13 @@ class FastParallelBlock(_FastBlock):
 
     def pack(self) -> None:
         """Packed weights, LayerScale multiplied into both output projections."""
-        block, kind = self.block, self.kind
+        block = self.block
         hidden, gamma_D, bias = block.mlp_bias.numel(), block.gamma.detach(), block.in_bias().detach()
         weight = block.in_proj.weight
-        self.mlp_in = FastLinear(weight[:hidden], bias[:hidden], kind)
-        self.qkv = FastLinear(weight[hidden:], bias[hidden:], kind)
+        self.mlp_in = self.linear(weight[:hidden], bias[:hidden])
+        self.qkv = self.linear(weight[hidden:], bias[hidden:])
         self.mlp_out, self.attention_out = (
-            FastLinear(gamma_D[:, None] * layer.weight, gamma_D * layer.bias, kind)
+            self.linear(gamma_D[:, None] * layer.weight, gamma_D * layer.bias)
             for layer in (block.mlp_out_proj, block.attn_out_proj)
         )
 
@@ -74,8 +78,7 @@ class FastSequentialBlock(_FastBlock):
         """Packed weights."""
         block = self.block
         self.qkv, self.proj, self.fc1, self.fc2 = (
-            FastLinear(layer.weight, layer.bias, self.kind)
-            for layer in (block.qkv, block.proj, block.fc1, block.fc2)
+            self.linear(layer.weight, layer.bias) for layer in (block.qkv, block.proj, block.fc1, block.fc2)
         )
 
     def forward(self, tokens_TD: torch.Tensor, sequences: Sequences, backend: str | None) -> torch.Tensor:
@@ -110,7 +113,7 @@ def accelerate(model: CAMAE, linear: str = "float32", *, compile: bool = False) 
     fast.encoder.requires_grad_(False)
     fast.config = replace(model.config, name=f"{model.config.name} ({linear}{', compiled' * compile})")
     for i, block in enumerate(fast.encoder.blocks):
-        new = kinds[type(block)](block, linear).eval()  # type: ignore[index]
+        new = kinds[type(block)](block, linear, packed=not compile).eval()  # type: ignore[index]
         if compile:
             new.compile(mode="reduce-overhead" if model.device.type == "cuda" else None)
         fast.encoder.blocks[i] = new
