@@ -30,8 +30,8 @@ class FastLinear:
     """y = x W^T + b of a fixed weight (F, D), optionally through exact GELU, optionally added to another tensor.
 
     kind: "float32", "bfloat16" or "fp8". packed: in oneDNN's layout on a CPU, which torch.compile cannot take;
-    without it a plain product, for the compiler to fuse. Not differentiable. Returns float32 for float32 and for sums, else
-    bfloat16.
+    without it a plain product, for the compiler to fuse.
+    Not differentiable. Returns float32 for float32 and for sums, else bfloat16.
     Raises MissingBackendError where the device lacks what the kind needs.
     """
 
