@@ -53,7 +53,9 @@ class World:
             kind = f"cuda:{local}"
             torch.cuda.set_device(local)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo")
+            store, rank, size = _meeting_place()
+            backend = "nccl" if kind.startswith("cuda") else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size)
             atexit.register(_leave)
         return cls(dist.get_rank(), dist.get_world_size(), torch.device(kind))
 
@@ -96,6 +98,19 @@ class World:
         if _host_group is None:
             _host_group = dist.new_group(backend="gloo")
         return _host_group
+
+
+def _meeting_place() -> tuple[dist.Store, int, int]:
+    """(store, rank, processes) of the launch.
+
+    torchrun keeps its store over restarts, and with it the addresses of processes that died: on one node each
+    attempt gets keys of its own. On several nodes restart counts may differ, so the store is taken as it is.
+    """
+    store, rank, size = next(iter(dist.rendezvous("env://")))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    if attempt is not None and os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = dist.PrefixStore(f"attempt_{attempt}", store)
+    return store, rank, size
 
 
 def _leave() -> None:
