@@ -91,7 +91,7 @@ def embed(
     net = resolve_model(model)
     tensors = [as_tensor(s) for s in samples]
     # A batch in one go: its planes are looked at once, with a single wait for a GPU.
-    batch = None if isinstance(images, list | tuple) or images.ndim == 3 else as_tensor(images)
+    batch = as_tensor(images) if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4 else None
     ranges = [extremes(t) for t in tensors] if batch is None else list(extremes(batch).swapaxes(0, 1))
     for i, (image, channel) in enumerate(zip(tensors, names, strict=True)):
         check_values(image, f"image {i}", channel, net.config.standardization, value_range, ranges[i])

@@ -88,7 +88,7 @@ def embed_screen_ray(
     reading = {"format": format, "incomplete": incomplete, "pattern": pattern}
     job = prepare(manifest, model, out, device="cpu", level=level, reading=reading, **(defaults | settings))
     if not ray.is_initialized():
-        local = {"object_store_memory": _STORE_BYTES, "include_dashboard": False}
+        local: dict[str, Any] = {"object_store_memory": _STORE_BYTES, "include_dashboard": False}
         ray.init(log_to_driver=False, **({} if "RAY_ADDRESS" in os.environ else local))
     with writing(job.folder):
         ledger = job.claim(MOST_TOKENS["cuda"] if gpus_per_worker else None)
