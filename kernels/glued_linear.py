@@ -87,8 +87,8 @@ class _NormLinear(torch.autograd.Function):
         y_TD, update_TD, gamma_D, factor_B, segment_T, nw_D, nb_D, weight_FD, bias_F, normed_TD = (
             ctx.saved_tensors
         )
-        added = ctx.dtypes[1] is not None
-        grad_y_TD, grad_TF = grads if added else (None, *grads)
+        grad_y_TD = None if ctx.dtypes[1] is None else grads[0]
+        grad_TF = grads[-1]
         if normed_TD is None and ctx.kernels:
             nothing = (None, None, None, None)
             normed_TD = residual_norm_op(y_TD, *nothing, nw_D, nb_D, ctx.eps, weight_FD.dtype)[1]
@@ -140,7 +140,7 @@ def _residual_gradients(
     dtype: torch.dtype | None,
 ) -> tuple[Maybe, Maybe]:
     """Gradients of the update (None without one) and of gamma."""
-    if dtype is None:
+    if dtype is None or update_TD is None:
         return None, None
     g = grad_y_TD if factor_B is None else grad_y_TD * factor_B.to(grad_y_TD.dtype)[segment_T, None]
     if gamma_D is None:
@@ -181,8 +181,10 @@ class _GeluLinear(torch.autograd.Function):
                 grad_act_Th, grad_rest, fused_TF, bias_h, ctx.widths, again
             )
         else:
-            again, *grads = _gelu_gradients(grad_act_Th, fused_TF[:, : ctx.widths[0]], bias_h)
-            grad_fused, grad_bias_h = torch.cat([grads[0], *grad_rest], 1), grads[1]
+            again, grad_first, grad_bias_h = _gelu_gradients(
+                grad_act_Th, fused_TF[:, : ctx.widths[0]], bias_h
+            )
+            grad_fused = torch.cat([grad_first, *grad_rest], 1)
         inputs = again if act_Th is None else act_Th
         grad_weight, grad_bias = _weight_gradients(ctx, grad_TD, inputs, weight_Dh, bias_D, 3)
         return grad_fused, grad_bias_h, None, grad_weight, grad_bias, None, None

@@ -72,7 +72,8 @@ def normed_attention_op(
 def _norms(q_weight_d: torch.Tensor, q_bias_d: torch.Tensor, k_weight_d: torch.Tensor, eps: float) -> Any:
     from camae.kernels.head_norm_triton import Norms
 
-    return Norms(*(x.float().contiguous() for x in (q_weight_d, q_bias_d, k_weight_d)), eps)
+    q_weight, q_bias, k_weight = (x.float().contiguous() for x in (q_weight_d, q_bias_d, k_weight_d))
+    return Norms(q_weight, q_bias, k_weight, eps)
 
 
 @normed_attention_op.register_fake

@@ -110,7 +110,7 @@ def residual_norm_op(
         from camae.kernels import residual_norm_triton
 
         tensors = (x_TD, update_TD, gamma_D, factor_B, segment_T, weight_D, bias_D)
-        residual_norm_triton.forward(*map(_contiguous, tensors), eps, y_TD, normed_TD)  # type: ignore[arg-type]
+        residual_norm_triton.forward(*map(_contiguous, tensors), eps, y_TD, normed_TD)  # type: ignore[arg-type, call-arg]
         return y_TD, normed_TD
     y, normed = residual_norm_reference(x_TD, update_TD, gamma_D, factor_B, segment_T)[0], None
     if weight_D is not None:
@@ -168,7 +168,7 @@ def residual_norm_backward_op(
 
         tensors = (grad_y_TD, grad_normed_TD, y_TD, update_TD, gamma_D, factor_B, segment_T, weight_D)
         written = None if update_TD is None else grad_update
-        sums = residual_norm_triton.backward(*map(_contiguous, tensors), eps, grad_x, written)  # type: ignore[arg-type]
+        sums = residual_norm_triton.backward(*map(_contiguous, tensors), eps, grad_x, written)  # type: ignore[arg-type, call-arg]
         return grad_x, grad_update, sums
     wide_TD = y_TD.to(_sum_dtype(y_TD))
     residual = (update_TD, gamma_D, factor_B, segment_T)

@@ -75,7 +75,9 @@ def run_benchmark(
         if known is not None:
             found["table2"] = table_2(screen, known, bootstrap, seed)
             if tvn:
-                found["table3"], found["arm_bias"] = table_3(screen, known, *genes, bootstrap, seed)
+                found["table3"], found["arm_bias"] = table_3(
+                    screen, known, genes[0], genes[1], bootstrap, seed
+                )
             found["curves"] = curves(screen, known)
         found["table4"] = table_4(screen, null_size, seed)
         notes[model] = screen.notes

@@ -56,7 +56,9 @@ def attend(
 ) -> torch.Tensor:
     """Multi-head attention within sequences, of (T, D) tensors; `norms` as in varlen_attention."""
     out_THd = varlen_attention(
-        *(x.unflatten(1, (heads, -1)) for x in (q_TD, k_SD, v_SD)),
+        q_TD.unflatten(1, (heads, -1)),
+        k_SD.unflatten(1, (heads, -1)),
+        v_SD.unflatten(1, (heads, -1)),
         queries.cu_seqlens,
         keys.cu_seqlens,
         backend=backend,
@@ -87,10 +89,10 @@ class Block(nn.Module):
         norm: nn.LayerNorm,
         weight: torch.Tensor,
         bias: Maybe,
-        **residual: Maybe,
+        **residual: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(y, linear(norm(y))), y being the tokens with their residual update."""
-        options = {"keep": self.keep, "backend": self.glue}
+        options: dict[str, Any] = {"keep": self.keep, "backend": self.glue}
         return norm_linear(
             tokens_TD,
             norm.weight,
@@ -99,7 +101,7 @@ class Block(nn.Module):
             weight,
             bias,
             **residual,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
 
     def gelu_linear(
@@ -127,7 +129,7 @@ class Block(nn.Module):
         (update_TD,) = self.gelu_linear(fused_TF, late, (fc1.out_features,), fc2.weight, fc2.bias)
         return residual_norm(y_TD, update_TD, **self.depth(sequences, device), backend=self.glue)[0]
 
-    def depth(self, sequences: Sequences, device: torch.device) -> dict[str, Maybe]:
+    def depth(self, sequences: Sequences, device: torch.device) -> dict[str, Any]:
         """Stochastic depth: a sample's update is dropped with probability `rate`, the others scaled up."""
         if self.rate == 0 or not self.training or sequences.segment_T is None:
             return {}
