@@ -140,10 +140,10 @@ def _residual_gradients(
     dtype: torch.dtype | None,
 ) -> tuple[Maybe, Maybe]:
     """Gradients of the update (None without one) and of gamma."""
-    if dtype is None or update_TD is None:
+    if dtype is None:
         return None, None
     g = grad_y_TD if factor_B is None else grad_y_TD * factor_B.to(grad_y_TD.dtype)[segment_T, None]
-    if gamma_D is None:
+    if gamma_D is None or update_TD is None:  # the update is kept for gamma alone
         return g.to(dtype), None
     return (g * gamma_D).to(dtype), (g * update_TD).sum(0).to(gamma_D.dtype)
 

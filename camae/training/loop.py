@@ -20,6 +20,7 @@ from camae.files import write_json, write_text
 from camae.model import families
 from camae.model.ca_mae import CAMAE
 from camae.model.checkpoint import MODEL_FILE, save
+from camae.probe import Probe
 from camae.training import checkpoints
 from camae.training.breakdown import Breakdown
 from camae.training.data import Data, channels_of, open_data, split_data
@@ -35,7 +36,6 @@ from camae.training.meter import Meter
 from camae.training.new_channels import appended
 from camae.training.optimizer import build_optimizer, freeze, set_recompute
 from camae.training.packing import cuts
-from camae.training.probe import Probe
 from camae.training.recipe import Recipe, resolve, to_toml
 from camae.training.record import described, run_record, write_bad_sites
 from camae.training.schedule import learning_rate, mask_ratio_at

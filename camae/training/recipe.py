@@ -49,7 +49,7 @@ class Recipe:
         backward pass; 0 keeps all. recompute_selective: in all blocks, norms and GELUs (never a product or an
         attention) are computed again.
     ema: decay of an exponential moving average of the weights, 0 for none; `ema_final`: the run's model is it.
-    probe: an online look at biology, see `camae.training.probe.Probe`; empty for none.
+    probe: an online look at biology, see `camae.probe.Probe`; empty for none.
     tensorboard: write TensorBoard event files too (needs the package tensorboard).
     val: None, "plate" or "experiment" (hold out about 10 %, at least one), or "plate:NAME,NAME".
     val_every: steps between validations besides those at checkpoints; 0 for none.

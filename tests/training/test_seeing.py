@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from camae.cli import app
 from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError, MissingBackendError
+from camae.probe import Probe, _linear
 from camae.training.compare import compare_runs
 from camae.training.flops import model_flops
 from camae.training.log import LiveTable, read_log
 from camae.training.meter import Meter
-from camae.training.probe import Probe, _linear
 
 
 def test_rows_hold_speed_and_memory(screen, tmp_path, train):
