@@ -1,10 +1,13 @@
 """The ops beside eager torch and torch's own attention. Floors: bench/FLOORS.md; targets there are for a GPU.
 
 By default small sizes on the CPU; --full, and any run on CUDA, takes the table's sizes. On a CPU "ours" is the plain
-torch form that a CPU user gets; on CUDA it is the kernels, and the plain form is one of the competitors.
+torch form that a CPU user gets, with the native attention beside it; on CUDA it is the kernels, and the plain form is
+one of the competitors.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import floors
 import pytest
@@ -262,7 +265,9 @@ def test_varlen_attention(recorder, setting, benchmark, case, backward):
         out = forward()
         return lambda: torch.autograd.grad(out, (q, k, v), slope, retain_graph=True)
 
-    others = [b.name for b in backends(device) if b.usable and b.name != backend]
+    usable = [b.name for b in backends(device) if b.usable and b.name != backend]
+    ours = [backend, *(["native"] if "native" in usable and not backward else [])]
+    others = [name for name in usable if name != "native"]
     flops = sum(
         floors.attention_flops(n, m, q.shape[1], q.shape[2], backward)
         for n, m in zip(lengths_q, lengths_k, strict=True)
@@ -271,20 +276,22 @@ def test_varlen_attention(recorder, setting, benchmark, case, backward):
     tolerance = 2e-2 if working == torch.bfloat16 else 1e-4
 
     def check():
-        ours, theirs = timed(lambda: by(backend))(), timed(one_by_one)()
-        pairs = zip(ours, theirs, strict=True) if backward else [(ours, theirs)]
-        for a, e in pairs:
-            close(a, e, tolerance)
+        theirs = timed(one_by_one)()
+        for name in ours:
+            result = timed(partial(by, name))()
+            pairs = zip(result, theirs, strict=True) if backward else [(result, theirs)]
+            for a, e in pairs:
+                close(a, e, tolerance)
 
     recorder.row(
         "varlen_attention",
         f"{'backward' if backward else 'forward'}, {case}",
         shape=(len(lengths_q), sum(lengths_q), sum(lengths_k), q.shape[1], q.shape[2]),
         dtype=str(working).removeprefix("torch."),
-        ours={backend: timed(lambda: by(backend))},
+        ours={name: timed(partial(by, name)) for name in ours},
         competitors={
             "SDPA sample by sample": timed(one_by_one),
-            **{n: timed(lambda n=n: by(n)) for n in others},
+            **{name: timed(partial(by, name)) for name in others},
         },
         check=check,
         size_bytes=(2 if not backward else 5) * (q.numel() + k.numel()) * q.element_size(),

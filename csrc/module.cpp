@@ -5,9 +5,11 @@ namespace py = pybind11;
 
 void bind_plane_statistics(py::module_ &m);
 void bind_image_reader(py::module_ &m);
+void bind_attention(py::module_ &m);
 
 PYBIND11_MODULE(_native, m) {
-    m.doc() = "Native parts of camae: plane statistics and image reading";
+    m.doc() = "Native parts of camae: plane statistics, image reading, attention on a CPU";
     bind_plane_statistics(m);
     bind_image_reader(m);
+    bind_attention(m);
 }

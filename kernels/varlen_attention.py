@@ -5,7 +5,8 @@ softmax(q k^T * scale) v for every sequence, without padding. Tokens of a sequen
 v and out once.
 
 Back-ends: `triton` (ours), `torch_varlen` (torch's built-in FlashAttention-2), `flash_attn` (the package, FA2),
-`flash_attn_4` (its CuTe form), `reference` (SDPA over groups of equal lengths; any device and dtype).
+`flash_attn_4` (its CuTe form), `native` (ours in C++ for CPUs: float32, forward only), `reference` (SDPA over groups
+of equal lengths; any device and dtype).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from camae.errors import CamaeError
+from camae.kernels import native_attention
 from camae.kernels.backends import (
     Backend,
     autocast_dtype,
@@ -186,6 +188,7 @@ def backends(device: torch.device | str = "cpu") -> tuple[Backend, ...]:
         cuda_package_backend("torch_varlen", "torch.nn.attention.varlen", device, "torch's FlashAttention-2"),
         cuda_package_backend("flash_attn", "flash_attn", device, "the package flash-attn (FA2)"),
         cuda_package_backend("flash_attn_4", "flash_attn.cute", device, "the package flash-attn-4 (CuTe)"),
+        native_attention.backend(device),
         reference_backend(),
     )
 
@@ -223,7 +226,7 @@ def varlen_attention(
     scale: None: 1 / sqrt(d).
     lengths_q, lengths_k: the lengths on the host, so that none is read back from a device.
     q_norm, k_norm: (weight_d, bias_d) of a LayerNorm over the head dim, applied first; inside the kernels by
-        `triton` where both are given, before attention by the other back-ends.
+        `triton` where both are given and by `native`, before attention by the other back-ends.
     deterministic: ask for a backward pass with a fixed order of additions (`triton` always has one).
 
     A sequence without keys gives zeros. Raises CamaeError for shapes and dtypes that do not fit,
@@ -234,6 +237,8 @@ def varlen_attention(
     low = autocast_dtype(device)
     default = default_attention(device, low or q_THd.dtype)
     name = choose("varlen_attention", backend, backends(device), default)
+    if name == "native":
+        return _native(q_THd, k_SHd, v_SHd, cu_q, cu_k, scale, q_norm, k_norm, norm_eps)
     fused = name == "triton" and q_norm is not None and k_norm is not None
     if not fused:
         q_THd = q_THd if q_norm is None else head_norm(q_THd, *q_norm, norm_eps)
@@ -279,6 +284,29 @@ def head_norm(x_THd: torch.Tensor, weight_d: torch.Tensor, bias_d: torch.Tensor,
     if x_THd.dtype == weight_d.dtype:
         return F.layer_norm(x_THd, weight_d.shape, weight_d, bias_d, eps)
     return _HeadNorm.apply(x_THd, weight_d, bias_d, eps)
+
+
+def _native(
+    q_THd: torch.Tensor,
+    k_SHd: torch.Tensor,
+    v_SHd: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    scale: float | None,
+    q_norm: Norm | None,
+    k_norm: Norm | None,
+    norm_eps: float,
+) -> torch.Tensor:
+    tensors = (q_THd, k_SHd, v_SHd, *(q_norm or ()), *(k_norm or ()))
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        raise CamaeError("attention back-end 'native' has no backward pass; use backend='reference' to train")
+    d = q_THd.shape[-1]
+    if q_THd.dtype != torch.float32 or d % 16:
+        raise CamaeError(
+            f"attention back-end 'native' takes float32 and head dims that 16 divides, not {q_THd.dtype} and {d}"
+        )
+    scale = d**-0.5 if scale is None else scale
+    return native_attention.native_attention(q_THd, k_SHd, v_SHd, cu_q, cu_k, scale, q_norm, k_norm, norm_eps)
 
 
 def _triton(
