@@ -64,8 +64,8 @@ def test_killed_ten_times(long_screen, model_file, tmp_path):
     after_each = []
     for _ in range(10):
         process = started(long_screen, model_file, out)
-        wait_for_work(process, out, len(shards_in(out)) + random_.randint(0, 2))
-        time.sleep(random_.uniform(0.0, 0.15))
+        wait_for_work(process, out, len(shards_in(out)) + random_.randint(0, 1))
+        time.sleep(random_.uniform(0.0, 0.1))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
