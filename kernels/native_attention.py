@@ -15,6 +15,7 @@ from camae.errors import MissingBackendError
 from camae.kernels.backends import Backend
 
 Norm = tuple[torch.Tensor, torch.Tensor]
+DIM_STEP = 16  # what divides the head dims it takes
 
 
 @cache

@@ -1,9 +1,8 @@
 """`accelerate`: the same encoder, rewritten for inference. Explicit: `embed` never does this by itself.
 
 What changes, all of it algebra: weights are packed once; LayerScale is multiplied into the output projections;
-GELU and residual sums happen inside the products where the back-end can; attention on a CPU is the native kernel
-where the processor has its instructions; the token stream and the norms stay float32. Region mode, layers, pooling
-and packing work as before, because only the blocks are replaced.
+GELU and residual sums happen inside the products where the back-end can; the token stream and the norms stay
+float32. Region mode, layers, pooling and packing work as before, because only the blocks are replaced.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from torch import nn
 
 from camae.embedding.fast_linear import KINDS, FastLinear
 from camae.errors import CamaeError
-from camae.kernels import native_attention
 from camae.model.blocks import ParallelBlock, Sequences, SequentialBlock, attend
 from camae.model.ca_mae import CAMAE
 
@@ -33,11 +31,6 @@ class _FastBlock(nn.Module):
     def pack(self) -> None:
         """Make the linear layers from the block's weights, where these are now."""
         raise TypeError(f"{type(self).__name__} does not say how its weights are packed")
-
-    def attention_for(self, head_dim: int) -> str | None:
-        """Attention's back-end where the block is now: the native kernel where it can run, else the op's default."""
-        device = next(self.block.parameters()).device
-        return "native" if head_dim % 16 == 0 and native_attention.backend(device).usable else None
 
     def linear(self, weight_FD: torch.Tensor, bias_F: torch.Tensor) -> FastLinear:
         """A layer of this block's kind."""
@@ -56,7 +49,6 @@ class FastParallelBlock(_FastBlock):
         """Packed weights, LayerScale multiplied into both output projections."""
         block = self.block
         hidden, gamma_D, bias = block.mlp_bias.numel(), block.gamma.detach(), block.in_bias().detach()
-        self.attention = self.attention_for(block.q_norm.weight.numel())
         weight = block.in_proj.weight
         self.mlp_in = self.linear(weight[:hidden], bias[:hidden])
         self.qkv = self.linear(weight[hidden:], bias[hidden:])
@@ -70,7 +62,7 @@ class FastParallelBlock(_FastBlock):
         normed_TD = block.in_norm(tokens_TD)
         q, k, v = _for_attention(self.qkv(normed_TD)).chunk(3, dim=1)
         attention_TD = attend(
-            *(q, k, v, block.heads, sequences, sequences, backend or self.attention),
+            *(q, k, v, block.heads, sequences, sequences, backend),
             q_norm=_parameters(block.q_norm, q.dtype),
             k_norm=_parameters(block.k_norm, k.dtype),
             norm_eps=block.q_norm.eps,
@@ -85,7 +77,6 @@ class FastSequentialBlock(_FastBlock):
     def pack(self) -> None:
         """Packed weights."""
         block = self.block
-        self.attention = self.attention_for(block.proj.in_features // block.heads)
         self.qkv, self.proj, self.fc1, self.fc2 = (
             self.linear(layer.weight, layer.bias) for layer in (block.qkv, block.proj, block.fc1, block.fc2)
         )
@@ -93,7 +84,7 @@ class FastSequentialBlock(_FastBlock):
     def forward(self, tokens_TD: torch.Tensor, sequences: Sequences, backend: str | None) -> torch.Tensor:
         block = self.block
         q, k, v = _for_attention(self.qkv(block.norm1(tokens_TD))).chunk(3, dim=1)
-        attention_TD = attend(q, k, v, block.heads, sequences, sequences, backend or self.attention)
+        attention_TD = attend(q, k, v, block.heads, sequences, sequences, backend)
         tokens_TD = self.proj(attention_TD, add_TF=tokens_TD)
         return self.fc2(self.fc1(block.norm2(tokens_TD), gelu=True), add_TF=tokens_TD)
 

@@ -176,6 +176,24 @@ def test_refusals():
         run("sve", q, q, q, (4,), (4,), 0.25)
 
 
+@needs_kernel
+def test_default_where_no_gradient_is_asked(monkeypatch):
+    """Without gradients the native kernel, with them or in other head dims plain SDPA."""
+    used = []
+    original = native_attention.native_attention
+    monkeypatch.setattr(native_attention, "native_attention", lambda *a: used.append(1) or original(*a))
+    q, cu = torch.randn(4, 2, 16, requires_grad=True), bounds((4,))
+    trained = varlen_attention(q, q, q, cu, cu)
+    assert trained.requires_grad
+    assert not used
+    with torch.no_grad():
+        varlen_attention(q[..., :8], q[..., :8], q[..., :8], cu, cu)
+        varlen_attention(q.double(), q.double(), q.double(), cu, cu)
+        assert not used
+        torch.testing.assert_close(varlen_attention(q, q, q, cu, cu), trained)
+    assert used == [1]
+
+
 def test_a_machine_without_it(monkeypatch):
     """No module, or another processor: said by name, nothing else is used instead."""
     monkeypatch.setattr(native_attention, "instructions", lambda: ())
