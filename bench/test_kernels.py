@@ -266,7 +266,7 @@ def test_varlen_attention(recorder, setting, benchmark, case, backward):
         return lambda: torch.autograd.grad(out, (q, k, v), slope, retain_graph=True)
 
     usable = [b.name for b in backends(device) if b.usable and b.name != backend]
-    ours = [backend, *(["native"] if "native" in usable and not backward else [])]
+    ours = [backend, *(["native"] if "native" in usable else [])]
     others = [name for name in usable if name != "native"]
     flops = sum(
         floors.attention_flops(n, m, q.shape[1], q.shape[2], backward)

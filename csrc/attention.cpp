@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <new>
 #include <optional>
@@ -20,9 +21,13 @@
 
 namespace py = pybind11;
 
+// Each row count rounded up to the kernels' steps (6 and 64), and two floats for every query.
 std::size_t attention_scratch(std::size_t queries, std::size_t keys, std::size_t dim) {
-    // Rows and keys rounded up to the kernel's steps (6 and 64), six rows of 512 scores, and two floats for every row.
-    return (keys + 64) * dim + keys * dim + (queries + 6) * (2 * dim + 2) + 6 * 512;
+    return (keys + 64) * dim + (keys + 6) * dim + (queries + 6) * (2 * dim + 2) + 6 * 512;
+}
+
+std::size_t attention_gradient_scratch(std::size_t queries, std::size_t keys, std::size_t dim) {
+    return 2 * (keys + 64) * dim + 3 * (keys + 6) * dim + (queries + 6) * (3 * dim + 2) + 2 * 96 * 384;
 }
 
 namespace {
@@ -30,25 +35,20 @@ namespace {
 using Array = py::array_t<float>;
 using Bounds = py::array_t<std::int64_t, py::array::c_style>;
 
-struct InstructionSet {
-    const char *name;
-    AttentionKernel kernel;
-};
-
-std::vector<InstructionSet> instruction_sets() {
-    std::vector<InstructionSet> found;
+std::vector<const AttentionKernels *> usable_kernels() {
+    std::vector<const AttentionKernels *> found;
 #ifdef CAMAE_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f")) found.push_back({"avx512", attention_avx512});
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back({"avx2", attention_avx2});
+    if (__builtin_cpu_supports("avx512f")) found.push_back(&attention_avx512);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&attention_avx2);
 #endif
     return found;
 }
 
-AttentionKernel kernel_of(const std::string &name) {
-    for (const auto &set : instruction_sets())
-        if (name == set.name) return set.kernel;
-    throw std::invalid_argument("no attention kernel for '" + name + "' on this processor");
+const AttentionKernels &kernels_of(const std::string &instructions) {
+    for (const auto *kernels : usable_kernels())
+        if (instructions == kernels->instructions) return *kernels;
+    throw std::invalid_argument("no attention kernel for '" + instructions + "' on this processor");
 }
 
 // (T, H, d) with the head dim contiguous.
@@ -59,6 +59,12 @@ void check(const Array &x, const char *name, const Array &like) {
         throw std::invalid_argument(std::string(name) + ": the head dim must be contiguous");
 }
 
+void check_result(const Array &x, const char *name, const Array &like) {
+    check(x, name, like);
+    if (x.shape(0) != like.shape(0) || !(x.flags() & py::array::c_style) || !x.writeable())
+        throw std::invalid_argument(std::string(name) + ": contiguous, of the shape of what it belongs to");
+}
+
 void check_bounds(const Bounds &bounds, py::ssize_t rows, const char *name) {
     const auto *at = bounds.data();
     const auto n = bounds.size();
@@ -66,14 +72,47 @@ void check_bounds(const Bounds &bounds, py::ssize_t rows, const char *name) {
         throw std::invalid_argument(std::string(name) + ": must rise from 0 to the number of rows");
 }
 
-struct Matrix {
-    const float *first;
-    std::size_t row, head;
+void check_sums(const Array &sums, const Array &q) {
+    if (sums.ndim() != 2 || sums.shape(0) != q.shape(1) || sums.shape(1) != q.shape(0) ||
+        !(sums.flags() & py::array::c_style))
+        throw std::invalid_argument("sums: (H, T), contiguous");
+}
 
-    explicit Matrix(const Array &x)
-        : first(x.data()), row(x.strides(0) / sizeof(float)), head(x.strides(1) / sizeof(float)) {}
-    const float *at(std::size_t t, std::size_t h) const { return first + t * row + h * head; }
+// One head of a packed (T, H, d) array, from row t on.
+Rows rows_of(const Array &x, std::size_t t, std::size_t h) {
+    const std::size_t row = x.strides(0) / sizeof(float), head = x.strides(1) / sizeof(float);
+    return {x.data() + t * row + h * head, row};
+}
+
+ResultRows results_of(const Array &x, float *first, std::size_t t, std::size_t h) {
+    const std::size_t heads = x.shape(1), dim = x.shape(2);
+    return {first + (t * heads + h) * dim, heads * dim};
+}
+
+void clear(ResultRows rows, std::size_t count, std::size_t dim) {
+    for (std::size_t i = 0; i < count; ++i) std::memset(rows[i], 0, dim * sizeof(float));
+}
+
+// The sequences of a packed batch.
+struct Sequences {
+    const std::int64_t *q, *k;
+    std::size_t count, longest_q = 0, longest_k = 0;
+
+    Sequences(const Bounds &bounds_q, const Bounds &bounds_k)
+        : q(bounds_q.data()), k(bounds_k.data()), count(bounds_q.size() - 1) {
+        for (std::size_t b = 0; b < count; ++b) {
+            longest_q = std::max<std::size_t>(longest_q, q[b + 1] - q[b]);
+            longest_k = std::max<std::size_t>(longest_k, k[b + 1] - k[b]);
+        }
+    }
 };
+
+void check_inputs(const Array &q, const Array &k, const Array &v, const Bounds &bounds_q, const Bounds &bounds_k) {
+    check(q, "q", q), check(k, "k", q), check(v, "v", k);
+    check_bounds(bounds_q, q.shape(0), "bounds_q"), check_bounds(bounds_k, k.shape(0), "bounds_k");
+    if (v.shape(0) != k.shape(0) || bounds_q.size() != bounds_k.size())
+        throw std::invalid_argument("k and v need equal rows, queries and keys equally many sequences");
+}
 
 HeadNorm norm_of(const std::optional<Array> &weight_bias, std::size_t dim, float eps) {
     if (!weight_bias) return {};
@@ -118,59 +157,82 @@ float *kept_scratch(std::size_t floats) {
     return memory.get();
 }
 
-void attention(const Array &q, const Array &k, const Array &v, Array out_array, const Bounds &bounds_q,
+// `task(index, scratch)` for every index below `tasks`, on up to `threads` threads (0: all cores).
+template <class Task>
+void run_tasks(std::size_t tasks, int threads, std::size_t scratch, const Task &task) {
+    py::gil_scoped_release release;
+    const std::size_t wanted = threads > 0 ? threads : std::max(1u, std::thread::hardware_concurrency());
+    std::atomic<std::size_t> next{0};
+    std::atomic<bool> no_memory{false};
+    auto work = [&] {
+        float *own = kept_scratch(scratch);
+        if (!own) no_memory = true;  // nothing may be thrown on a worker
+        for (std::size_t index; own && (index = next.fetch_add(1)) < tasks;) task(index, own);
+    };
+    if (tasks) on_threads(std::min(wanted, tasks), work);
+    if (no_memory) throw std::bad_alloc();
+}
+
+void attention(const Array &q, const Array &k, const Array &v, Array out, Array sums, const Bounds &bounds_q,
                const Bounds &bounds_k, float scale, const std::optional<Array> &q_norm,
                const std::optional<Array> &k_norm, float eps, int threads, const std::string &instructions) {
-    check(q, "q", q), check(k, "k", q), check(v, "v", k);
-    check_bounds(bounds_q, q.shape(0), "bounds_q"), check_bounds(bounds_k, k.shape(0), "bounds_k");
-    if (v.shape(0) != k.shape(0) || bounds_q.size() != bounds_k.size())
-        throw std::invalid_argument("k and v need equal rows, queries and keys equally many sequences");
-    const auto kernel = kernel_of(instructions);
-    const std::size_t heads = q.shape(1), dim = q.shape(2), sequences = bounds_q.size() - 1;
+    check_inputs(q, k, v, bounds_q, bounds_k);
+    check_result(out, "out", q), check_sums(sums, q);
+    const auto &kernels = kernels_of(instructions);
+    const Sequences sequences(bounds_q, bounds_k);
+    const std::size_t heads = q.shape(1), dim = q.shape(2), T = q.shape(0);
     const HeadNorm norms[] = {norm_of(q_norm, dim, eps), norm_of(k_norm, dim, eps)};
-    check(out_array, "out", q);
-    if (out_array.shape(0) != q.shape(0) || !(out_array.flags() & py::array::c_style))
-        throw std::invalid_argument("out: contiguous, of the shape of q");
-    const Matrix from_q(q), from_k(k), from_v(v);
-    float *out = out_array.mutable_data();
-    const std::int64_t *starts_q = bounds_q.data(), *starts_k = bounds_k.data();
-    {
-        py::gil_scoped_release release;
-        const std::size_t wanted = threads > 0 ? threads : std::max(1u, std::thread::hardware_concurrency());
-        std::size_t longest_q = 0, longest_k = 0;
-        for (std::size_t b = 0; b < sequences; ++b) {
-            longest_q = std::max<std::size_t>(longest_q, starts_q[b + 1] - starts_q[b]);
-            longest_k = std::max<std::size_t>(longest_k, starts_k[b + 1] - starts_k[b]);
+    float *const to = out.mutable_data(), *const to_sums = sums.mutable_data();
+    const std::size_t cores = threads > 0 ? threads : std::max(1u, std::thread::hardware_concurrency());
+    const std::size_t step = queries_at_once(sequences.longest_q, heads * sequences.count, cores);
+    const std::size_t parts = (sequences.longest_q + step - 1) / step;
+    const std::size_t scratch = attention_scratch(std::min(step, sequences.longest_q), sequences.longest_k, dim);
+    run_tasks(sequences.count * heads * parts, threads, scratch, [&](std::size_t task, float *memory) {
+        const std::size_t b = task / (heads * parts), h = task / parts % heads, part = task % parts;
+        const std::size_t begin = sequences.q[b] + part * step, end = sequences.q[b + 1];
+        const std::size_t first_key = sequences.k[b], keys = sequences.k[b + 1] - first_key;
+        if (begin >= end) return;
+        const std::size_t queries = std::min(step, end - begin);
+        const ResultRows result = results_of(q, to, begin, h);
+        float *const row_sums = to_sums + h * T + begin;
+        if (keys == 0) {
+            clear(result, queries, dim);
+            std::fill(row_sums, row_sums + queries, -std::numeric_limits<float>::infinity());
+            return;
         }
-        const std::size_t step = queries_at_once(longest_q, heads * sequences, wanted);
-        const std::size_t parts = (longest_q + step - 1) / step, tasks = sequences * heads * parts;
-        const std::size_t scratch = attention_scratch(std::min(step, longest_q), longest_k, dim);
-        const std::size_t workers = std::min(wanted, tasks);
-        std::atomic<std::size_t> next{0};
-        std::atomic<bool> no_memory{false};
-        auto work = [&] {
-            float *own = kept_scratch(scratch);
-            if (!own) no_memory = true;  // nothing may be thrown on a worker
-            if (!own) return;
-            for (std::size_t task; (task = next.fetch_add(1)) < tasks;) {
-                const std::size_t b = task / (heads * parts), h = task / parts % heads, part = task % parts;
-                const std::size_t begin = starts_q[b] + part * step, end = starts_q[b + 1];
-                const std::size_t first_key = starts_k[b], keys = starts_k[b + 1] - first_key;
-                if (begin >= end) continue;
-                const std::size_t queries = std::min(step, end - begin);
-                float *to = out + (begin * heads + h) * dim;
-                if (keys == 0) {
-                    for (std::size_t i = 0; i < queries; ++i) std::memset(to + i * heads * dim, 0, dim * sizeof(float));
-                    continue;
-                }
-                kernel({from_q.at(begin, h), from_k.at(first_key, h), from_v.at(first_key, h), to, from_q.row,
-                        from_k.row, from_v.row, heads * dim, queries, keys, dim, scale, norms[0], norms[1]},
-                       own);
-            }
-        };
-        if (workers) on_threads(workers, work);
-        if (no_memory) throw std::bad_alloc();
-    }
+        kernels.forward({rows_of(q, begin, h), rows_of(k, first_key, h), rows_of(v, first_key, h), result, row_sums,
+                         queries, keys, dim, scale, norms[0], norms[1]},
+                        memory);
+    });
+}
+
+void attention_backward(const Array &grad, const Array &q, const Array &k, const Array &v, const Array &out,
+                        const Array &sums, Array dq, Array dk, Array dv, const Bounds &bounds_q, const Bounds &bounds_k,
+                        float scale, int threads, const std::string &instructions) {
+    check_inputs(q, k, v, bounds_q, bounds_k);
+    check(grad, "grad", q), check(out, "out", q), check_sums(sums, q);
+    if (grad.shape(0) != q.shape(0) || out.shape(0) != q.shape(0))
+        throw std::invalid_argument("grad and out need the rows of q");
+    check_result(dq, "dq", q), check_result(dk, "dk", k), check_result(dv, "dv", v);
+    const auto &kernels = kernels_of(instructions);
+    const Sequences sequences(bounds_q, bounds_k);
+    const std::size_t heads = q.shape(1), dim = q.shape(2), T = q.shape(0);
+    float *const to_q = dq.mutable_data(), *const to_k = dk.mutable_data(), *const to_v = dv.mutable_data();
+    const std::size_t scratch = attention_gradient_scratch(sequences.longest_q, sequences.longest_k, dim);
+    run_tasks(sequences.count * heads, threads, scratch, [&](std::size_t task, float *memory) {
+        const std::size_t b = task / heads, h = task % heads, first = sequences.q[b], first_key = sequences.k[b];
+        const std::size_t queries = sequences.q[b + 1] - first, keys = sequences.k[b + 1] - first_key;
+        const ResultRows results[] = {results_of(q, to_q, first, h), results_of(k, to_k, first_key, h),
+                                      results_of(v, to_v, first_key, h)};
+        if (queries == 0 || keys == 0) {
+            clear(results[0], queries, dim), clear(results[1], keys, dim), clear(results[2], keys, dim);
+            return;
+        }
+        kernels.backward({rows_of(q, first, h), rows_of(k, first_key, h), rows_of(v, first_key, h),
+                          rows_of(out, first, h), rows_of(grad, first, h), sums.data() + h * T + first, results[0],
+                          results[1], results[2], queries, keys, dim, scale},
+                         memory);
+    });
 }
 
 }  // namespace
@@ -180,13 +242,21 @@ void bind_attention(py::module_ &m) {
         "attention_instructions",
         [] {
             std::vector<std::string> names;
-            for (const auto &set : instruction_sets()) names.push_back(set.name);
+            for (const auto *kernels : usable_kernels()) names.push_back(kernels->instructions);
             return names;
         },
         "attention_instructions() -> instruction sets of this processor that the attention kernel has, best first.");
     m.def("attention", &attention, py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(),
-          py::arg("out").noconvert(), py::arg("bounds_q"), py::arg("bounds_k"), py::arg("scale"), py::arg("q_norm").none(true),
-          py::arg("k_norm").none(true), py::arg("eps"), py::arg("threads"), py::arg("instructions"),
-          "attention(q, k, v, out, bounds_q, bounds_k, scale, q_norm, k_norm, eps, threads, instructions)\n"
-          "(T, H, d) float32. bounds: where sequences begin, and the end; norms: (2, d) weight and bias, or None.");
+          py::arg("out").noconvert(), py::arg("sums").noconvert(), py::arg("bounds_q"), py::arg("bounds_k"),
+          py::arg("scale"), py::arg("q_norm").none(true), py::arg("k_norm").none(true), py::arg("eps"),
+          py::arg("threads"), py::arg("instructions"),
+          "attention(q, k, v, out, sums, bounds_q, bounds_k, scale, q_norm, k_norm, eps, threads, instructions)\n"
+          "(T, H, d) float32; sums (H, T): log2 of the softmax denominators. bounds: where sequences begin, and the\n"
+          "end; norms: (2, d) weight and bias, or None.");
+    m.def("attention_backward", &attention_backward, py::arg("grad").noconvert(), py::arg("q").noconvert(),
+          py::arg("k").noconvert(), py::arg("v").noconvert(), py::arg("out").noconvert(), py::arg("sums").noconvert(),
+          py::arg("dq").noconvert(), py::arg("dk").noconvert(), py::arg("dv").noconvert(), py::arg("bounds_q"),
+          py::arg("bounds_k"), py::arg("scale"), py::arg("threads"), py::arg("instructions"),
+          "attention_backward(grad, q, k, v, out, sums, dq, dk, dv, bounds_q, bounds_k, scale, threads, instructions)\n"
+          "Writes the gradients of q, k and v; out and sums are those of `attention` without norms.");
 }

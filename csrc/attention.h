@@ -10,20 +10,50 @@ struct HeadNorm {
     float eps = 0;
 };
 
-// softmax(q k^T * scale) v. Rows lie `*_stride` floats apart; `dim` is a multiple of 16 and there is a key.
+// Always inlined: a copy compiled for one instruction set must never be the one that other files are linked with.
+#define CAMAE_INLINE inline __attribute__((always_inline))
+
+// Rows of a head, `stride` floats apart.
+struct Rows {
+    const float *first;
+    std::size_t stride;
+    CAMAE_INLINE const float *operator[](std::size_t i) const { return first + i * stride; }
+};
+
+struct ResultRows {
+    float *first;
+    std::size_t stride;
+    CAMAE_INLINE float *operator[](std::size_t i) const { return first + i * stride; }
+};
+
+// out = softmax(q k^T * scale) v, sums = log2 of the softmax denominators. `dim` is a multiple of 16, there is a key.
 struct AttentionHead {
-    const float *q, *k, *v;
-    float *out;
-    std::size_t q_stride, k_stride, v_stride, out_stride;
+    Rows q, k, v;
+    ResultRows out;
+    float *sums;
     std::size_t queries, keys, dim;
     float scale;
     HeadNorm q_norm, k_norm;
 };
 
-using AttentionKernel = void (*)(const AttentionHead &head, float *scratch);
+// The gradients of q, k and v for the gradient `grad` of `out`; no norms.
+struct AttentionGradient {
+    Rows q, k, v, out, grad;
+    const float *sums;
+    ResultRows dq, dk, dv;
+    std::size_t queries, keys, dim;
+    float scale;
+};
 
-// Floats of scratch a kernel needs for a head of this size.
+// Both passes in one instruction set.
+struct AttentionKernels {
+    const char *instructions;
+    void (*forward)(const AttentionHead &head, float *scratch);
+    void (*backward)(const AttentionGradient &head, float *scratch);
+};
+
+extern const AttentionKernels attention_avx512, attention_avx2;
+
+// Floats of scratch for a head of this size.
 std::size_t attention_scratch(std::size_t queries, std::size_t keys, std::size_t dim);
-
-void attention_avx512(const AttentionHead &head, float *scratch);
-void attention_avx2(const AttentionHead &head, float *scratch);
+std::size_t attention_gradient_scratch(std::size_t queries, std::size_t keys, std::size_t dim);

@@ -1,6 +1,7 @@
 // The attention kernel in AVX2 with FMA. Compiled with its flags; called only where the processor has them.
 #include <immintrin.h>
 
+#include "attention_gradient.h"
 #include "attention_kernel.h"
 
 namespace {
@@ -46,4 +47,4 @@ struct Avx2 {
 
 }  // namespace
 
-void attention_avx2(const AttentionHead &head, float *scratch) { attend<Avx2>(head, scratch); }
+const AttentionKernels attention_avx2 = {"avx2", attend<Avx2>, attend_backward<Avx2>};

@@ -1,6 +1,7 @@
 // The attention kernel in AVX-512. Compiled with its flags; called only where the processor has them.
 #include <immintrin.h>
 
+#include "attention_gradient.h"
 #include "attention_kernel.h"
 
 namespace {
@@ -32,4 +33,4 @@ struct Avx512 {
 
 }  // namespace
 
-void attention_avx512(const AttentionHead &head, float *scratch) { attend<Avx512>(head, scratch); }
+const AttentionKernels attention_avx512 = {"avx512", attend<Avx512>, attend_backward<Avx512>};

@@ -1,7 +1,7 @@
 // FlashAttention's forward pass for one head (Dao 2023), for a CPU: scores of six queries against a block of keys
 // stay in the first-level cache, and only running maxima and sums pass from block to block.
 //
-// Included by one file for each instruction set. Everything is in an unnamed namespace and uses no templates of
+// With attention_gradient.h included by one file for each instruction set. Everything is in an unnamed namespace and uses no templates of
 // the standard library: a copy compiled for AVX-512 must never be the one that another file is linked with.
 #pragma once
 
@@ -14,20 +14,26 @@ namespace {
 constexpr std::size_t query_rows = 6;    // 6 rows x 4 vectors of sums fill the registers and hide the FMA's latency
 constexpr std::size_t panel_keys = 64;   // keys of a transposed panel
 constexpr std::size_t block_keys = 512;  // its scores (12 KiB) fit the first-level cache, its K and V the second
-constexpr float least = -1e30f;
+constexpr float least = -1e30f, log2_e = 1.44269504088896340736f;
 
 // 2^r on [-1/2, 1/2]: interpolation at Chebyshev nodes, relative error 2.5e-9 before rounding.
 constexpr float exp2_terms[] = {1.0f,           0.693147207f,   0.240226509f,  0.0555032723f,
                                 0.00961805668f, 0.00134004282f, 0.000154614447f};
 
+// The left factor of a product: the distances between its rows and between its terms.
+struct Left {
+    const float *first;
+    std::size_t row, term;
+};
+
 inline std::size_t rounded_up(std::size_t n, std::size_t step) { return (n + step - 1) / step * step; }
 
 // Inlined (as its caller) because `factor` and the steps are then known: 6 % of the whole.
 // out[r][j] = out[r][j] * factor[r] + sum over k of left[r][k] * right[k][j] for six rows and `width` vectors.
+// No factor: the sum alone.
 template <class Simd, int width>
-inline __attribute__((always_inline)) void multiply(const float *left, std::size_t left_stride, const float *right,
-                                                    std::size_t right_stride, std::size_t terms, float *out,
-                                                    std::size_t out_stride, const float *factor) {
+CAMAE_INLINE void multiply(Left left, const float *right, std::size_t right_stride, std::size_t terms, float *out,
+                           std::size_t out_stride, const float *factor) {
     using Vector = typename Simd::Vector;
     constexpr int rows = query_rows;
     Vector sums[rows][width];
@@ -41,7 +47,7 @@ inline __attribute__((always_inline)) void multiply(const float *left, std::size
         for (int j = 0; j < width; ++j) line[j] = Simd::load(right + j * Simd::lanes);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; ++r) {
-            const Vector x = Simd::fill(left[r * left_stride + k]);
+            const Vector x = Simd::fill(left.first[r * left.row + k * left.term]);
 #pragma GCC unroll 8
             for (int j = 0; j < width; ++j) sums[r][j] = Simd::multiply_add(x, line[j], sums[r][j]);
         }
@@ -52,16 +58,14 @@ inline __attribute__((always_inline)) void multiply(const float *left, std::size
 
 // `multiply` over `columns` (a multiple of 16), in the widest steps that the registers and the columns allow.
 template <class Simd>
-inline __attribute__((always_inline)) void multiply_columns(std::size_t columns, const float *left,
-                                                            std::size_t left_stride, const float *right,
-                                                            std::size_t right_stride, std::size_t terms, float *out,
-                                                            std::size_t out_stride, const float *factor) {
+CAMAE_INLINE void multiply_columns(std::size_t columns, Left left, const float *right, std::size_t right_stride,
+                                   std::size_t terms, float *out, std::size_t out_stride, const float *factor) {
     constexpr int widest = Simd::widest;
     std::size_t j = 0;
     for (; j + widest * Simd::lanes <= columns; j += widest * Simd::lanes)
-        multiply<Simd, widest>(left, left_stride, right + j, right_stride, terms, out + j, out_stride, factor);
+        multiply<Simd, widest>(left, right + j, right_stride, terms, out + j, out_stride, factor);
     for (; j < columns; j += 16)
-        multiply<Simd, 16 / Simd::lanes>(left, left_stride, right + j, right_stride, terms, out + j, out_stride, factor);
+        multiply<Simd, 16 / Simd::lanes>(left, right + j, right_stride, terms, out + j, out_stride, factor);
 }
 
 // One row, normed where a norm is given, times `factor`, into contiguous memory.
@@ -115,7 +119,7 @@ struct Scratch {
         const std::size_t rows = rounded_up(n_queries, query_rows);
         keys = memory;
         values = keys + rounded_up(n_keys, panel_keys) * dim;
-        queries = values + n_keys * dim;
+        queries = values + rounded_up(n_keys, query_rows) * dim;
         out = queries + rows * dim;
         scores = out + rows * dim;
         maxima = scores + query_rows * block_keys;
@@ -123,25 +127,21 @@ struct Scratch {
     }
 };
 
-// Keys transposed in panels of 64, values and queries without gaps, queries in units of log2.
+// Rows transposed in panels of 64, zeros after the last; `row` holds one of them meanwhile.
 template <class Simd>
-void pack(const AttentionHead &head, const Scratch &to) {
-    const std::size_t dim = head.dim;
-    float *row = to.scores;  // free until the first scores; a head's row is shorter than six rows of a block
-    for (std::size_t i = 0; i < rounded_up(head.keys, panel_keys); ++i) {
-        float *panel = to.keys + i / panel_keys * panel_keys * dim + i % panel_keys;
-        if (i < head.keys) copy_row<Simd>(head.k + i * head.k_stride, dim, head.k_norm, 1, row);
-        for (std::size_t d = 0; d < dim; ++d) panel[d * panel_keys] = i < head.keys ? row[d] : 0;
+void pack_panels(Rows rows, std::size_t count, std::size_t dim, const HeadNorm &norm, float *row, float *panels) {
+    for (std::size_t i = 0; i < rounded_up(count, panel_keys); ++i) {
+        float *panel = panels + i / panel_keys * panel_keys * dim + i % panel_keys;
+        if (i < count) copy_row<Simd>(rows[i], dim, norm, 1, row);
+        for (std::size_t d = 0; d < dim; ++d) panel[d * panel_keys] = i < count ? row[d] : 0;
     }
-    for (std::size_t i = 0; i < head.keys; ++i)
-        std::memcpy(to.values + i * dim, head.v + i * head.v_stride, dim * sizeof(float));
-    const float log2_e = 1.44269504088896340736f;
-    const std::size_t rows = rounded_up(head.queries, query_rows);
-    for (std::size_t i = 0; i < head.queries; ++i)
-        copy_row<Simd>(head.q + i * head.q_stride, dim, head.q_norm, head.scale * log2_e, to.queries + i * dim);
-    std::memset(to.queries + head.queries * dim, 0, (rows - head.queries) * dim * sizeof(float));
-    std::memset(to.out, 0, rows * dim * sizeof(float));
-    for (std::size_t i = 0; i < rows; ++i) to.maxima[i] = least, to.sums[i] = 0;
+}
+
+// Rows without gaps, zeros to a multiple of six.
+template <class Simd>
+void pack_rows(Rows rows, std::size_t count, std::size_t dim, const HeadNorm &norm, float factor, float *out) {
+    for (std::size_t i = 0; i < count; ++i) copy_row<Simd>(rows[i], dim, norm, factor, out + i * dim);
+    std::memset(out + count * dim, 0, (rounded_up(count, query_rows) - count) * dim * sizeof(float));
 }
 
 // Six queries against one block of keys.
@@ -149,7 +149,7 @@ template <class Simd>
 void attend_block(const Scratch &at, std::size_t first_query, std::size_t first_key, std::size_t keys, std::size_t dim) {
     const std::size_t padded = rounded_up(keys, panel_keys);
     for (std::size_t j = 0; j < padded; j += panel_keys)
-        multiply_columns<Simd>(panel_keys, at.queries + first_query * dim, dim, at.keys + (first_key + j) * dim,
+        multiply_columns<Simd>(panel_keys, {at.queries + first_query * dim, dim, 1}, at.keys + (first_key + j) * dim,
                                panel_keys, dim, at.scores + j, block_keys, nullptr);
     float factor[query_rows];
     for (std::size_t r = 0; r < query_rows; ++r) {
@@ -160,20 +160,26 @@ void attend_block(const Scratch &at, std::size_t first_query, std::size_t first_
         factor[r] = __builtin_exp2f(before - *maximum);
         at.sums[first_query + r] = at.sums[first_query + r] * factor[r] + sum;
     }
-    multiply_columns<Simd>(dim, at.scores, block_keys, at.values + first_key * dim, dim, keys,
+    multiply_columns<Simd>(dim, {at.scores, block_keys, 1}, at.values + first_key * dim, dim, keys,
                            at.out + first_query * dim, dim, factor);
 }
 
 template <class Simd>
 void attend(const AttentionHead &head, float *memory) {
-    const Scratch at(memory, head.queries, head.keys, head.dim);
-    pack<Simd>(head, at);
+    const std::size_t dim = head.dim, rows = rounded_up(head.queries, query_rows);
+    const Scratch at(memory, head.queries, head.keys, dim);
+    pack_panels<Simd>(head.k, head.keys, dim, head.k_norm, at.scores, at.keys);
+    pack_rows<Simd>(head.v, head.keys, dim, {}, 1, at.values);
+    pack_rows<Simd>(head.q, head.queries, dim, head.q_norm, head.scale * log2_e, at.queries);
+    std::memset(at.out, 0, rows * dim * sizeof(float));
+    for (std::size_t i = 0; i < rows; ++i) at.maxima[i] = least, at.sums[i] = 0;
     for (std::size_t k = 0; k < head.keys; k += block_keys)
         for (std::size_t q = 0; q < head.queries; q += query_rows)
-            attend_block<Simd>(at, q, k, head.keys - k < block_keys ? head.keys - k : block_keys, head.dim);
-    for (std::size_t i = 0; i < head.queries; ++i)
-        for (std::size_t d = 0; d < head.dim; ++d)
-            head.out[i * head.out_stride + d] = at.out[i * head.dim + d] / at.sums[i];
+            attend_block<Simd>(at, q, k, head.keys - k < block_keys ? head.keys - k : block_keys, dim);
+    for (std::size_t i = 0; i < head.queries; ++i) {
+        for (std::size_t d = 0; d < dim; ++d) head.out[i][d] = at.out[i * dim + d] / at.sums[i];
+        head.sums[i] = at.maxima[i] + __builtin_log2f(at.sums[i]);
+    }
 }
 
 }  // namespace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -24,6 +25,7 @@ class Backend:
     why: str
 
 
+@cache
 def has_module(name: str) -> bool:
     """Whether a module is installed, without importing it (a dotted name imports its parents)."""
     try:

@@ -32,6 +32,15 @@ def rounding_level(pred_MP2: torch.Tensor) -> torch.Tensor:
     return 4 * torch.finfo(pred_MP2.dtype).eps * pred_MP2.abs().sum(1)[:, None, None]
 
 
+def _columns(P: int, like: torch.Tensor) -> torch.Tensor:
+    """(P/2 + 1,) how often each column of half a spectrum stands in the whole one of a real patch."""
+    often = torch.full((P // 2 + 1,), 2.0, dtype=like.dtype, device=like.device)
+    often[0] = 1
+    if P % 2 == 0:
+        often[-1] = 1
+    return often
+
+
 def patch_losses_reference(
     pred_MP2: torch.Tensor, target_MP2: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,43 +52,39 @@ def patch_losses_reference(
     mse_M = (pred_MP2 - target_MP2).square().mean(1)
     if len(pred_MP2) == 0:  # a transform of nothing is an error in MKL
         return mse_M, mse_M
-    # The spectrum of a real patch: the columns between the first and the middle one stand twice.
-    twice = torch.full((P // 2 + 1,), 2.0, dtype=pred_MP2.dtype, device=pred_MP2.device)
-    twice[0] = 1
-    if P % 2 == 0:
-        twice[-1] = 1
     magnitude_pred = torch.fft.rfft2(pred_MP2.unflatten(1, (P, P))).abs()
     magnitude_pred = torch.where(magnitude_pred > rounding_level(pred_MP2), magnitude_pred, 0)
     magnitude_target = torch.fft.rfft2(target_MP2.unflatten(1, (P, P))).abs()
-    l1_MPF = (magnitude_pred - magnitude_target).abs() * twice
+    l1_MPF = (magnitude_pred - magnitude_target).abs() * _columns(P, pred_MP2)
     return mse_M, l1_MPF.sum((1, 2)) / (P * P)
 
 
-def loss_and_gradient_reference(
+def loss_and_gradient(
     pred_MP2: torch.Tensor,
     target_MP2: torch.Tensor,
     weight_M: torch.Tensor,
     alpha: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the kernel returns, by formula: (2,) weighted MSE and Fourier sums, and the gradient (M, P*P).
+    """What the kernel returns, in plain torch: (2,) weighted MSE and Fourier sums, and the gradient (M, P*P).
 
-    d|F|/dx is the real part of the transform of the conjugate phase: one more transform, the adjoint.
+    d|F|/dx is the real part of the inverse transform of the phase, and phases of a real patch are Hermitian as its
+    spectrum is: half a spectrum there and back, where autograd takes a whole complex one.
     """
     P = patch_side(pred_MP2.shape[1])
-    mse_M, fourier_M = patch_losses_reference(pred_MP2, target_MP2)
     if len(pred_MP2) == 0:
         return pred_MP2.new_zeros(2), torch.zeros_like(pred_MP2)
-    spectrum = torch.fft.fft2(pred_MP2.unflatten(1, (P, P)))
+    difference_MP2 = pred_MP2 - target_MP2
+    spectrum = torch.fft.rfft2(pred_MP2.unflatten(1, (P, P)))
     magnitude = spectrum.abs()
     loud = magnitude > rounding_level(pred_MP2)
-    target = torch.fft.fft2(target_MP2.unflatten(1, (P, P))).abs()
-    phase = torch.where(loud, spectrum / magnitude.clamp_min(torch.finfo(magnitude.dtype).tiny), 0)
-    # conj_physical: the lazy conj() is lost when AOTDispatcher calls a custom op.
-    sign = (torch.where(loud, magnitude, 0) - target).sign()
-    slope = torch.fft.fft2(sign * torch.conj_physical(phase)).real.flatten(1)
-    grad_MP2 = (1 - alpha) * 2 * (pred_MP2 - target_MP2) + alpha * slope
+    excess = torch.where(loud, magnitude, 0) - torch.fft.rfft2(target_MP2.unflatten(1, (P, P))).abs()
+    slope = torch.where(loud, excess.sign() / magnitude, 0) * spectrum
+    slope_MP2 = torch.fft.irfft2(slope, s=(P, P), norm="forward").flatten(1)
+    mse_M = difference_MP2.square().mean(1)
+    fourier_M = (excess.abs() * _columns(P, pred_MP2)).sum((1, 2)) / (P * P)
+    grad_MP2 = difference_MP2.mul_(2 * (1 - alpha)).add_(slope_MP2, alpha=alpha)
     parts = torch.stack([(mse_M * weight_M).sum(), (fourier_M * weight_M).sum()])
-    return parts, grad_MP2 * (weight_M / (P * P))[:, None]
+    return parts, grad_MP2.mul_((weight_M / (P * P))[:, None])
 
 
 @torch.library.custom_op("camae::reconstruction_loss", mutates_args=())
@@ -106,9 +111,7 @@ def _loss_op(
         target_MP2 = standardised_patches(
             planes_KHW, plane_M, patch_M, patch_side(pred_MP2.shape[1]), eps, compute, (mean_K, var_K)
         )
-        parts, grad_MP2 = loss_and_gradient_reference(
-            pred_MP2.to(compute), target_MP2, weight_M.to(compute), alpha
-        )
+        parts, grad_MP2 = loss_and_gradient(pred_MP2.to(compute), target_MP2, weight_M.to(compute), alpha)
     return (1 - alpha) * parts[0] + alpha * parts[1], parts, grad_MP2.to(pred_MP2.dtype).contiguous()
 
 
@@ -143,6 +146,24 @@ def _backward(ctx: Any, grad_total: torch.Tensor, *_: Any) -> tuple[torch.Tensor
 
 
 _loss_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _PlainLoss(torch.autograd.Function):
+    """The back-end `reference`: total () and parts (2,), the gradient found in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, pred_MP2: torch.Tensor, target_MP2: torch.Tensor, weight_M: torch.Tensor, alpha: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        parts, grad_MP2 = loss_and_gradient(pred_MP2, target_MP2, weight_M, alpha)
+        ctx.save_for_backward(grad_MP2)
+        ctx.mark_non_differentiable(parts)
+        return (1 - alpha) * parts[0] + alpha * parts[1], parts
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: torch.Tensor, _: Any) -> Any:  # type: ignore[override]
+        (grad_MP2,) = ctx.saved_tensors
+        return grad_MP2 * grad_total, None, None, None
 
 
 def compute_dtype(pred_MP2: torch.Tensor) -> torch.dtype:
@@ -198,9 +219,8 @@ def reconstruction_losses(
         )
         return total, *parts.unbind()
     target_MP2 = standardised_patches(planes_KHW, plane_M, patch_M, P, eps, compute, statistics)
-    mse_M, fourier_M = patch_losses_reference(pred_MP2.to(compute), target_MP2)
-    mse, fourier = (mse_M * weight_M).sum(), (fourier_M * weight_M).sum()
-    return (1 - alpha) * mse + alpha * fourier, mse.detach(), fourier.detach()
+    total, parts = _PlainLoss.apply(pred_MP2.to(compute), target_MP2, weight_M, alpha)
+    return total, *parts.unbind()
 
 
 def reconstruction_loss(

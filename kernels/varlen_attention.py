@@ -5,7 +5,7 @@ softmax(q k^T * scale) v for every sequence, without padding. Tokens of a sequen
 v and out once.
 
 Back-ends: `triton` (ours), `torch_varlen` (torch's built-in FlashAttention-2), `flash_attn` (the package, FA2),
-`flash_attn_4` (its CuTe form), `native` (ours in C++ for CPUs: float32, forward only), `reference` (SDPA over groups
+`flash_attn_4` (its CuTe form), `native` (ours in C++ for CPUs, float32), `reference` (SDPA over groups
 of equal lengths; any device and dtype).
 """
 
@@ -193,18 +193,18 @@ def backends(device: torch.device | str = "cpu") -> tuple[Backend, ...]:
     )
 
 
-def default_attention(device: torch.device, dtype: torch.dtype, *, inference: bool = False) -> str:
+def default_attention(device: torch.device, dtype: torch.dtype, head_dim: int = 64) -> str:
     """The back-end where none is named.
 
     CUDA, 16-bit: torch's FlashAttention-2, the one with published figures (282-322 TFLOP/s forward at head dim
-    64 on an H100); our kernel takes its place when a committed measurement shows it faster. CPU, float32, when no
-    gradient is asked and the head dim fits (`inference`): our C++ kernel where the processor has its instructions
-    (1.3 to 1.5 times SDPA at 1,537 tokens, bench/results/cpu-2core). Else plain SDPA.
+    64 on an H100); our kernel takes its place when a committed measurement shows it faster. CPU, float32: our C++
+    kernel where the processor has its instructions and 16 divides the head dim (bench/results/cpu-2core has it beside
+    SDPA). Else plain SDPA.
     """
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         return "torch_varlen"
-    native = inference and dtype == torch.float32 and native_attention.backend(device).usable
-    return "native" if native else "reference"
+    fits = dtype == torch.float32 and head_dim % native_attention.DIM_STEP == 0
+    return "native" if fits and native_attention.backend(device).usable else "reference"
 
 
 def varlen_attention(
@@ -229,7 +229,7 @@ def varlen_attention(
     scale: None: 1 / sqrt(d).
     lengths_q, lengths_k: the lengths on the host, so that none is read back from a device.
     q_norm, k_norm: (weight_d, bias_d) of a LayerNorm over the head dim, applied first; inside the kernels by
-        `triton` where both are given and by `native`, before attention by the other back-ends.
+        `triton` where both are given and by `native` where no gradient is asked, before attention elsewhere.
     deterministic: ask for a backward pass with a fixed order of additions (`triton` always has one).
 
     A sequence without keys gives zeros. Raises CamaeError for shapes and dtypes that do not fit,
@@ -238,22 +238,21 @@ def varlen_attention(
     _check(q_THd, k_SHd, v_SHd, cu_q, cu_k)
     device, d = q_THd.device, q_THd.shape[-1]
     low = autocast_dtype(device)
-    differentiable = _differentiable(q_THd, k_SHd, v_SHd, *(q_norm or ()), *(k_norm or ()))
-    inference = not differentiable and d % native_attention.DIM_STEP == 0
-    default = default_attention(device, low or q_THd.dtype, inference=inference)
+    default = default_attention(device, low or q_THd.dtype, d)
     name = choose("varlen_attention", backend, backends(device), default)
-    if name == "native":
-        if differentiable:
-            raise CamaeError(
-                "attention back-end 'native' has no backward pass; use backend='reference' to train"
-            )
-        return _native(q_THd, k_SHd, v_SHd, cu_q, cu_k, scale, q_norm, k_norm, norm_eps)
+    learning = torch.is_grad_enabled() and any(
+        x.requires_grad for x in (q_THd, k_SHd, v_SHd, *(q_norm or ()), *(k_norm or ()))
+    )
+    inside = name == "native" and not learning
     fused = name == "triton" and q_norm is not None and k_norm is not None
-    if not fused:
+    if not (fused or inside):
         q_THd = q_THd if q_norm is None else head_norm(q_THd, *q_norm, norm_eps)
         k_SHd = k_SHd if k_norm is None else head_norm(k_SHd, *k_norm, norm_eps)
     if low:
         q_THd, k_SHd, v_SHd = q_THd.to(low), k_SHd.to(low), v_SHd.to(low)
+    if name == "native":
+        left = (q_norm, k_norm) if inside else (None, None)
+        return _native(q_THd, k_SHd, v_SHd, cu_q, cu_k, scale, *left, norm_eps)
     if lengths_q is None:
         lengths_q = lengths_of(cu_q)
     if lengths_k is None:
@@ -293,10 +292,6 @@ def head_norm(x_THd: torch.Tensor, weight_d: torch.Tensor, bias_d: torch.Tensor,
     if x_THd.dtype == weight_d.dtype:
         return F.layer_norm(x_THd, weight_d.shape, weight_d, bias_d, eps)
     return _HeadNorm.apply(x_THd, weight_d, bias_d, eps)
-
-
-def _differentiable(*tensors: torch.Tensor) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _native(

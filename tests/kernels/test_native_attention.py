@@ -39,9 +39,8 @@ def tolerance(q, k, v, scale):
 
 
 def run(instruction_set, q, k, v, lengths_q, lengths_k, scale, norms=(None, None)):
-    return native_attention_op(
-        q, k, v, bounds(lengths_q), bounds(lengths_k), scale, *norms, 1e-6, instruction_set
-    )
+    cu = bounds(lengths_q), bounds(lengths_k)
+    return native_attention_op(q, k, v, *cu, scale, *norms, 1e-6, instruction_set)[0]
 
 
 def check(instruction_set, lengths_q, lengths_k, heads, d, seed=0, scale=None):
@@ -56,6 +55,38 @@ def check(instruction_set, lengths_q, lengths_k, heads, d, seed=0, scale=None):
         assert (out - truth).abs().max() <= tolerance(q, k, v, scale)
     else:
         assert not out.any()
+
+
+def check_gradient(instruction_set, lengths_q, lengths_k, heads, d, seed=0):
+    """dq, dk and dv, and what the backward pass keeps, against the formulas in fp64.
+
+    The gradient of a probability is p * (grad . v - mean): the tolerance of probabilities times the largest
+    |grad . v|, then sums of that over keys (or queries) with the largest |k| (or |q|); dv as out, over queries.
+    """
+    scale = d**-0.5
+    q, k, v = (
+        packed(n, heads, d, seed + i).requires_grad_()
+        for i, n in enumerate((lengths_q, lengths_k, lengths_k))
+    )
+    grad, cu = packed(lengths_q, heads, d, seed + 3), (bounds(lengths_q), bounds(lengths_k))
+    out, sums_HT = native_attention_op(q, k, v, *cu, scale, None, None, 1e-6, instruction_set)
+    gradients = native_attention.native_attention_backward_op(
+        grad, *(x.detach() for x in (q, k, v, out)), sums_HT, *cu, scale, instruction_set
+    )
+    doubles = [x.detach().double() for x in (q, k, v)]
+    truth = attention_formulas(*doubles, *cu, scale, grad.double())
+    _, sums = attention_formulas(*doubles, *cu, scale)
+    if not (len(q) and len(k)):
+        assert not any(x.any() for x in gradients)
+        return
+    bound = tolerance(q, k, v, scale)
+    torch.testing.assert_close(sums_HT.double(), sums, rtol=0, atol=2 * bound / float(v.abs().max()))
+    longest = max(*lengths_q, *lengths_k)
+    slopes = 2 * bound / v.abs().max() * torch.einsum("thd,shd->hts", grad.abs(), v.abs()).max()
+    bounds_of = (scale * slopes * k.abs().max(), scale * slopes * q.abs().max() * longest, bound * longest)
+    factors = (1, 1, float(grad.abs().max() / v.abs().max()))
+    for found, expected, limit, factor in zip(gradients, truth, bounds_of, factors, strict=True):
+        assert (found - expected).abs().max() <= float(limit) * factor
 
 
 # Around the kernel's steps: six queries, panels of 64 keys, blocks of 512.
@@ -75,6 +106,7 @@ SHAPES = [
 @pytest.mark.parametrize("d", [16, 32, 48, 64, 128])
 def test_equals_the_formulas(instruction_set, lengths_q, lengths_k, d):
     check(instruction_set, lengths_q, lengths_k, 2, d)
+    check_gradient(instruction_set, lengths_q, lengths_k, 2, d)
 
 
 @needs_kernel
@@ -87,7 +119,9 @@ def test_equals_the_formulas(instruction_set, lengths_q, lengths_k, d):
     st.integers(0, 999),
 )
 def test_random_shapes(instruction_set, pairs, heads, d, seed):
-    check(instruction_set, [p[0] for p in pairs], [p[1] for p in pairs], heads, d, seed)
+    lengths = [p[0] for p in pairs], [p[1] for p in pairs]
+    check(instruction_set, *lengths, heads, d, seed)
+    check_gradient(instruction_set, *lengths, heads, d, seed)
 
 
 @needs_kernel
@@ -154,18 +188,33 @@ def test_same_bits_alone_in_a_batch_and_on_one_thread():
 @needs_kernel
 def test_opcheck():
     q, k, v = (packed((5, 7), 2, 16, seed) for seed in range(3))
-    norm = torch.rand(2, 16)
-    cu = bounds((5, 7))
+    norm, cu = torch.rand(2, 16), bounds((5, 7))
     opcheck(native_attention_op, (q, k, v, cu, cu, 0.25, norm, None, 1e-6, instructions()[0]))
+    out, sums_HT = native_attention_op(q, k, v, cu, cu, 0.25, None, None, 1e-6, instructions()[0])
+    backward = native_attention.native_attention_backward_op
+    opcheck(backward, (q, q, k, v, out, sums_HT, cu, cu, 0.25, instructions()[0]))
+
+
+@needs_kernel
+def test_gradients_through_norms_and_weights():
+    """As a block calls it: autograd through varlen_attention with both norms, native against plain SDPA."""
+    cu, names = bounds((9, 20)), ("native", "reference")
+    results = {}
+    for name in names:
+        torch.manual_seed(0)
+        leaves = [torch.randn(29, 2, 16, requires_grad=True) for _ in range(3)]
+        norms = [[torch.rand(16, requires_grad=True) for _ in range(2)] for _ in range(2)]
+        out = varlen_attention(*leaves, cu, cu, backend=name, q_norm=norms[0], k_norm=norms[1])
+        out.square().sum().backward()
+        results[name] = [x.grad for x in (*leaves, *norms[0], *norms[1])]
+    for ours, theirs in zip(*results.values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @needs_kernel
 def test_refusals():
     q, cu = torch.randn(4, 2, 16), bounds((4,))
     native = {"backend": "native"}
-    with pytest.raises(CamaeError, match="no backward pass; use backend='reference' to train"):
-        varlen_attention(q.requires_grad_(), q, q, cu, cu, **native)
-    q = q.detach()
     with pytest.raises(CamaeError, match=r"takes float32 .*not torch\.float64 and 16"):
         varlen_attention(q.double(), q.double(), q.double(), cu, cu, **native)
     with pytest.raises(CamaeError, match=r"not torch\.float32 and 12"):
@@ -177,21 +226,19 @@ def test_refusals():
 
 
 @needs_kernel
-def test_default_where_no_gradient_is_asked(monkeypatch):
-    """Without gradients the native kernel, with them or in other head dims plain SDPA."""
+def test_default_in_float32(monkeypatch):
+    """The native kernel in float32; plain SDPA in other dtypes and head dims."""
     used = []
     original = native_attention.native_attention
     monkeypatch.setattr(native_attention, "native_attention", lambda *a: used.append(1) or original(*a))
-    q, cu = torch.randn(4, 2, 16, requires_grad=True), bounds((4,))
-    trained = varlen_attention(q, q, q, cu, cu)
-    assert trained.requires_grad
+    q, cu = torch.randn(4, 2, 16), bounds((4,))
+    varlen_attention(q[..., :8], q[..., :8], q[..., :8], cu, cu)
+    varlen_attention(q.double(), q.double(), q.double(), cu, cu)
+    varlen_attention(q.bfloat16(), q.bfloat16(), q.bfloat16(), cu, cu)
     assert not used
-    with torch.no_grad():
-        varlen_attention(q[..., :8], q[..., :8], q[..., :8], cu, cu)
-        varlen_attention(q.double(), q.double(), q.double(), cu, cu)
-        assert not used
-        torch.testing.assert_close(varlen_attention(q, q, q, cu, cu), trained)
+    ours = varlen_attention(q, q, q, cu, cu)
     assert used == [1]
+    torch.testing.assert_close(ours, varlen_attention(q, q, q, cu, cu, backend="reference"))
 
 
 def test_a_machine_without_it(monkeypatch):

@@ -8,11 +8,12 @@ import sys
 import pytest
 import torch
 
+from camae.kernels.native_attention import instructions
 from camae.kernels.table import op_table
 from camae.kernels.varlen_attention import default_attention
 
 
-def test_cpu_uses_plain_torch_and_says_why_not_the_others():
+def test_cpu_uses_plain_torch_and_its_own_attention_and_says_why_not_the_others():
     rows = {row.op: row for row in op_table("cpu")}
     assert set(rows) == {
         "tokenize",
@@ -22,8 +23,10 @@ def test_cpu_uses_plain_torch_and_says_why_not_the_others():
         "gelu_split",
         "lion",
     }
+    attention = rows.pop("varlen_attention")
+    assert attention.default == ("native" if instructions() else "reference")
     assert {row.default for row in rows.values()} == {"reference"}
-    others = {b.name: b.why for b in rows["varlen_attention"].backends if not b.usable}
+    others = {b.name: b.why for b in attention.backends if not b.usable}
     assert "CUDA device" in others["torch_varlen"]
     assert "not installed" in others["flash_attn_4"] or "CUDA device" in others["flash_attn_4"]
 
