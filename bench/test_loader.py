@@ -36,7 +36,7 @@ def manifest_of(paths: list[list[str]]) -> Manifest:
     return Manifest(pd.DataFrame(rows))
 
 
-@pytest.mark.parametrize("layout", ["none, strips of 8", "zstd, tiles 256", "deflate, strips of 8"])
+@pytest.mark.parametrize("layout", field.LAYOUTS)
 def test_loader(
     layout: str,
     tmp_path_factory: pytest.TempPathFactory,
