@@ -57,6 +57,8 @@ def plane_kind(address: str, backend: str | None = None) -> tuple[int, int, np.d
             raise _several(address, about["planes"])
         H, W = about["height"], about["width"]
         share = about["block_height"] * about["block_width"] / (H * W)
+        if about["block_width"] == W:
+            share /= 2  # decoding of a strip ends with the window: halfway, on average
         return H, W, np.dtype(f"u{about['bits'] // 8}"), 0.0 if about["codec"] == "uncompressed" else share
     image = decode(address, sizes_only=True)
     if image.ndim != 2:

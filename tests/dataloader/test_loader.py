@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import tifffile
 import torch
 
 from camae.dataloader import CropLoader, Manifest
-from camae.dataloader.images import read_site
+from camae.dataloader.images import plane_kind, read_site
 from camae.dataloader.sampling import draw, symmetric
 from camae.errors import CamaeError
 
@@ -128,3 +129,19 @@ def test_mixed_dtypes_and_large_crops_are_named(screen: Manifest) -> None:
         tifffile.imwrite(screen.root / f"img/4_{channel}.tif", np.zeros((40, 48), np.uint8))
     with pytest.raises(CamaeError, match=r"row \d.* is uint\d+ but row \d.* is uint\d+"):
         CropLoader(screen, crop=16, batch_size=10).batch_at(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        ({"compression": "zlib", "rowsperstrip": 128}, 0.5),
+        ({"compression": "zlib", "rowsperstrip": 16}, 1 / 16),
+        ({"compression": "zlib", "tile": (32, 32)}, 1 / 16),
+        ({"rowsperstrip": 8}, 0),
+    ],
+)
+def test_share_that_one_window_decodes(tmp_path: Path, options: dict, share: float) -> None:
+    """Decoding of a strip ends with the window, so that half of a long one is the mean; tiles are decoded whole."""
+    path = tmp_path / "plane.tif"
+    tifffile.imwrite(path, np.arange(128 * 128, dtype=np.uint16).reshape(128, 128), **options)
+    assert plane_kind(str(path))[3] == share
