@@ -32,6 +32,7 @@ from camae.training.interrupts import STOP_EXIT_CODE, Interrupts
 from camae.training.keeper import Keeper
 from camae.training.log import LiveTable, RunLog, read_log
 from camae.training.masks import mask_noise, step_seed
+from camae.training.memory import keep_freed_pages
 from camae.training.meter import Meter
 from camae.training.new_channels import appended
 from camae.training.optimizer import build_optimizer, freeze, set_recompute
@@ -109,6 +110,8 @@ class _Trainer:
         self.world = World.join(recipe.device)
         self.device, self.quiet = self.world.device, quiet or not self.world.main
         self.precision = recipe.precision or ("bf16" if self.device.type == "cuda" else "fp32")
+        if self.device.type == "cpu":
+            keep_freed_pages()
         torch.manual_seed(recipe.seed)
         self.model, self.new_channels = self._build()
         self.replicas = Replicas(self.model, self.world, recipe.parallel, self.precision == "bf16")

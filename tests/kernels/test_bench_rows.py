@@ -53,6 +53,27 @@ def test_a_slowdown_beyond_the_spread_is_named(rows):
     assert "x [y, reference] on cpu-2core" in sentence
 
 
+def test_a_baseline_is_spread_over_several_timings(rows):
+    runs = [{"a": rows.Times(m, m - 0.1, m + 0.1, 7)} for m in (2.0, 1.0, 1.5)]
+    assert rows.spread_over(runs) == {"a": rows.Times(1.5, 0.9, 2.1, 21)}
+
+
+@pytest.mark.parametrize(("later", "fails"), [(1.0, False), (1.5, True)])
+def test_a_slow_row_is_measured_again(rows, monkeypatch, later, fails):
+    """What was a neighbour's load passes on repetition; what stays slow fails with its figure."""
+    monkeypatch.setattr(rows, "find_baseline", lambda row: line())
+    monkeypatch.setattr(rows.time, "sleep", lambda seconds: None)
+    recorder = rows.Recorder("cpu", full=False, compare=True, rounds=1)
+    slow = line(seconds={"median": 1.5, "p20": 1, "p80": 2, "rounds": 7})
+    again = rows.Times(later, later, later, 7)
+    if fails:
+        with pytest.raises(AssertionError, match=r"1\.5 s, baseline 1 s"):
+            recorder.hold_to_baseline(slow, lambda: again)
+    else:
+        recorder.hold_to_baseline(slow, lambda: again)
+    assert recorder.compared == 1
+
+
 def test_a_wrong_result_writes_no_row(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "SCRATCH", tmp_path)
     monkeypatch.setattr(rows, "measured_limits", lambda device: (1e10, 1e11))
