@@ -45,7 +45,7 @@ DECODER = {
     "context": "visible",
     "cross_residual": True,
     "local_start": True,
-    "part": 0.5,
+    "part": 0.65,
 }
 ENCODER = {"crop": 128, "width": 96, "depth": 4, "heads": 3, "drop_path": 0.0}
 RECIPE = {
