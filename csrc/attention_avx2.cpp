@@ -47,4 +47,5 @@ struct Avx2 {
 
 }  // namespace
 
-const AttentionKernels attention_avx2 = {"avx2", attend<Avx2>, attend_backward<Avx2>};
+const AttentionKernels attention_avx2 = {"avx2", pack_rows<Avx2>, pack_panels<Avx2>, attend<Avx2>,
+                                          attend_backward<Avx2>};

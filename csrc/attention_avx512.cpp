@@ -33,4 +33,5 @@ struct Avx512 {
 
 }  // namespace
 
-const AttentionKernels attention_avx512 = {"avx512", attend<Avx512>, attend_backward<Avx512>};
+const AttentionKernels attention_avx512 = {"avx512", pack_rows<Avx512>, pack_panels<Avx512>, attend<Avx512>,
+                                          attend_backward<Avx512>};

@@ -11,10 +11,11 @@
 
 namespace {
 
-constexpr std::size_t query_rows = 6;    // 6 rows x 4 vectors of sums fill the registers and hide the FMA's latency
-constexpr std::size_t panel_keys = 64;   // keys of a transposed panel
+constexpr std::size_t query_rows = attention_query_rows, panel_keys = attention_panel_keys;
 constexpr std::size_t block_keys = 512;  // its scores (12 KiB) fit the first-level cache, its K and V the second
-constexpr float least = -1e30f, log2_e = 1.44269504088896340736f;
+constexpr std::size_t most_keys = block_keys + panel_keys;  // the last block takes a small rest with it
+constexpr std::size_t rows_ahead = 16;
+constexpr float least = -1e30f;
 
 // 2^r on [-1/2, 1/2]: interpolation at Chebyshev nodes, relative error 2.5e-9 before rounding.
 constexpr float exp2_terms[] = {1.0f,           0.693147207f,   0.240226509f,  0.0555032723f,
@@ -25,8 +26,6 @@ struct Left {
     const float *first;
     std::size_t row, term;
 };
-
-inline std::size_t rounded_up(std::size_t n, std::size_t step) { return (n + step - 1) / step * step; }
 
 // Inlined (as its caller) because `factor` and the steps are then known: 6 % of the whole.
 // out[r][j] = out[r][j] * factor[r] + sum over k of left[r][k] * right[k][j] for six rows and `width` vectors.
@@ -112,72 +111,77 @@ float soften(float *scores, std::size_t count, float *maximum) {
     return Simd::total(Simd::sum(sum, other_sum));
 }
 
-struct Scratch {
-    float *keys, *values, *queries, *out, *maxima, *sums, *scores;
+// The rows of a head can lie a page apart, where the processor does not look ahead by itself.
+CAMAE_INLINE void prefetch_row(Rows rows, std::size_t i, std::size_t count, std::size_t dim) {
+    constexpr std::size_t line = 16;  // floats
+    if (i < count)
+        for (std::size_t d = 0; d < dim; d += line) __builtin_prefetch(rows[i] + d);
+}
 
-    Scratch(float *memory, std::size_t n_queries, std::size_t n_keys, std::size_t dim) {
-        const std::size_t rows = rounded_up(n_queries, query_rows);
-        keys = memory;
-        values = keys + rounded_up(n_keys, panel_keys) * dim;
-        queries = values + rounded_up(n_keys, query_rows) * dim;
-        out = queries + rows * dim;
-        scores = out + rows * dim;
-        maxima = scores + query_rows * block_keys;
-        sums = maxima + rows;
-    }
-};
-
-// Rows transposed in panels of 64, zeros after the last; `row` holds one of them meanwhile.
 template <class Simd>
 void pack_panels(Rows rows, std::size_t count, std::size_t dim, const HeadNorm &norm, float *row, float *panels) {
     for (std::size_t i = 0; i < rounded_up(count, panel_keys); ++i) {
         float *panel = panels + i / panel_keys * panel_keys * dim + i % panel_keys;
+        prefetch_row(rows, i + rows_ahead, count, dim);
         if (i < count) copy_row<Simd>(rows[i], dim, norm, 1, row);
         for (std::size_t d = 0; d < dim; ++d) panel[d * panel_keys] = i < count ? row[d] : 0;
     }
 }
 
-// Rows without gaps, zeros to a multiple of six.
 template <class Simd>
 void pack_rows(Rows rows, std::size_t count, std::size_t dim, const HeadNorm &norm, float factor, float *out) {
-    for (std::size_t i = 0; i < count; ++i) copy_row<Simd>(rows[i], dim, norm, factor, out + i * dim);
+    for (std::size_t i = 0; i < count; ++i) {
+        prefetch_row(rows, i + rows_ahead, count, dim);
+        copy_row<Simd>(rows[i], dim, norm, factor, out + i * dim);
+    }
     std::memset(out + count * dim, 0, (rounded_up(count, query_rows) - count) * dim * sizeof(float));
 }
 
+struct Scratch {
+    float *out, *maxima, *sums, *scores;
+
+    Scratch(float *memory, std::size_t queries, std::size_t dim) {
+        const std::size_t rows = rounded_up(queries, query_rows);
+        scores = memory;
+        out = scores + query_rows * most_keys;
+        maxima = out + rows * dim;
+        sums = maxima + rows;
+    }
+};
+
 // Six queries against one block of keys.
 template <class Simd>
-void attend_block(const Scratch &at, std::size_t first_query, std::size_t first_key, std::size_t keys, std::size_t dim) {
-    const std::size_t padded = rounded_up(keys, panel_keys);
+CAMAE_INLINE void attend_block(const AttentionHead &head, const Scratch &at, std::size_t first_query,
+                               std::size_t first_key, std::size_t keys) {
+    const std::size_t dim = head.dim, padded = rounded_up(keys, 2 * Simd::lanes);
     for (std::size_t j = 0; j < padded; j += panel_keys)
-        multiply_columns<Simd>(panel_keys, {at.queries + first_query * dim, dim, 1}, at.keys + (first_key + j) * dim,
-                               panel_keys, dim, at.scores + j, block_keys, nullptr);
+        multiply_columns<Simd>(padded - j < panel_keys ? padded - j : panel_keys, {head.queries + first_query * dim, dim, 1},
+                               head.key_panels + (first_key + j) * dim, panel_keys, dim, at.scores + j, most_keys, nullptr);
     float factor[query_rows];
     for (std::size_t r = 0; r < query_rows; ++r) {
-        float *scores = at.scores + r * block_keys, *maximum = at.maxima + first_query + r;
+        float *scores = at.scores + r * most_keys, *maximum = at.maxima + first_query + r;
         for (std::size_t j = keys; j < padded; ++j) scores[j] = least;
         const float before = *maximum;
         const float sum = soften<Simd>(scores, padded, maximum);
         factor[r] = __builtin_exp2f(before - *maximum);
         at.sums[first_query + r] = at.sums[first_query + r] * factor[r] + sum;
     }
-    multiply_columns<Simd>(dim, {at.scores, block_keys, 1}, at.values + first_key * dim, dim, keys,
+    multiply_columns<Simd>(dim, {at.scores, most_keys, 1}, head.values + first_key * dim, dim, keys,
                            at.out + first_query * dim, dim, factor);
 }
 
 template <class Simd>
 void attend(const AttentionHead &head, float *memory) {
-    const std::size_t dim = head.dim, rows = rounded_up(head.queries, query_rows);
-    const Scratch at(memory, head.queries, head.keys, dim);
-    pack_panels<Simd>(head.k, head.keys, dim, head.k_norm, at.scores, at.keys);
-    pack_rows<Simd>(head.v, head.keys, dim, {}, 1, at.values);
-    pack_rows<Simd>(head.q, head.queries, dim, head.q_norm, head.scale * log2_e, at.queries);
+    const std::size_t dim = head.dim, rows = rounded_up(head.query_count, query_rows);
+    const Scratch at(memory, head.query_count, dim);
     std::memset(at.out, 0, rows * dim * sizeof(float));
     for (std::size_t i = 0; i < rows; ++i) at.maxima[i] = least, at.sums[i] = 0;
-    for (std::size_t k = 0; k < head.keys; k += block_keys)
-        for (std::size_t q = 0; q < head.queries; q += query_rows)
-            attend_block<Simd>(at, q, k, head.keys - k < block_keys ? head.keys - k : block_keys, dim);
-    for (std::size_t i = 0; i < head.queries; ++i) {
-        for (std::size_t d = 0; d < dim; ++d) head.out[i][d] = at.out[i * dim + d] / at.sums[i];
+    for (std::size_t k = 0, keys; k < head.key_count; k += keys) {
+        keys = head.key_count - k <= most_keys ? head.key_count - k : block_keys;
+        for (std::size_t q = 0; q < rows; q += query_rows) attend_block<Simd>(head, at, q, k, keys);
+    }
+    for (std::size_t i = 0; i < head.query_count; ++i) {
+        copy_row<Simd>(at.out + i * dim, dim, {}, 1 / at.sums[i], head.out[i]);
         head.sums[i] = at.maxima[i] + __builtin_log2f(at.sums[i]);
     }
 }

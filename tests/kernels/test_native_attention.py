@@ -89,11 +89,12 @@ def check_gradient(instruction_set, lengths_q, lengths_k, heads, d, seed=0):
         assert (found - expected).abs().max() <= float(limit) * factor
 
 
-# Around the kernel's steps: six queries, panels of 64 keys, blocks of 512.
+# Around the kernel's steps: six queries, panels of 64 keys, blocks of 512 (of 576 at the end), bands of 192 rows.
 SHAPES = [
     ((1,), (1,)),
     ((5, 6, 7, 13), (63, 64, 65, 3)),
     ((12, 1), (512, 513)),
+    ((192, 2, 3), (576, 577, 1089)),
     ((3, 0, 7, 2), (2, 5, 0, 1100)),
     ((800,), (70,)),
     ((0, 2), (0, 0)),
@@ -107,6 +108,16 @@ SHAPES = [
 def test_equals_the_formulas(instruction_set, lengths_q, lengths_k, d):
     check(instruction_set, lengths_q, lengths_k, 2, d)
     check_gradient(instruction_set, lengths_q, lengths_k, 2, d)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("lengths_k", "heads"), [((5000, 5000, 700, 5000), 1), ((9000, 10), 3), ((10, 17000), 2)]
+)
+def test_more_than_one_round_of_packing(lengths_k, heads):
+    """A round packs at most 4 Mi floats: some sequences, or some heads of one, or a head that is larger."""
+    lengths_q = [7 + i for i in range(len(lengths_k))]
+    check(instructions()[0], lengths_q, lengths_k, heads, 128)
 
 
 @needs_kernel
