@@ -1,23 +1,17 @@
 // Attention over packed sequences on a CPU: the instruction set is chosen here, heads go out to threads.
 #include "attention.h"
 
-#include <dlfcn.h>
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <memory>
-#include <new>
-#include <optional>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
+
+#include "arrays.h"
+#include "instructions.h"
+#include "threads.h"
 
 namespace py = pybind11;
 
@@ -32,24 +26,8 @@ std::size_t attention_gradient_scratch(std::size_t queries, std::size_t keys, st
 
 namespace {
 
-using Array = py::array_t<float>;
+using namespace camae_arrays;
 using Bounds = py::array_t<std::int64_t, py::array::c_style>;
-
-std::vector<const AttentionKernels *> usable_kernels() {
-    std::vector<const AttentionKernels *> found;
-#ifdef CAMAE_X86
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f")) found.push_back(&attention_avx512);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&attention_avx2);
-#endif
-    return found;
-}
-
-const AttentionKernels &kernels_of(const std::string &instructions) {
-    for (const auto *kernels : usable_kernels())
-        if (instructions == kernels->instructions) return *kernels;
-    throw std::invalid_argument("no attention kernel for '" + instructions + "' on this processor");
-}
 
 // (T, H, d) with the head dim contiguous.
 void check(const Array &x, const char *name, const Array &like) {
@@ -114,68 +92,7 @@ void check_inputs(const Array &q, const Array &k, const Array &v, const Bounds &
         throw std::invalid_argument("k and v need equal rows, queries and keys equally many sequences");
 }
 
-HeadNorm norm_of(const std::optional<Array> &weight_bias, std::size_t dim, float eps) {
-    if (!weight_bias) return {};
-    if (weight_bias->ndim() != 2 || weight_bias->shape(0) != 2 || weight_bias->shape(1) != static_cast<py::ssize_t>(dim) ||
-        !(weight_bias->flags() & py::array::c_style))
-        throw std::invalid_argument("a norm is (2, d): weight and bias");
-    return {weight_bias->data(), weight_bias->data() + dim, eps};
-}
-
-// Calls `work` on `count` threads and waits for all.
-//
-// On the workers of the OpenMP runtime that torch brought, where there is one: they wait by spinning after each of
-// torch's operations, and threads of our own beside them would get half a core (measured: 94 against 150 GFLOP/s).
-template <class Work>
-void on_threads(std::size_t count, Work &work) {
-    using Parallel = void (*)(void (*)(void *), void *, unsigned, unsigned);
-    if (const auto parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"))) {
-        parallel([](void *w) { (*static_cast<Work *>(w))(); }, &work, count, 0);
-        return;
-    }
-    std::vector<std::thread> pool;
-    for (std::size_t i = 1; i < count; ++i) pool.emplace_back([&work] { work(); });
-    work();
-    for (auto &thread : pool) thread.join();
-}
-
-// Memory kept for the next call: fresh pages cost 5 % of the whole.
-class Kept {
-  public:
-    // Null where there is not so much.
-    float *floats(std::size_t count) {
-        if (size < count) {
-            memory.reset();
-            memory.reset(new (std::nothrow) float[count]);
-            size = memory ? count : 0;
-        }
-        return memory.get();
-    }
-
-  private:
-    std::unique_ptr<float[]> memory;
-    std::size_t size = 0;
-};
-
-thread_local Kept kept_scratch, kept_packed;
-
-std::size_t threads_for(int threads) {
-    return threads > 0 ? threads : std::max(1u, std::thread::hardware_concurrency());
-}
-
-// `task(index, scratch)` for every index below `tasks`, on up to `threads` threads.
-template <class Task>
-void run_tasks(std::size_t tasks, std::size_t threads, std::size_t scratch, const Task &task) {
-    std::atomic<std::size_t> next{0};
-    std::atomic<bool> no_memory{false};
-    auto work = [&] {
-        float *own = kept_scratch.floats(scratch);
-        if (!own) no_memory = true;  // nothing may be thrown on a worker
-        for (std::size_t index; own && (index = next.fetch_add(1)) < tasks;) task(index, own);
-    };
-    if (tasks) on_threads(std::min(threads, tasks), work);
-    if (no_memory) throw std::bad_alloc();
-}
+thread_local Kept kept_packed;
 
 constexpr std::size_t band_rows = 192;          // rows packed by one task: a multiple of both of the kernels' steps
 constexpr std::size_t packed_floats = 4 << 20;  // what a round packs where that is enough: half of a last-level cache
@@ -185,126 +102,196 @@ struct Round {
     std::size_t first, last, first_head, last_head;
 };
 
+// A band of a sequence whose rows are to be packed for the heads of a round, head h of it at to + (h - first) * stride.
+struct Band {
+    std::size_t b, begin;
+    const Round &round;
+    float *to;
+    std::size_t stride;
+};
+
+// What becomes of the rows on their way, and where results go.
+struct Forward {
+    const CpuKernels &kernels;
+    std::size_t threads, heads, dim, rows;
+    RowNorm q_norm, k_norm;
+    float scale;
+    float *out, *sums;  // no sums: nobody asks for them
+};
+
 // The forward pass over a packed batch. In every round rows are packed first, band after band so that memory is read in
 // order (packed head after head it was 10 % of the whole), then come the heads, some queries at a time.
 class ForwardPass {
   public:
-    ForwardPass(const Array &q, const Array &k, const Array &v, float *out, float *sums, const Sequences &sequences,
-                const HeadNorm (&norms)[2], float scale, const AttentionKernels &kernels, std::size_t threads)
-        : q(q), k(k), v(v), out(out), sums(sums), sequences(sequences), q_norm(norms[0]), k_norm(norms[1]),
-          scale(scale), kernels(kernels), threads(threads), heads(q.shape(1)), dim(q.shape(2)) {}
+    ForwardPass(const Forward &what, const Sequences &sequences) : what(what), sequences(sequences) {}
 
-    void run() const {
+    // `pack_band(band, memory)` packs q, k and v of a band with the functions below, given `scratch` floats.
+    template <class PackBand>
+    void run(bool whole_sequences, std::size_t scratch, const PackBand &pack_band) const {
+        const std::size_t heads = what.heads;
         for (std::size_t b = 0; b < sequences.count;) {
             const std::size_t one = std::max<std::size_t>(floats_of_head(b), 1);
             if (one * heads > packed_floats) {
-                const std::size_t step = std::max<std::size_t>(packed_floats / one, 1);
-                for (std::size_t h = 0; h < heads; h += step) run({b, b + 1, h, std::min(h + step, heads)});
+                const std::size_t step = whole_sequences ? heads : std::max<std::size_t>(packed_floats / one, 1);
+                for (std::size_t h = 0; h < heads; h += step)
+                    run({b, b + 1, h, std::min(h + step, heads)}, scratch, pack_band);
                 ++b;
                 continue;
             }
             std::size_t last = b, size = 0;
             while (last < sequences.count && (size += floats_of_head(last) * heads) <= packed_floats) ++last;
-            run({b, last, 0, heads});
+            run({b, last, 0, heads}, scratch, pack_band);
             b = last;
         }
     }
 
-  private:
-    const Array &q, &k, &v;
-    float *out, *sums;
-    const Sequences &sequences;
-    const HeadNorm &q_norm, &k_norm;
-    float scale;
-    const AttentionKernels &kernels;
-    std::size_t threads, heads, dim;
-
     std::size_t queries_of(std::size_t b) const { return sequences.q[b + 1] - sequences.q[b]; }
     std::size_t keys_of(std::size_t b) const { return sequences.k[b + 1] - sequences.k[b]; }
 
+    void pack_keys(const Band &band, std::size_t h, Rows rows, float *row) const {
+        what.kernels.pack_panels(rows, count_of(band, keys_of(band.b)), what.dim, what.k_norm, row, place(band, h));
+    }
+
+    void pack_values(const Band &band, std::size_t h, Rows rows) const {
+        what.kernels.pack_rows(rows, count_of(band, keys_of(band.b)), what.dim, {}, 1,
+                               place(band, h) + panel_floats(band.b));
+    }
+
+    void pack_queries(const Band &band, std::size_t h, Rows rows) const {
+        what.kernels.pack_rows(rows, count_of(band, queries_of(band.b)), what.dim, what.q_norm, what.scale * log2_e,
+                               place(band, h) + panel_floats(band.b) + value_floats(band.b));
+    }
+
+  private:
+    const Forward &what;
+    const Sequences &sequences;
+
     // A packed head: its key panels, its values, its queries.
-    std::size_t panel_floats(std::size_t b) const { return rounded_up(keys_of(b), attention_panel_keys) * dim; }
-    std::size_t value_floats(std::size_t b) const { return rounded_up(keys_of(b), attention_query_rows) * dim; }
-    std::size_t query_floats(std::size_t b) const { return rounded_up(queries_of(b), attention_query_rows) * dim; }
+    std::size_t panel_floats(std::size_t b) const { return rounded_up(keys_of(b), panel_columns) * what.dim; }
+    std::size_t value_floats(std::size_t b) const { return rounded_up(keys_of(b), strip_rows) * what.dim; }
+    std::size_t query_floats(std::size_t b) const { return rounded_up(queries_of(b), strip_rows) * what.dim; }
     std::size_t floats_of_head(std::size_t b) const { return panel_floats(b) + value_floats(b) + query_floats(b); }
 
-    void run(const Round &round) const {
-        const std::size_t count = round.last - round.first, round_heads = round.last_head - round.first_head;
+    float *place(const Band &band, std::size_t h) const {
+        return band.to + (h - band.round.first_head) * band.stride + band.begin * what.dim;
+    }
+
+    static std::size_t count_of(const Band &band, std::size_t rows) {
+        return band.begin < rows ? std::min(band_rows, rows - band.begin) : 0;
+    }
+
+    template <class PackBand>
+    void run(const Round &round, std::size_t band_scratch, const PackBand &pack_band) const {
+        const std::size_t count = round.last - round.first, heads = round.last_head - round.first_head;
         std::vector<std::size_t> starts{0};
         std::size_t longest = 0, longest_q = 0;
         for (std::size_t b = round.first; b < round.last; ++b) {
-            starts.push_back(starts.back() + floats_of_head(b) * round_heads);
+            starts.push_back(starts.back() + floats_of_head(b) * heads);
             longest_q = std::max(longest_q, queries_of(b));
             longest = std::max({longest, longest_q, keys_of(b)});
         }
         float *const packed = kept_packed.floats(starts.back());
         if (!packed) throw std::bad_alloc();
-        const auto head_at = [&](std::size_t b, std::size_t h) {
-            return packed + starts[b - round.first] + (h - round.first_head) * floats_of_head(b);
-        };
         const std::size_t bands = (longest + band_rows - 1) / band_rows;
-        run_tasks(count * bands, threads, dim, [&](std::size_t task, float *row) {
-            const std::size_t b = round.first + task / bands;
-            for (std::size_t h = round.first_head; h < round.last_head; ++h)
-                pack(b, h, task % bands * band_rows, row, head_at(b, h));
+        run_tasks(count * bands, what.threads, band_scratch, [&](std::size_t task, float *memory) {
+            const std::size_t b = round.first + task / bands, begin = task % bands * band_rows;
+            if (begin < std::max(queries_of(b), keys_of(b)))
+                pack_band(Band{b, begin, round, packed + starts[task / bands], floats_of_head(b)}, memory);
         });
-        const std::size_t step = queries_at_once(longest_q, round_heads * count);
+        const std::size_t step = queries_at_once(longest_q, heads * count);
         const std::size_t parts = (longest_q + step - 1) / step;
-        const std::size_t scratch = attention_scratch(std::min(step, longest_q), dim);
-        run_tasks(count * round_heads * parts, threads, scratch, [&](std::size_t task, float *memory) {
-            const std::size_t b = round.first + task / (round_heads * parts);
-            const std::size_t h = round.first_head + task / parts % round_heads;
-            attend(b, h, task % parts * step, step, head_at(b, h), memory);
+        const std::size_t scratch = attention_scratch(std::min(step, longest_q), what.dim);
+        run_tasks(count * heads * parts, what.threads, scratch, [&](std::size_t task, float *memory) {
+            const std::size_t i = task / (heads * parts), b = round.first + i, h = task / parts % heads;
+            attend(b, round.first_head + h, task % parts * step, step, packed + starts[i] + h * floats_of_head(b), memory);
         });
-    }
-
-    void pack(std::size_t b, std::size_t h, std::size_t begin, float *row, float *to) const {
-        if (const std::size_t keys = keys_of(b), first = sequences.k[b] + begin; begin < keys) {
-            const std::size_t count = std::min(band_rows, keys - begin);
-            kernels.pack_panels(rows_of(k, first, h), count, dim, k_norm, row, to + begin * dim);
-            kernels.pack_rows(rows_of(v, first, h), count, dim, {}, 1, to + panel_floats(b) + begin * dim);
-        }
-        if (const std::size_t queries = queries_of(b), first = sequences.q[b] + begin; begin < queries)
-            kernels.pack_rows(rows_of(q, first, h), std::min(band_rows, queries - begin), dim, q_norm, scale * log2_e,
-                              to + panel_floats(b) + value_floats(b) + begin * dim);
     }
 
     // Queries of a head go to several threads when there are fewer heads than threads could share evenly.
     std::size_t queries_at_once(std::size_t longest, std::size_t tasks) const {
-        const std::size_t parts = (4 * threads + tasks - 1) / std::max<std::size_t>(tasks, 1);
+        const std::size_t parts = (4 * what.threads + tasks - 1) / std::max<std::size_t>(tasks, 1);
         const std::size_t even = longest / std::max<std::size_t>(parts, 1) + 1;
-        return rounded_up(std::min<std::size_t>(std::max<std::size_t>(even, 384), 4096), attention_query_rows);
+        return rounded_up(std::min<std::size_t>(std::max<std::size_t>(even, 384), 4096), strip_rows);
     }
 
     void attend(std::size_t b, std::size_t h, std::size_t begin, std::size_t most, const float *packed,
                 float *memory) const {
-        const std::size_t keys = keys_of(b), t = sequences.q[b] + begin;
         if (begin >= queries_of(b)) return;
-        const std::size_t count = std::min(most, queries_of(b) - begin);
-        const ResultRows result = results_of(q, out, t, h);
-        float *const row_sums = sums + h * q.shape(0) + t;
+        const std::size_t count = std::min(most, queries_of(b) - begin), keys = keys_of(b), dim = what.dim;
+        const std::size_t t = sequences.q[b] + begin, stride = what.heads * dim;
+        const ResultRows result{what.out + t * stride + h * dim, stride};
+        float *const sums = what.sums ? what.sums + h * what.rows + t : nullptr;
         if (keys == 0) {
             clear(result, count, dim);
-            std::fill(row_sums, row_sums + count, -std::numeric_limits<float>::infinity());
+            if (sums) std::fill(sums, sums + count, -std::numeric_limits<float>::infinity());
             return;
         }
         const float *const values = packed + panel_floats(b), *const queries = values + value_floats(b);
-        kernels.forward({queries + begin * dim, packed, values, result, row_sums, count, keys, dim}, memory);
+        what.kernels.attend({queries + begin * dim, packed, values, result, sums, count, keys, dim}, memory);
     }
 };
 
 void attention(const Array &q, const Array &k, const Array &v, Array out, Array sums, const Bounds &bounds_q,
-               const Bounds &bounds_k, float scale, const std::optional<Array> &q_norm,
-               const std::optional<Array> &k_norm, float eps, int threads, const std::string &instructions) {
+               const Bounds &bounds_k, float scale, const Maybe &q_norm,
+               const Maybe &k_norm, float eps, int threads, const std::string &instructions) {
     check_inputs(q, k, v, bounds_q, bounds_k);
     check_result(out, "out", q), check_sums(sums, q);
     const Sequences sequences(bounds_q, bounds_k);
-    const std::size_t dim = q.shape(2);
-    const HeadNorm norms[] = {norm_of(q_norm, dim, eps), norm_of(k_norm, dim, eps)};
-    const ForwardPass pass(q, k, v, out.mutable_data(), sums.mutable_data(), sequences, norms, scale,
-                           kernels_of(instructions), threads_for(threads));
+    const std::size_t heads = q.shape(1), dim = q.shape(2), rows = q.shape(0);
+    const Forward what{kernels_of(instructions), threads_for(threads), heads, dim, rows, norm_of(q_norm, dim, eps),
+                       norm_of(k_norm, dim, eps), scale, out.mutable_data(), sums.mutable_data()};
+    const ForwardPass pass(what, sequences);
     py::gil_scoped_release release;
-    pass.run();
+    pass.run(false, dim, [&](const Band &band, float *row) {
+        const std::size_t query = sequences.q[band.b] + band.begin, key = sequences.k[band.b] + band.begin;
+        for (std::size_t h = band.round.first_head; h < band.round.last_head; ++h) {
+            pass.pack_keys(band, h, rows_of(k, key, h), row);
+            pass.pack_values(band, h, rows_of(v, key, h));
+            pass.pack_queries(band, h, rows_of(q, query, h));
+        }
+    });
+}
+
+// Self-attention from the tokens on: LayerNorm, the products of q, k and v, and attention. They are packed out of the
+// cache: q, k and v are never in memory as such.
+void self_attention(const Array &x, const Maybe &norm, float eps, const Array &q_panels, const Array &k_panels,
+                    const Array &v_panels, const Maybe &bias, std::size_t heads, const Maybe &q_norm,
+                    const Maybe &k_norm, float head_eps, const Bounds &bounds, float scale, Array out, int threads,
+                    const std::string &instructions) {
+    if (x.ndim() != 2 || heads == 0 || width(x, 1) % heads != 0 || width(x, 1) / heads % 16 != 0)
+        throw std::invalid_argument("x: (T, D), D the heads times a multiple of 16");
+    const auto &kernels = kernels_of(instructions);
+    const std::size_t rows = width(x, 0), width_D = width(x, 1), dim = width_D / heads;
+    const Rows tokens = matrix_rows(x, rows, width_D, "x");
+    matrix_rows(out, rows, width_D, "out");
+    if (!contiguous(out)) throw std::invalid_argument("out: must be contiguous");
+    check_bounds(bounds, x.shape(0), "bounds");
+    if (bias && (bias->ndim() != 1 || width(*bias, 0) != 3 * width_D || !contiguous(*bias)))
+        throw std::invalid_argument("bias: those of q, k and v, (3 D,)");
+    Layer layers[] = {layer_of(q_panels, {}, width_D, width_D, "q"), layer_of(k_panels, {}, width_D, width_D, "k"),
+                      layer_of(v_panels, {}, width_D, width_D, "v")};
+    for (std::size_t i = 0; i < 3 && bias; ++i) layers[i].bias = bias->data() + i * width_D;
+    const RowNorm token_norm = norm_of(norm, width_D, eps);
+    const Sequences sequences(bounds, bounds);
+    const Forward what{kernels, threads_for(threads), heads, dim, rows, norm_of(q_norm, dim, head_eps),
+                       norm_of(k_norm, dim, head_eps), scale, out.mutable_data(), nullptr};
+    const ForwardPass pass(what, sequences);
+    py::gil_scoped_release release;
+    pass.run(true, 2 * band_rows * width_D + dim, [&](const Band &band, float *normed) {
+        float *const projected = normed + band_rows * width_D, *const row = projected + band_rows * width_D;
+        const std::size_t t = sequences.q[band.b] + band.begin;
+        const std::size_t count = std::min(band_rows, pass.queries_of(band.b) - band.begin);
+        kernels.pack_rows({tokens[t], tokens.stride}, count, width_D, token_norm, 1, normed);
+        for (std::size_t part = 0; part < 3; ++part) {
+            kernels.apply_layer({normed, count, layers[part], false, {nullptr, 0}, {projected, width_D}});
+            for (std::size_t h = 0; h < heads; ++h) {
+                const Rows head{projected + h * dim, width_D};
+                if (part == 0) pass.pack_queries(band, h, head);
+                if (part == 1) pass.pack_keys(band, h, head, row);
+                if (part == 2) pass.pack_values(band, h, head);
+            }
+        }
+    });
 }
 
 void attention_backward(const Array &grad, const Array &q, const Array &k, const Array &v, const Array &out,
@@ -330,7 +317,7 @@ void attention_backward(const Array &grad, const Array &q, const Array &k, const
             clear(results[0], queries, dim), clear(results[1], keys, dim), clear(results[2], keys, dim);
             return;
         }
-        kernels.backward({rows_of(q, first, h), rows_of(k, first_key, h), rows_of(v, first_key, h),
+        kernels.attend_backward({rows_of(q, first, h), rows_of(k, first_key, h), rows_of(v, first_key, h),
                           rows_of(out, first, h), rows_of(grad, first, h), sums.data() + h * T + first, results[0],
                           results[1], results[2], queries, keys, dim, scale},
                          memory);
@@ -340,14 +327,6 @@ void attention_backward(const Array &grad, const Array &q, const Array &k, const
 }  // namespace
 
 void bind_attention(py::module_ &m) {
-    m.def(
-        "attention_instructions",
-        [] {
-            std::vector<std::string> names;
-            for (const auto *kernels : usable_kernels()) names.push_back(kernels->instructions);
-            return names;
-        },
-        "attention_instructions() -> instruction sets of this processor that the attention kernel has, best first.");
     m.def("attention", &attention, py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(),
           py::arg("out").noconvert(), py::arg("sums").noconvert(), py::arg("bounds_q"), py::arg("bounds_k"),
           py::arg("scale"), py::arg("q_norm").none(true), py::arg("k_norm").none(true), py::arg("eps"),
@@ -355,6 +334,14 @@ void bind_attention(py::module_ &m) {
           "attention(q, k, v, out, sums, bounds_q, bounds_k, scale, q_norm, k_norm, eps, threads, instructions)\n"
           "(T, H, d) float32; sums (H, T): log2 of the softmax denominators. bounds: where sequences begin, and the\n"
           "end; norms: (2, d) weight and bias, or None.");
+    m.def("self_attention", &self_attention, py::arg("x").noconvert(), py::arg("norm").none(true), py::arg("eps"),
+          py::arg("q_panels").noconvert(), py::arg("k_panels").noconvert(), py::arg("v_panels").noconvert(),
+          py::arg("bias").none(true), py::arg("heads"), py::arg("q_norm").none(true), py::arg("k_norm").none(true),
+          py::arg("head_eps"), py::arg("bounds"), py::arg("scale"), py::arg("out").noconvert(), py::arg("threads"),
+          py::arg("instructions"),
+          "self_attention(x, norm, eps, q_panels, k_panels, v_panels, bias, heads, q_norm, k_norm, head_eps, bounds,\n"
+          "scale, out, threads, instructions)\n"
+          "attention of LayerNorm(x) W^T + bias, (T, D) to (T, D), W being those of q, k and v by pack_weight.");
     m.def("attention_backward", &attention_backward, py::arg("grad").noconvert(), py::arg("q").noconvert(),
           py::arg("k").noconvert(), py::arg("v").noconvert(), py::arg("out").noconvert(), py::arg("sums").noconvert(),
           py::arg("dq").noconvert(), py::arg("dk").noconvert(), py::arg("dv").noconvert(), py::arg("bounds_q"),

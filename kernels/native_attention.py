@@ -7,54 +7,11 @@ not depend on what else is in the batch nor on the number of threads.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 
-from camae.errors import MissingBackendError
-from camae.kernels.backends import Backend
-
-Norm = tuple[torch.Tensor, torch.Tensor]
-DIM_STEP = 16  # what divides the head dims it takes
-
-
-@cache
-def instructions() -> tuple[str, ...]:
-    """Instruction sets of this processor that the kernel is compiled for, best first."""
-    try:
-        from camae import _native
-    except ImportError:
-        return ()
-    return tuple(_native.attention_instructions())
-
-
-def backend(device: torch.device | str) -> Backend:
-    """The back-end and whether it can run on `device`."""
-    if torch.device(device).type != "cpu":
-        return Backend("native", False, "our C++ kernel is for CPUs")
-    if not instructions():
-        return Backend(
-            "native", False, "needs camae's native module on an x86-64 processor with AVX2 or AVX-512"
-        )
-    return Backend("native", True, f"our C++ kernel ({instructions()[0]}), float32")
-
-
-def _arrays(*tensors: torch.Tensor) -> list[Any]:
-    """NumPy views with the head dim contiguous, or copies."""
-    return [(x if x.stride(-1) == 1 else x.contiguous()).detach().numpy() for x in tensors]
-
-
-def _bounds(*cu: torch.Tensor) -> list[Any]:
-    return [x.to(torch.int64).numpy() for x in cu]
-
-
-def _module() -> Any:
-    if not instructions():
-        raise MissingBackendError(f"attention back-end 'native': {backend('cpu').why}")
-    from camae import _native
-
-    return _native
+from camae.kernels.native import Norm, arrays, bounds, instructions, module, stacked
 
 
 @torch.library.custom_op("camae::native_attention", mutates_args=())
@@ -71,13 +28,12 @@ def native_attention_op(
     instruction_set: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(LN(q) LN(k)^T * scale) v, (T, H, d), and log2 of the denominators (H, T); norms as (2, d)."""
-    native = _module()
     T, H, d = q_THd.shape
     out_THd, sums_HT = q_THd.new_empty(T, H, d), q_THd.new_empty(H, T)
     norms = (None if x is None else x.numpy() for x in (q_norm_2d, k_norm_2d))
-    native.attention(
-        *_arrays(q_THd, k_SHd, v_SHd, out_THd, sums_HT),
-        *_bounds(cu_q, cu_k),
+    module("attention").attention(
+        *arrays(q_THd, k_SHd, v_SHd, out_THd, sums_HT),
+        *bounds(cu_q, cu_k),
         scale,
         *norms,
         eps,
@@ -118,9 +74,9 @@ def native_attention_backward_op(
     instruction_set: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dq, dk, dv = (x.new_empty(x.shape) for x in (q_THd, k_SHd, v_SHd))
-    _module().attention_backward(
-        *_arrays(grad_THd, q_THd, k_SHd, v_SHd, out_THd, sums_HT, dq, dk, dv),
-        *_bounds(cu_q, cu_k),
+    module("attention").attention_backward(
+        *arrays(grad_THd, q_THd, k_SHd, v_SHd, out_THd, sums_HT, dq, dk, dv),
+        *bounds(cu_q, cu_k),
         scale,
         torch.get_num_threads(),
         instruction_set,
@@ -175,5 +131,5 @@ def native_attention(
 
     Differentiable in q, k and v; with norms no gradient may be asked.
     """
-    norms = [None if n is None else torch.stack([x.detach() for x in n]).float() for n in (q_norm, k_norm)]
+    norms = stacked(q_norm), stacked(k_norm)
     return _Attention.apply(q_THd, k_SHd, v_SHd, cu_q, cu_k, scale, *norms, eps, instructions()[0])

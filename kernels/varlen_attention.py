@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from camae.errors import CamaeError
-from camae.kernels import native_attention
+from camae.kernels import native, native_attention
 from camae.kernels.backends import (
     Backend,
     autocast_dtype,
@@ -188,7 +188,7 @@ def backends(device: torch.device | str = "cpu") -> tuple[Backend, ...]:
         cuda_package_backend("torch_varlen", "torch.nn.attention.varlen", device, "torch's FlashAttention-2"),
         cuda_package_backend("flash_attn", "flash_attn", device, "the package flash-attn (FA2)"),
         cuda_package_backend("flash_attn_4", "flash_attn.cute", device, "the package flash-attn-4 (CuTe)"),
-        native_attention.backend(device),
+        native.backend(device),
         reference_backend(),
     )
 
@@ -203,8 +203,8 @@ def default_attention(device: torch.device, dtype: torch.dtype, head_dim: int = 
     """
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         return "torch_varlen"
-    fits = dtype == torch.float32 and head_dim % native_attention.DIM_STEP == 0
-    return "native" if fits and native_attention.backend(device).usable else "reference"
+    fits = dtype == torch.float32 and head_dim % native.WIDTH_STEP == 0
+    return "native" if fits and native.backend(device).usable else "reference"
 
 
 def varlen_attention(
@@ -305,7 +305,7 @@ def _native(
     k_norm: Norm | None,
     norm_eps: float,
 ) -> torch.Tensor:
-    d, step = q_THd.shape[-1], native_attention.DIM_STEP
+    d, step = q_THd.shape[-1], native.WIDTH_STEP
     if q_THd.dtype != torch.float32 or d % step:
         raise CamaeError(
             f"attention back-end 'native' takes float32 and head dims that {step} divides, not {q_THd.dtype} and {d}"

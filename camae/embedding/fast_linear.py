@@ -1,6 +1,7 @@
 """Linear layers for inference: weights packed once, in float32, bfloat16 or fp8.
 
-float32   CPU: oneDNN with packed weights, measured 1.4 to 1.5 times torch's default (MKL) product on an AMD EPYC.
+float32   CPU: oneDNN with packed weights, measured 1.4 to 1.5 times torch's default (MKL) product on an AMD EPYC;
+          where fast_block.py can run a whole block in C++ it takes that instead.
 bfloat16  inputs and weights rounded to bfloat16, sums in float32.
 fp8       e4m3 with a scale for every row of the input (by its largest value, each call) and every output of the
           weight; sums in float32. CUDA: `torch._scaled_mm` (sm_89 and later). CPU: the same rounding emulated,

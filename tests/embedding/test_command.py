@@ -2,6 +2,8 @@
 
 import os
 
+import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -42,6 +44,29 @@ def test_a_rank_says_that_the_table_comes_later(screen, model_file, tmp_path):
     assert "4 sites embedded as rank 1 of 2" in run(*command, "--rank", "1")
     assert not (tmp_path / "emb" / "wells.parquet").exists()
     assert "8 wells embedded" in run(*command, "--rank", "0")
+
+
+def vectors(out):
+    table = pd.read_parquet(out / "wells.parquet").sort_values(["Metadata_Plate", "Metadata_Well"])
+    return table.filter(like="emb_").to_numpy()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--linear", "float32"], ["--linear", "bfloat16"], pytest.param(["--compile"], marks=pytest.mark.full)],
+    ids=["float32", "bfloat16", "compile"],
+)
+def test_accelerated_models_embed_a_screen(screen, model_file, tmp_path, options):
+    common = [screen, "--model", model_file, "--device", "cpu"]
+    run(*common, "--out", tmp_path / "plain")
+    assert "8 wells embedded" in run(*common, "--out", tmp_path / "fast", *options)
+    plain, fast = vectors(tmp_path / "plain"), vectors(tmp_path / "fast")
+    if "bfloat16" not in options:
+        np.testing.assert_allclose(fast, plain, atol=2e-5)  # fp32 sums in another order
+        return
+    cosines = (plain * fast).sum(1) / np.linalg.norm(plain, axis=1) / np.linalg.norm(fast, axis=1)
+    assert cosines.min() > 0.9999  # as in test_speed.py
+    assert not np.array_equal(plain, fast)
 
 
 def test_forms_of_a_model_are_outputs_of_their_own(screen, model_file, tmp_path):

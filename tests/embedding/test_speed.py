@@ -1,5 +1,7 @@
 """Accelerated encoders give the same vectors, to a stated error; a bag of channels is what it says."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from camae.embedding.bag_of_channels import BagOfChannels
 from camae.embedding.fast_linear import FastLinear, to_fp8
 from camae.embedding.speed import accelerate
 from camae.errors import CamaeError
+from camae.kernels.native import instructions
 from camae.model import CAMAE, preset, save
+from camae.model.ca_mae import Backends
 from camae.model.checkpoint import model_hash
 
 NAMES = ["DNA", "ER", "Mito"]
@@ -47,6 +51,42 @@ def test_float32_is_the_same_up_to_rounding(changes, pool):
     for got, vector in zip(camae.embed(images, names, fast, pool=pool), expected, strict=True):
         # fp32 sums of up to 256 terms in another order, 4 blocks deep, values of order one
         np.testing.assert_allclose(got, vector, atol=2e-5)
+
+
+@pytest.mark.parametrize("block", ["parallel", "sequential"])
+def test_what_runs_a_block(block):
+    """C++ ops in float32 on a CPU; layer by layer in other kinds, for the compiler, and for another attention."""
+    model = build(block=block)
+    expected = camae.embed(picture(), NAMES, model)
+
+    def runners(fast):
+        return {type(b.runner).__name__ for b in fast.encoder.blocks}
+
+    assert runners(accelerate(model)) == {"NativeBlock" if instructions() else "LayeredBlock"}
+    assert runners(accelerate(model, "bfloat16")) == {"LayeredBlock"}
+    assert runners(accelerate(model, compile=True)) == {"LayeredBlock"}
+    model.backends = Backends(attention="reference")
+    by_layers = accelerate(model)
+    assert runners(by_layers) == {"LayeredBlock"}
+    np.testing.assert_allclose(camae.embed(picture(), NAMES, by_layers), expected, atol=2e-5)
+    by_layers.backends.attention = None
+    np.testing.assert_allclose(camae.embed(picture(), NAMES, by_layers), expected, atol=2e-5)
+    assert runners(by_layers) == {"NativeBlock" if instructions() else "LayeredBlock"}
+
+
+@pytest.mark.full
+def test_float32_at_full_size():
+    """S/16 on 6 x 256 x 256: as far from fp64 as the plain float32 encoder, to a factor of two."""
+    torch.manual_seed(0)
+    model = CAMAE(preset("ca_mae_vit_s16", layer_scale=0.1, channels=tuple("abcdef"))).eval()
+    image, names = picture(6, 256), list("abcdef")
+    batch = model.as_batch(image[None], names)
+    exact = copy.deepcopy(model).double()
+    with torch.inference_mode():
+        truth, plain, fast = (m.encode(batch)[0].double() for m in (exact, model, accelerate(model)))
+    plain_error, fast_error = (float((x - truth).abs().max()) for x in (plain, fast))
+    print(f"S/16 tokens, largest error to fp64: plain {plain_error:.2e}, accelerated {fast_error:.2e}")
+    assert fast_error <= 2 * plain_error
 
 
 def test_layers_and_regions_work_as_before():

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch.library import opcheck
 
 from camae.errors import CamaeError, MissingBackendError
-from camae.kernels import native_attention
-from camae.kernels.native_attention import instructions, native_attention_op
+from camae.kernels import native, native_attention
+from camae.kernels.native import instructions
+from camae.kernels.native_attention import native_attention_op
 from camae.kernels.varlen_attention import backends, varlen_attention
 from camae.kernels.varlen_attention_formulas import attention_formulas
 
@@ -232,7 +233,7 @@ def test_refusals():
         varlen_attention(q[..., :12], q[..., :12], q[..., :12], cu, cu, **native)
     with pytest.raises(ValueError, match="bounds_q: must rise from 0 to the number of rows"):
         run(instructions()[0], q, q, q, (3,), (4,), 0.25)
-    with pytest.raises(ValueError, match="no attention kernel for 'sve'"):
+    with pytest.raises(ValueError, match="no CPU kernel for 'sve'"):
         run("sve", q, q, q, (4,), (4,), 0.25)
 
 
@@ -254,7 +255,7 @@ def test_default_in_float32(monkeypatch):
 
 def test_a_machine_without_it(monkeypatch):
     """No module, or another processor: said by name, nothing else is used instead."""
-    monkeypatch.setattr(native_attention, "instructions", lambda: ())
+    monkeypatch.setattr(native, "instructions", lambda: ())
     assert not next(b for b in backends() if b.name == "native").usable
     q, cu = torch.randn(4, 2, 16), bounds((4,))
     with pytest.raises(MissingBackendError, match="native"):

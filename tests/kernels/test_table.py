@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from camae.kernels.native_attention import instructions
+from camae.kernels.native import instructions
 from camae.kernels.table import op_table
 from camae.kernels.varlen_attention import default_attention
 

@@ -1,8 +1,9 @@
-// The attention kernel in AVX-512. Compiled with its flags; called only where the processor has them.
+// Vectors of float in AVX-512, for the CPU kernels.
+#pragma once
+
 #include <immintrin.h>
 
-#include "attention_gradient.h"
-#include "attention_kernel.h"
+#include "cpu_kernels.h"
 
 namespace {
 
@@ -17,6 +18,8 @@ struct Avx512 {
     static Vector difference(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
     static Vector product(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
     static Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+    static Vector quotient(Vector a, Vector b) { return _mm512_div_ps(a, b); }
+    static Vector minimum(Vector a, Vector b) { return _mm512_min_ps(a, b); }
     static Vector maximum(Vector a, Vector b) { return _mm512_max_ps(a, b); }
     static float total(Vector a) { return _mm512_reduce_add_ps(a); }
     static float largest(Vector a) { return _mm512_reduce_max_ps(a); }
@@ -32,6 +35,3 @@ struct Avx512 {
 };
 
 }  // namespace
-
-const AttentionKernels attention_avx512 = {"avx512", pack_rows<Avx512>, pack_panels<Avx512>, attend<Avx512>,
-                                          attend_backward<Avx512>};

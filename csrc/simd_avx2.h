@@ -1,8 +1,9 @@
-// The attention kernel in AVX2 with FMA. Compiled with its flags; called only where the processor has them.
+// Vectors of float in AVX2 with FMA, for the CPU kernels.
+#pragma once
+
 #include <immintrin.h>
 
-#include "attention_gradient.h"
-#include "attention_kernel.h"
+#include "cpu_kernels.h"
 
 namespace {
 
@@ -17,6 +18,8 @@ struct Avx2 {
     static Vector difference(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
     static Vector product(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
     static Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+    static Vector quotient(Vector a, Vector b) { return _mm256_div_ps(a, b); }
+    static Vector minimum(Vector a, Vector b) { return _mm256_min_ps(a, b); }
     static Vector maximum(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 
     static float total(Vector a) {
@@ -46,6 +49,3 @@ struct Avx2 {
 };
 
 }  // namespace
-
-const AttentionKernels attention_avx2 = {"avx2", pack_rows<Avx2>, pack_panels<Avx2>, attend<Avx2>,
-                                          attend_backward<Avx2>};
