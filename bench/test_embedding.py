@@ -73,12 +73,13 @@ def record(recorder: Any, case: str, crops: int, flops: float, times: dict[str, 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the row of the CPU")
-def test_small_model_on_the_cpu(recorder: Any) -> None:
-    """embed() as users call it, plain and accelerated, one crop a call."""
+@pytest.mark.parametrize("crops", [1, 8])
+def test_small_model_on_the_cpu(recorder: Any, crops: int) -> None:
+    """embed() as users call it, plain and accelerated, one crop a call and some."""
     shape = next(s for s in EMBEDDING if s.name == "S/16")
     full = recorder.full
     size, options = (256, {}) if full else (64, {"crop": 64, "depth": 2})
-    model, images = model_of("ca_mae_vit_s16", "cpu", **options), images_of(1, size, "cpu")
+    model, images = model_of("ca_mae_vit_s16", "cpu", **options), images_of(crops, size, "cpu")
     plain = PlainEncoder(model).eval()
     fast, half = accelerate(model), accelerate(model, "bfloat16")
 
@@ -101,8 +102,8 @@ def test_small_model_on_the_cpu(recorder: Any) -> None:
     ratios = {n: times["timm-style eager"].median / times[n].median for n in variants}
     row = record(
         recorder,
-        f"S/16 fp32, 6x{size}x{size}, one crop a call",
-        1,
+        f"S/16 fp32, 6x{size}x{size}, {'one crop' if crops == 1 else f'{crops} crops'} a call",
+        crops,
         encoder_flops(shape) if full else 0.0,
         times,
         {

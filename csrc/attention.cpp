@@ -148,8 +148,9 @@ class ForwardPass {
     std::size_t queries_of(std::size_t b) const { return sequences.q[b + 1] - sequences.q[b]; }
     std::size_t keys_of(std::size_t b) const { return sequences.k[b + 1] - sequences.k[b]; }
 
-    void pack_keys(const Band &band, std::size_t h, Rows rows, float *row) const {
-        what.kernels.pack_panels(rows, count_of(band, keys_of(band.b)), what.dim, what.k_norm, row, place(band, h));
+    void pack_keys(const Band &band, std::size_t h, Rows rows, float *four_rows) const {
+        what.kernels.pack_panels(rows, count_of(band, keys_of(band.b)), what.dim, what.k_norm, four_rows,
+                                 place(band, h));
     }
 
     void pack_values(const Band &band, std::size_t h, Rows rows) const {
@@ -207,11 +208,11 @@ class ForwardPass {
         });
     }
 
-    // Queries of a head go to several threads when there are fewer heads than threads could share evenly.
+    // Queries of a head at once: some two dozen tasks for each thread, so that none waits long for the last one.
     std::size_t queries_at_once(std::size_t longest, std::size_t tasks) const {
-        const std::size_t parts = (4 * what.threads + tasks - 1) / std::max<std::size_t>(tasks, 1);
+        const std::size_t parts = (24 * what.threads + tasks - 1) / std::max<std::size_t>(tasks, 1);
         const std::size_t even = longest / std::max<std::size_t>(parts, 1) + 1;
-        return rounded_up(std::min<std::size_t>(std::max<std::size_t>(even, 384), 4096), strip_rows);
+        return rounded_up(std::min<std::size_t>(std::max<std::size_t>(even, 192), 4096), strip_rows);
     }
 
     void attend(std::size_t b, std::size_t h, std::size_t begin, std::size_t most, const float *packed,
@@ -242,10 +243,10 @@ void attention(const Array &q, const Array &k, const Array &v, Array out, Array 
                        norm_of(k_norm, dim, eps), scale, out.mutable_data(), sums.mutable_data()};
     const ForwardPass pass(what, sequences);
     py::gil_scoped_release release;
-    pass.run(false, dim, [&](const Band &band, float *row) {
+    pass.run(false, 4 * dim, [&](const Band &band, float *four_rows) {
         const std::size_t query = sequences.q[band.b] + band.begin, key = sequences.k[band.b] + band.begin;
         for (std::size_t h = band.round.first_head; h < band.round.last_head; ++h) {
-            pass.pack_keys(band, h, rows_of(k, key, h), row);
+            pass.pack_keys(band, h, rows_of(k, key, h), four_rows);
             pass.pack_values(band, h, rows_of(v, key, h));
             pass.pack_queries(band, h, rows_of(q, query, h));
         }
@@ -277,8 +278,8 @@ void self_attention(const Array &x, const Maybe &norm, float eps, const Array &q
                        norm_of(k_norm, dim, head_eps), scale, out.mutable_data(), nullptr};
     const ForwardPass pass(what, sequences);
     py::gil_scoped_release release;
-    pass.run(true, 2 * band_rows * width_D + dim, [&](const Band &band, float *normed) {
-        float *const projected = normed + band_rows * width_D, *const row = projected + band_rows * width_D;
+    pass.run(true, 2 * band_rows * width_D + 4 * dim, [&](const Band &band, float *normed) {
+        float *const projected = normed + band_rows * width_D, *const four_rows = projected + band_rows * width_D;
         const std::size_t t = sequences.q[band.b] + band.begin;
         const std::size_t count = std::min(band_rows, pass.queries_of(band.b) - band.begin);
         kernels.pack_rows({tokens[t], tokens.stride}, count, width_D, token_norm, 1, normed);
@@ -287,7 +288,7 @@ void self_attention(const Array &x, const Maybe &norm, float eps, const Array &q
             for (std::size_t h = 0; h < heads; ++h) {
                 const Rows head{projected + h * dim, width_D};
                 if (part == 0) pass.pack_queries(band, h, head);
-                if (part == 1) pass.pack_keys(band, h, head, row);
+                if (part == 1) pass.pack_keys(band, h, head, four_rows);
                 if (part == 2) pass.pack_values(band, h, head);
             }
         }

@@ -30,8 +30,8 @@ Array pack_weight(const Array &weight, const std::string &instructions) {
     const Rows rows = matrix_rows(weight, out, in, "weight");
     if (out == 0 || out % 16 != 0) throw std::invalid_argument("weight: widths must be multiples of 16");
     Array panels({(out + panel_columns - 1) / panel_columns, in, panel_columns});
-    Array row(in);
-    kernels.pack_panels(rows, out, in, {}, row.mutable_data(), panels.mutable_data());
+    Array four_rows(4 * in);
+    kernels.pack_panels(rows, out, in, {}, four_rows.mutable_data(), panels.mutable_data());
     return panels;
 }
 

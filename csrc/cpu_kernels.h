@@ -44,8 +44,9 @@ struct CpuKernels {
     const char *instructions;
     // Rows without gaps, normed where a norm is given, times `factor`, zeros to a multiple of strip_rows.
     void (*pack_rows)(Rows rows, std::size_t count, std::size_t dim, const RowNorm &norm, float factor, float *out);
-    // Rows transposed in panels of panel_columns, zeros after the last; `row` holds one of them meanwhile.
-    void (*pack_panels)(Rows rows, std::size_t count, std::size_t dim, const RowNorm &norm, float *row, float *panels);
+    // Rows transposed in panels of panel_columns, zeros after the last; `four_rows` holds some meanwhile.
+    void (*pack_panels)(Rows rows, std::size_t count, std::size_t dim, const RowNorm &norm, float *four_rows,
+                        float *panels);
     void (*attend)(const AttentionHead &head, float *scratch);
     void (*attend_backward)(const AttentionGradient &head, float *scratch);
     void (*apply_layer)(const LayerRows &rows);

@@ -4,6 +4,8 @@
 // standard library: a copy compiled for AVX-512 must never be the one that another file is linked with.
 #pragma once
 
+#include <immintrin.h>
+
 #include <cstring>
 
 #include "cpu_kernels.h"
@@ -87,13 +89,30 @@ CAMAE_INLINE void prefetch_row(Rows rows, std::size_t i, std::size_t count, std:
         for (std::size_t d = 0; d < dim; d += line) __builtin_prefetch(rows[i] + d);
 }
 
+// Four rows into four neighbouring columns of a panel.
+inline void transpose(const float *rows, std::size_t dim, float *panel) {
+    for (std::size_t d = 0; d < dim; d += 4) {
+        __m128 a = _mm_loadu_ps(rows + d), b = _mm_loadu_ps(rows + dim + d);
+        __m128 c = _mm_loadu_ps(rows + 2 * dim + d), e = _mm_loadu_ps(rows + 3 * dim + d);
+        _MM_TRANSPOSE4_PS(a, b, c, e);
+        float *const to = panel + d * panel_columns;
+        _mm_storeu_ps(to, a), _mm_storeu_ps(to + panel_columns, b);
+        _mm_storeu_ps(to + 2 * panel_columns, c), _mm_storeu_ps(to + 3 * panel_columns, e);
+    }
+}
+
 template <class Simd>
-void pack_panels(Rows rows, std::size_t count, std::size_t dim, const RowNorm &norm, float *row, float *panels) {
-    for (std::size_t i = 0; i < rounded_up(count, panel_columns); ++i) {
-        float *panel = panels + i / panel_columns * panel_columns * dim + i % panel_columns;
-        prefetch_row(rows, i + rows_ahead, count, dim);
-        if (i < count) copy_row<Simd>(rows[i], dim, norm, 1, row);
-        for (std::size_t d = 0; d < dim; ++d) panel[d * panel_columns] = i < count ? row[d] : 0;
+void pack_panels(Rows rows, std::size_t count, std::size_t dim, const RowNorm &norm, float *four_rows, float *panels) {
+    for (std::size_t i = 0; i < rounded_up(count, panel_columns); i += 4) {
+        for (std::size_t r = 0; r < 4; ++r) {
+            float *const row = four_rows + r * dim;
+            prefetch_row(rows, i + r + rows_ahead, count, dim);
+            if (i + r < count)
+                copy_row<Simd>(rows[i + r], dim, norm, 1, row);
+            else
+                std::memset(row, 0, dim * sizeof(float));
+        }
+        transpose(four_rows, dim, panels + i / panel_columns * panel_columns * dim + i % panel_columns);
     }
 }
 
