@@ -96,6 +96,7 @@ thread_local Kept kept_packed;
 
 constexpr std::size_t band_rows = 192;          // rows packed by one task: a multiple of both of the kernels' steps
 constexpr std::size_t packed_floats = 4 << 20;  // what a round packs where that is enough: half of a last-level cache
+constexpr std::size_t small_floats = 1 << 20;   // a sequence that packs no more goes to a thread whole where there are many
 
 // The heads [first_head, last_head) of the sequences [first, last): what is packed and computed together.
 struct Round {
@@ -119,8 +120,9 @@ struct Forward {
     float *out, *sums;  // no sums: nobody asks for them
 };
 
-// The forward pass over a packed batch. In every round rows are packed first, band after band so that memory is read in
-// order (packed head after head it was 10 % of the whole), then come the heads, some queries at a time.
+// The forward pass over a packed batch. Many small sequences go to the threads whole. Others in rounds: first rows are
+// packed, band after band so that memory is read in order (packed head after head it was 10 % of the whole), then come
+// the heads, some queries at a time.
 class ForwardPass {
   public:
     ForwardPass(const Forward &what, const Sequences &sequences) : what(what), sequences(sequences) {}
@@ -130,6 +132,13 @@ class ForwardPass {
     void run(bool whole_sequences, std::size_t scratch, const PackBand &pack_band) const {
         const std::size_t heads = what.heads;
         for (std::size_t b = 0; b < sequences.count;) {
+            std::size_t small = b;
+            while (small < sequences.count && floats_of_head(small) * heads <= small_floats) ++small;
+            if (small - b >= 4 * what.threads) {
+                run_whole(b, small, scratch, pack_band);
+                b = small;
+                continue;
+            }
             const std::size_t one = std::max<std::size_t>(floats_of_head(b), 1);
             if (one * heads > packed_floats) {
                 const std::size_t step = whole_sequences ? heads : std::max<std::size_t>(packed_floats / one, 1);
@@ -205,6 +214,25 @@ class ForwardPass {
         run_tasks(count * heads * parts, what.threads, scratch, [&](std::size_t task, float *memory) {
             const std::size_t i = task / (heads * parts), b = round.first + i, h = task / parts % heads;
             attend(b, round.first_head + h, task % parts * step, step, packed + starts[i] + h * floats_of_head(b), memory);
+        });
+    }
+
+    // The sequences [first, last), one a task.
+    template <class PackBand>
+    void run_whole(std::size_t first, std::size_t last, std::size_t band_scratch, const PackBand &pack_band) const {
+        std::size_t packed = 0, scratch = 0;
+        for (std::size_t b = first; b < last; ++b) {
+            packed = std::max(packed, floats_of_head(b) * what.heads);
+            scratch = std::max(scratch, attention_scratch(queries_of(b), what.dim));
+        }
+        scratch = std::max(scratch, band_scratch);
+        run_tasks(last - first, what.threads, packed + scratch, [&](std::size_t task, float *memory) {
+            const std::size_t b = first + task, head = floats_of_head(b), rows = std::max(queries_of(b), keys_of(b));
+            const Round round{b, b + 1, 0, what.heads};
+            for (std::size_t begin = 0; begin < rows; begin += band_rows)
+                pack_band(Band{b, begin, round, memory, head}, memory + packed);
+            for (std::size_t h = 0; h < what.heads; ++h)
+                attend(b, h, 0, queries_of(b), memory + h * head, memory + packed);
         });
     }
 

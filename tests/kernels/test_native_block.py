@@ -115,7 +115,7 @@ def self_attention(instruction_set, x, norm, weight, bias, heads, lengths, head_
 @every_set
 @pytest.mark.parametrize("with_head_norms", [False, True])
 @pytest.mark.parametrize(("heads", "d"), [(1, 16), (3, 16), (2, 48), (3, 64)])
-@pytest.mark.parametrize("lengths", [(1,), (0,), (5, 0, 13), (193, 6, 192), (640,)])
+@pytest.mark.parametrize("lengths", [(1,), (0,), (5, 0, 13), (193, 6, 192), (640,), (9, 1, 0, 300) * 3])
 def test_self_attention_equals_the_formulas(instruction_set, with_head_norms, heads, d, lengths):
     T, D = sum(lengths), heads * d
     x, norm = normal(T, D) * 2 + 1, normal(2, D, seed=1)
