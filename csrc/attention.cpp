@@ -94,7 +94,7 @@ void check_inputs(const Array &q, const Array &k, const Array &v, const Bounds &
 
 thread_local Kept kept_packed;
 
-constexpr std::size_t band_rows = 192;          // rows packed by one task: a multiple of both of the kernels' steps
+constexpr std::size_t most_band_rows = 192;     // rows packed by one task: a multiple of both of the kernels' steps
 constexpr std::size_t packed_floats = 4 << 20;  // what a round packs where that is enough: half of a last-level cache
 constexpr std::size_t small_floats = 1 << 20;   // a sequence that packs no more goes to a thread whole where there are many
 
@@ -103,9 +103,10 @@ struct Round {
     std::size_t first, last, first_head, last_head;
 };
 
-// A band of a sequence whose rows are to be packed for the heads of a round, head h of it at to + (h - first) * stride.
+// A band of a sequence, at most `rows` from `begin` on, that are to be packed for the heads of a round: head h at
+// to + (h - first) * stride.
 struct Band {
-    std::size_t b, begin;
+    std::size_t b, begin, rows;
     const Round &round;
     float *to;
     std::size_t stride;
@@ -163,12 +164,15 @@ class ForwardPass {
     }
 
     void pack_values(const Band &band, std::size_t h, Rows rows) const {
-        what.kernels.pack_rows(rows, count_of(band, keys_of(band.b)), what.dim, {}, 1,
-                               place(band, h) + panel_floats(band.b));
+        const std::size_t count = count_of(band, keys_of(band.b));
+        what.kernels.pack_rows(rows, count, count, what.dim, {}, 1, place(band, h) + panel_floats(band.b));
     }
 
     void pack_queries(const Band &band, std::size_t h, Rows rows) const {
-        what.kernels.pack_rows(rows, count_of(band, queries_of(band.b)), what.dim, what.q_norm, what.scale * log2_e,
+        const std::size_t queries = queries_of(band.b), count = count_of(band, queries);
+        if (count == 0) return;
+        const std::size_t padded = band.begin + count == queries ? rounded_up(queries, strip_rows) - band.begin : count;
+        what.kernels.pack_rows(rows, count, padded, what.dim, what.q_norm, what.scale * log2_e,
                                place(band, h) + panel_floats(band.b) + value_floats(band.b));
     }
 
@@ -178,7 +182,7 @@ class ForwardPass {
 
     // A packed head: its key panels, its values, its queries.
     std::size_t panel_floats(std::size_t b) const { return rounded_up(keys_of(b), panel_columns) * what.dim; }
-    std::size_t value_floats(std::size_t b) const { return rounded_up(keys_of(b), strip_rows) * what.dim; }
+    std::size_t value_floats(std::size_t b) const { return keys_of(b) * what.dim; }
     std::size_t query_floats(std::size_t b) const { return rounded_up(queries_of(b), strip_rows) * what.dim; }
     std::size_t floats_of_head(std::size_t b) const { return panel_floats(b) + value_floats(b) + query_floats(b); }
 
@@ -187,26 +191,29 @@ class ForwardPass {
     }
 
     static std::size_t count_of(const Band &band, std::size_t rows) {
-        return band.begin < rows ? std::min(band_rows, rows - band.begin) : 0;
+        return band.begin < rows ? std::min(band.rows, rows - band.begin) : 0;
     }
 
     template <class PackBand>
     void run(const Round &round, std::size_t band_scratch, const PackBand &pack_band) const {
         const std::size_t count = round.last - round.first, heads = round.last_head - round.first_head;
         std::vector<std::size_t> starts{0};
-        std::size_t longest = 0, longest_q = 0;
+        std::size_t longest = 0, longest_q = 0, rows = 0;
         for (std::size_t b = round.first; b < round.last; ++b) {
             starts.push_back(starts.back() + floats_of_head(b) * heads);
             longest_q = std::max(longest_q, queries_of(b));
             longest = std::max({longest, longest_q, keys_of(b)});
+            rows += std::max(queries_of(b), keys_of(b));
         }
         float *const packed = kept_packed.floats(starts.back());
         if (!packed) throw std::bad_alloc();
+        // Panels are whole in smaller bands too, which are for when there are few rows for each thread.
+        const std::size_t band_rows = rows < 3 * most_band_rows * what.threads ? panel_columns : most_band_rows;
         const std::size_t bands = (longest + band_rows - 1) / band_rows;
         run_tasks(count * bands, what.threads, band_scratch, [&](std::size_t task, float *memory) {
             const std::size_t b = round.first + task / bands, begin = task % bands * band_rows;
             if (begin < std::max(queries_of(b), keys_of(b)))
-                pack_band(Band{b, begin, round, packed + starts[task / bands], floats_of_head(b)}, memory);
+                pack_band(Band{b, begin, band_rows, round, packed + starts[task / bands], floats_of_head(b)}, memory);
         });
         const std::size_t step = queries_at_once(longest_q, heads * count);
         const std::size_t parts = (longest_q + step - 1) / step;
@@ -229,8 +236,8 @@ class ForwardPass {
         run_tasks(last - first, what.threads, packed + scratch, [&](std::size_t task, float *memory) {
             const std::size_t b = first + task, head = floats_of_head(b), rows = std::max(queries_of(b), keys_of(b));
             const Round round{b, b + 1, 0, what.heads};
-            for (std::size_t begin = 0; begin < rows; begin += band_rows)
-                pack_band(Band{b, begin, round, memory, head}, memory + packed);
+            for (std::size_t begin = 0; begin < rows; begin += most_band_rows)
+                pack_band(Band{b, begin, most_band_rows, round, memory, head}, memory + packed);
             for (std::size_t h = 0; h < what.heads; ++h)
                 attend(b, h, 0, queries_of(b), memory + h * head, memory + packed);
         });
@@ -306,11 +313,13 @@ void self_attention(const Array &x, const Maybe &norm, float eps, const Array &q
                        norm_of(k_norm, dim, head_eps), scale, out.mutable_data(), nullptr};
     const ForwardPass pass(what, sequences);
     py::gil_scoped_release release;
-    pass.run(true, 2 * band_rows * width_D + 4 * dim, [&](const Band &band, float *normed) {
-        float *const projected = normed + band_rows * width_D, *const four_rows = projected + band_rows * width_D;
+    pass.run(true, 2 * most_band_rows * width_D + 4 * dim, [&](const Band &band, float *normed) {
+        float *const projected = normed + most_band_rows * width_D;
+        float *const four_rows = projected + most_band_rows * width_D;
         const std::size_t t = sequences.q[band.b] + band.begin;
-        const std::size_t count = std::min(band_rows, pass.queries_of(band.b) - band.begin);
-        kernels.pack_rows({tokens[t], tokens.stride}, count, width_D, token_norm, 1, normed);
+        const std::size_t count = std::min(band.rows, pass.queries_of(band.b) - band.begin);
+        kernels.pack_rows({tokens[t], tokens.stride}, count, rounded_up(count, strip_rows), width_D, token_norm, 1,
+                          normed);
         for (std::size_t part = 0; part < 3; ++part) {
             kernels.apply_layer({normed, count, layers[part], false, {nullptr, 0}, {projected, width_D}});
             for (std::size_t h = 0; h < heads; ++h) {

@@ -87,9 +87,9 @@ void attend_backward(const AttentionGradient &head, float *memory) {
     const GradientScratch at(memory, head.queries, head.keys, dim);
     pack_panels<Simd>(head.k, head.keys, dim, {}, at.p, at.key_panels);
     pack_panels<Simd>(head.v, head.keys, dim, {}, at.p, at.value_panels);
-    pack_rows<Simd>(head.k, head.keys, dim, {}, 1, at.keys);
-    pack_rows<Simd>(head.q, head.queries, dim, {}, head.scale * log2_e, at.queries);
-    pack_rows<Simd>(head.grad, head.queries, dim, {}, 1, at.grad);
+    pack_rows<Simd>(head.k, head.keys, rounded_up(head.keys, strip_rows), dim, {}, 1, at.keys);
+    pack_rows<Simd>(head.q, head.queries, rounded_up(head.queries, strip_rows), dim, {}, head.scale * log2_e, at.queries);
+    pack_rows<Simd>(head.grad, head.queries, rounded_up(head.queries, strip_rows), dim, {}, 1, at.grad);
     std::memset(at.dq, 0, rows * dim * sizeof(float));
     std::memset(at.dk, 0, 2 * rounded_up(head.keys, query_rows) * dim * sizeof(float));  // and dv behind it
     for (std::size_t i = 0; i < rows; ++i) {

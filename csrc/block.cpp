@@ -17,10 +17,11 @@ namespace {
 
 using namespace camae_arrays;
 
-// Rows of a band: few enough that its inner products stay in the second-level cache, and four bands for each thread.
+// Rows of a band: few enough that the MLP's hidden values stay in the second-level cache, equally many for each thread
+// but enough that weights are not read for a few of them.
 std::size_t band_of(std::size_t rows, std::size_t threads) {
-    const std::size_t even = rows / (4 * threads) + 1;
-    return rounded_up(std::min<std::size_t>(std::max<std::size_t>(even, 24), 96), strip_rows);
+    const std::size_t turns = std::max<std::size_t>((rows + 96 * threads - 1) / (96 * threads), 2);
+    return rounded_up(std::max<std::size_t>((rows + turns * threads - 1) / (turns * threads), 24), strip_rows);
 }
 
 Array pack_weight(const Array &weight, const std::string &instructions) {
@@ -55,9 +56,9 @@ void block_tail(const Array &x, const Array &attended, const Array &proj, const 
         float *const inner = packed + band * D;
         const ResultRows y{result[t], result.stride};
         const Rows residual{y.first, y.stride}, tokens_here{tokens[t], tokens.stride};
-        kernels.pack_rows({from[t], from.stride}, n, D, {}, 1, packed);
+        kernels.pack_rows({from[t], from.stride}, n, padded, D, {}, 1, packed);
         kernels.apply_layer({packed, n, project, false, tokens_here, y});
-        kernels.pack_rows(parallel ? tokens_here : residual, n, D, row_norm, 1, packed);
+        kernels.pack_rows(parallel ? tokens_here : residual, n, padded, D, row_norm, 1, packed);
         // The rows that fill the last strip go through too: they stand behind the others in `inner`.
         kernels.apply_layer({packed, padded, first, true, {nullptr, 0}, {inner, hidden}});
         kernels.apply_layer({inner, n, second, false, residual, y});

@@ -42,8 +42,9 @@ struct LayerRows;
 // All CPU kernels in one instruction set.
 struct CpuKernels {
     const char *instructions;
-    // Rows without gaps, normed where a norm is given, times `factor`, zeros to a multiple of strip_rows.
-    void (*pack_rows)(Rows rows, std::size_t count, std::size_t dim, const RowNorm &norm, float factor, float *out);
+    // Rows without gaps, normed where a norm is given, times `factor`, then rows of zeros until there are `padded`.
+    void (*pack_rows)(Rows rows, std::size_t count, std::size_t padded, std::size_t dim, const RowNorm &norm,
+                      float factor, float *out);
     // Rows transposed in panels of panel_columns, zeros after the last; `four_rows` holds some meanwhile.
     void (*pack_panels)(Rows rows, std::size_t count, std::size_t dim, const RowNorm &norm, float *four_rows,
                         float *panels);

@@ -117,12 +117,13 @@ void pack_panels(Rows rows, std::size_t count, std::size_t dim, const RowNorm &n
 }
 
 template <class Simd>
-void pack_rows(Rows rows, std::size_t count, std::size_t dim, const RowNorm &norm, float factor, float *out) {
+void pack_rows(Rows rows, std::size_t count, std::size_t padded, std::size_t dim, const RowNorm &norm, float factor,
+               float *out) {
     for (std::size_t i = 0; i < count; ++i) {
         prefetch_row(rows, i + rows_ahead, count, dim);
         copy_row<Simd>(rows[i], dim, norm, factor, out + i * dim);
     }
-    std::memset(out + count * dim, 0, (rounded_up(count, strip_rows) - count) * dim * sizeof(float));
+    std::memset(out + count * dim, 0, (padded - count) * dim * sizeof(float));
 }
 
 }  // namespace
