@@ -35,8 +35,8 @@ def tolerance(q, k, v, scale):
     plus four for the power; the mean over S keys by S roundings more, relative to the largest value.
     """
     d, S = q.shape[-1], len(k)
-    terms = torch.einsum("thd,shd->hts", q.abs(), k.abs()).max() * scale
-    return float((2 * (d + 2) * terms + S + 8) * ROUNDING * v.abs().max())
+    terms = torch.einsum("thd,shd->hts", q.abs(), k.abs()).max().detach() * scale
+    return float((2 * (d + 2) * terms + S + 8) * ROUNDING * v.abs().max().detach())
 
 
 def run(instruction_set, q, k, v, lengths_q, lengths_k, scale, norms=(None, None)):
