@@ -73,7 +73,7 @@ TRITON ?= 3.6.0
 AOT := build/aot-$(TRITON)
 aot: $(VENV)/.dev
 	test -d $(AOT)/triton || $(PIP) install -q --no-deps --target $(AOT) triton==$(TRITON)
-	PYTHONPATH=$(AOT) TRITON_CACHE_DIR=$(AOT)/cache $(BIN)/python -m camae.kernels.compile_ahead tests/kernels/budgets.json
+	PYTHONPATH=$(AOT) TRITON_CACHE_DIR=$(AOT)/cache $(BIN)/python -m camae.kernels._compile_ahead tests/kernels/budgets.json
 
 clean:
 	rm -rf build runs .pytest_cache .ruff_cache

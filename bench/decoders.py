@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from camae.model.config import DECODERS, preset
-from camae.training.flops import model_flops
+from camae.model.flops import model_flops
 
 HERE = Path(__file__).parent
 FORMS = {

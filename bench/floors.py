@@ -206,7 +206,7 @@ def training_memory(s: Shape, crops: int, keep: bool, fused_norms: bool = True) 
 
 
 def crops_per_second(s: Shape, device: Device, mfu: float) -> float:
-    """At a model-FLOP utilisation of 3 * forward / peak, with the small decoder."""
+    """At a model-FLOP utilization of 3 * forward / peak, with the small decoder."""
     return mfu * device.bf16 / (3 * (encoder_flops(s) + small_decoder_flops(s)))
 
 
@@ -340,7 +340,7 @@ def document() -> str:
         f"copying the gradients of q, k and v.\n\n{_glue_table()}",
         f"## Memory of a training step\n\nBy formula; 76 GiB is the target.\n\n{_memory_use_table()}",
         f"## Lion\n\n20 bytes per parameter in fp32: ViT-L (303 M) {' and '.join(lion)}.\n",
-        f"## Whole training step\n\n3 x forward at a model-FLOP utilisation.\n\n{_model_table()}",
+        f"## Whole training step\n\n3 x forward at a model-FLOP utilization.\n\n{_model_table()}",
         f"## Targets\n\n{targets}",
     ]
     return "\n".join(parts)

@@ -1,6 +1,6 @@
 """The encoder as timm's eager code computes it: what the embedding bench compares with.
 
-Written plainly from the published form: dense float images (B, C, H, W), standardised in torch, one shared
+Written plainly from the published form: dense float images (B, C, H, W), standardized in torch, one shared
 convolution on each channel in turn, a position table added, standard blocks module by module on (B, L, D),
 F.scaled_dot_product_attention, mean over patch tokens. The same weights as the camae model it is made from.
 """

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Screen(Dataset):
-    """Random crops of a manifest's sites, standardised by channel: (C, crop, crop) float32."""
+    """Random crops of a manifest's sites, standardized by channel: (C, crop, crop) float32."""
 
     def __init__(self, paths: list[list[str]], crop: int, length: int, seed: int):
         self.paths, self.crop, self.length, self.seed = paths, crop, length, seed
@@ -39,11 +39,11 @@ class Screen(Dataset):
         image_CHW = np.rot90(image_CHW, int(rng.integers(4)), (1, 2))
         if rng.random() < 0.5:
             image_CHW = image_CHW[:, :, ::-1]
-        return standardise(torch.from_numpy(np.ascontiguousarray(image_CHW)))
+        return standardize(torch.from_numpy(np.ascontiguousarray(image_CHW)))
 
 
-def standardise(image_CHW: torch.Tensor) -> torch.Tensor:
-    """(x - mean) / sqrt(var + eps^2) by channel, eps 1e-3 grey levels."""
+def standardize(image_CHW: torch.Tensor) -> torch.Tensor:
+    """(x - mean) / sqrt(var + eps^2) by channel, eps 1e-3 gray levels."""
     mean = image_CHW.mean((-2, -1), keepdim=True)
     return (image_CHW - mean) / (image_CHW.var((-2, -1), unbiased=False, keepdim=True) + 1e-6).sqrt()
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from camae.embedding.fast_linear import FastLinear
+from camae.inference.fast_linear import FastLinear
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -236,7 +236,7 @@ class Recorder:
     def hold_to_baseline(self, row: dict[str, Any], again: Callable[[], Times]) -> None:
         """Fail on a slowdown beyond the baseline's recorded spread; count rows that have none.
 
-        A slow row is measured again, half a second apart: a neighbour on the machine goes away, a regression stays.
+        A slow row is measured again, half a second apart: a neighbor on the machine goes away, a regression stays.
         """
         baseline = find_baseline(row)
         if baseline is None:

@@ -1,7 +1,7 @@
 """What a screen of RxRx3's size costs on 1, 8 and 128 GPUs. `python bench/scale.py` writes SCALE.md.
 
 Reading is measured (rows of bench/results). GPU speed is computed from the data sheet's limits at a stated
-utilisation until rows of that GPU exist; nothing computed is called measured. `python bench/scale.py --help` lists
+utilization until rows of that GPU exist; nothing computed is called measured. `python bench/scale.py --help` lists
 what can be set for another screen.
 """
 
@@ -62,11 +62,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Site:
-    """A computing site. utilisation: share of the dense bf16 peak. cores: per GPU. storage: bytes/s of the shared
+    """A computing site. utilization: share of the dense bf16 peak. cores: per GPU. storage: bytes/s of the shared
     store, all nodes together. link: bytes/s of the slowest link of the gradient ring, per GPU."""
 
     device: Device = H100
-    utilisation: float = 0.4
+    utilization: float = 0.4
     cores: int = 16
     storage: float = 10e9
     link: float = 25e9
@@ -126,7 +126,7 @@ def encoder_parameters(shape: Shape) -> float:
 
 def embedding_cost(work: Work, shape: Shape, site: Site, gpus: int, read_seconds: float) -> Cost:
     """Every tile once through the encoder; every plane is read once."""
-    rate = site.utilisation * site.device.bf16 * gpus
+    rate = site.utilization * site.device.bf16 * gpus
     return Cost(
         gpus,
         compute=work.crops_embedded * encoder_flops(shape) / rate,
@@ -147,7 +147,7 @@ def training_cost(work: Work, shape: Shape, site: Site, gpus: int, read_seconds:
     ring = 2 * (gpus - 1) / gpus * gradient_bytes / site.link
     return Cost(
         gpus,
-        compute=work.crops_trained * flops / (site.utilisation * site.device.bf16 * gpus),
+        compute=work.crops_trained * flops / (site.utilization * site.device.bf16 * gpus),
         reading=work.crops_trained * read_seconds * work.channels / 6 / (site.cores * gpus),
         storage=work.crops_trained * crop_bytes / site.storage,
         network=work.crops_trained / work.batch * ring,
@@ -193,7 +193,7 @@ def document(work: Work | None = None, read: float | None = None) -> str:
         f"of {work.batch:,}, the small decoder.\n",
         f"Measured: decoding, {1e3 * read:.2f} CPU-ms per crop (reader row `zstd, tiles 256` of two CPU cores). **Not "
         "measured: every GPU figure.** Those are the encoder's FLOPs over the data sheet's dense bf16 peak at "
-        f"{Site().utilisation:.0%} utilisation, an assumption; {Site().cores} CPU cores per GPU, a store that gives "
+        f"{Site().utilization:.0%} utilization, an assumption; {Site().cores} CPU cores per GPU, a store that gives "
         f"{Site().storage / 1e9:.0f} GB/s to all nodes together and links of {Site().link / 1e9:.0f} GB/s per GPU are "
         "assumptions too. The four parts overlap: the longest is the wall clock.\n",
     ]
@@ -211,7 +211,7 @@ def _reading_of(work: Work, read: float) -> str:
     """What bounds it, in words that follow from the numbers."""
     site = Site()
     small = embedding_cost(work, EMBEDDING[0], site, 1, read)
-    cores = read * site.utilisation * site.device.bf16 / encoder_flops(EMBEDDING[0])
+    cores = read * site.utilization * site.device.bf16 / encoder_flops(EMBEDDING[0])
     large = embedding_cost(work, EMBEDDING[2], site, 128, read)
     vectors = work.crops_embedded * EMBEDDING[2].width * 4 / 1e9
     return (
@@ -224,7 +224,7 @@ def _reading_of(work: Work, read: float) -> str:
         f"- Embeddings of single tiles of {EMBEDDING[2].name} would be {vectors:,.0f} GB in fp32; `embed_screen` keeps "
         f"one vector per site, {vectors / work.tiles:,.1f} GB.\n"
         "- Gradients: at these batches the ring takes a small share of a step; it bounds nothing here.\n"
-        "- L/8 on six channels has 6,144 tokens: half of its FLOPs are attention, and the utilisation assumed above is "
+        "- L/8 on six channels has 6,144 tokens: half of its FLOPs are attention, and the utilization assumed above is "
         "less certain for it than for the others.\n"
     )
 

@@ -10,8 +10,8 @@ import torch
 from plain_encoder import PlainBlock
 from rows import close
 
-from camae.embedding.fast_block import LayeredBlock, NativeBlock, layers_of
-from camae.kernels.native import instructions
+from camae.inference.fast_block import LayeredBlock, NativeBlock, layers_of
+from camae.kernels._cpu import instructions
 from camae.model.blocks import ParallelBlock, Sequences
 from camae.model.config import preset
 

@@ -18,8 +18,8 @@ from plain_encoder import PlainEncoder
 from rows import RESULTS, SCRATCH, Times, commit, device_name, time_cpu, time_cuda, versions
 
 import camae
-from camae.embedding.bag_of_channels import BagOfChannels
-from camae.embedding.speed import accelerate
+from camae.inference.accelerate import accelerate
+from camae.inference.bag_of_channels import BagOfChannels
 from camae.model import CAMAE, preset
 
 CHANNELS = [f"w{i}" for i in range(1, 7)]
@@ -33,7 +33,7 @@ CPU_TARGET, EAGER_TARGET, FP8_TARGET, FP8_COSINE = 1.5, 1.8, 1.25, 0.999
 
 
 def model_of(name: str, device: str, **options: Any) -> CAMAE:
-    """A model with the released standardisation and LayerScale 0.1, so that every block shows in the vectors."""
+    """A model with the released standardization and LayerScale 0.1, so that every block shows in the vectors."""
     torch.manual_seed(0)
     options = {"standardization": "openphenom", "layer_scale": 0.1, "channels": tuple(CHANNELS)} | options
     return CAMAE(preset(name, **options)).eval().to(device)

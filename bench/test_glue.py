@@ -150,9 +150,9 @@ def test_residual_norm(setting, benchmark, name, kind, backward):
         y = x if update is None else x + gamma * update * factors[segments, None]
         if weight is None:
             return outputs(y, None)
-        centred = y - y.mean(1, keepdim=True)
-        spread = ((centred**2).mean(1, keepdim=True) + eps).sqrt()
-        return outputs(y, (centred / spread * weight + bias).to(working))
+        centered = y - y.mean(1, keepdim=True)
+        spread = ((centered**2).mean(1, keepdim=True) + eps).sqrt()
+        return outputs(y, (centered / spread * weight + bias).to(working))
 
     direction = "backward" if backward else "forward"
     sizes = floors.glue_bytes(tokens, width, 4, working.itemsize)

@@ -48,7 +48,7 @@ class Batch:
         self.parameters = [p.to(device, working) for p in self.parameters]
         self.pred_MP2 = self.pred_MP2.to(device, working)
 
-    def standardised(self) -> torch.Tensor:
+    def standardized(self) -> torch.Tensor:
         """What one writes by hand: the whole image in fp32."""
         x = self.planes_KHW.float()
         mean, var = x.mean((1, 2), keepdim=True), x.var((1, 2), correction=0, keepdim=True)
@@ -57,13 +57,13 @@ class Batch:
     def patches(self) -> torch.Tensor:
         """All patches of all planes, (K*N, P*P), fp32."""
         P = self.shape.patch
-        return F.unfold(self.standardised()[:, None], P, stride=P).transpose(1, 2).flatten(0, 1)
+        return F.unfold(self.standardized()[:, None], P, stride=P).transpose(1, 2).flatten(0, 1)
 
     def eager_tokens(self) -> torch.Tensor:
-        """Standardise, convolve every patch, then drop the masked ones (uniform samples)."""
+        """Standardize, convolve every patch, then drop the masked ones (uniform samples)."""
         weight, bias, pos, cls = self.parameters
         P = self.shape.patch
-        x = self.standardised().to(weight.dtype)[:, None]
+        x = self.standardized().to(weight.dtype)[:, None]
         every = F.conv2d(x, weight.view(-1, 1, P, P), bias, stride=P).flatten(2).transpose(1, 2) + pos
         kept = every.flatten(0, 1)[self.keep].unflatten(0, (self.samples, -1))
         return torch.cat([cls.expand(self.samples, 1, -1), kept], 1).flatten(0, 1)

@@ -22,7 +22,7 @@ import torch
 from rows import RESULTS, SCRATCH, commit, device_name, versions
 
 from camae import _native
-from camae.dataloader.dali import DaliCrops
+from camae.dataloader.backends.dali import DaliCrops
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 import field
@@ -36,7 +36,7 @@ pytestmark = [
 BATCH, CROP = 16, 256
 _LOG_SCRIPT = """
 import sys
-from camae.dataloader.dali import DaliCrops
+from camae.dataloader.backends.dali import DaliCrops
 DaliCrops(64, 1, device="mixed").read([sys.argv[1]], [3], [5])
 """
 

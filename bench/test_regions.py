@@ -1,7 +1,7 @@
 """Region mode against full crops: 20 cells of 64 x 64 px in one field of six channels, one packed call each.
 
 Floor: the FLOPs of the tokens that touch a cell (16 of 256 patches a plane, 97 tokens with the class token) and the
-pixels of the windows they are standardised in. Target: under 1/5 of the time of the 20 windows encoded whole.
+pixels of the windows they are standardized in. Target: under 1/5 of the time of the 20 windows encoded whole.
 By default a small encoder; --full uses S/16.
 """
 
@@ -32,23 +32,23 @@ def test_region_mode(recorder, benchmark):
     model = CAMAE(config).eval().to(recorder.device)
     rng = np.random.default_rng(0)
     field = rng.integers(0, 4000, (len(CHANNELS), FIELD, FIELD)).astype(np.uint16)
-    # Centres on even pixels: the 64-px square then meets exactly 4 x 4 patches of its own window.
-    centres = pd.DataFrame(
+    # Centers on even pixels: the 64-px square then meets exactly 4 x 4 patches of its own window.
+    centers = pd.DataFrame(
         rng.integers(128, FIELD - 128, (CELLS, 2)), columns=["Metadata_Cell_X", "Metadata_Cell_Y"]
     )
 
-    def regions(table: pd.DataFrame = centres) -> np.ndarray:
+    def regions(table: pd.DataFrame = centers) -> np.ndarray:
         return camae.embed(field, CHANNELS, model, region=table, region_size=SIDE)
 
     def crops() -> np.ndarray:
-        return camae.embed(field, CHANNELS, model, region=centres)
+        return camae.embed(field, CHANNELS, model, region=centers)
 
     def check() -> None:
         together = regions()
         assert together.shape == (CELLS, config.width)
         for i in (0, CELLS - 1):
             # The same sums in another order, in float32 of values of order 1.
-            np.testing.assert_allclose(regions(centres.iloc[[i]])[0], together[i], atol=1e-4)
+            np.testing.assert_allclose(regions(centers.iloc[[i]])[0], together[i], atol=1e-4)
 
     visible = (SIDE // config.patch) ** 2 * len(CHANNELS) + 1
     # On a CPU a full round of S/16 crops takes most of a minute.

@@ -1,7 +1,7 @@
-"""A whole training step: model-FLOP utilisation, crops/s and peak memory. Targets in bench/FLOORS.md are for a GPU.
+"""A whole training step: model-FLOP utilization, crops/s and peak memory. Targets in bench/FLOORS.md are for a GPU.
 
 On CUDA: L/16 at 85 % beside the same model in eager torch (bf16 autocast, SDPA), and L/8 at 75 % with 64 crops, norms
-and GELUs recomputed. On a CPU a tiny model of the same form, where utilisation has no peak to be a share of.
+and GELUs recomputed. On a CPU a tiny model of the same form, where utilization has no peak to be a share of.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import floors
 import pytest
 import torch
 
-from camae.dataloader.planes import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch
 from camae.kernels.lion import Lion
 from camae.model import CAMAE, Backends, preset
 from camae.model.blocks import set_block_options
-from camae.training.flops import model_flops, peak_flops
+from camae.model.flops import model_flops, peak_flops
 
 NAMES = ("DNA", "RNA", "ER", "AGP", "Mito", "Actin")
 TINY = {"width": 128, "depth": 2, "heads": 2, "crop": 64}

@@ -23,15 +23,15 @@ from rows import RESULTS, SCRATCH, commit, device_name, time_cpu, versions
 import camae
 from camae import maps
 from camae.dataloader import Manifest, read_manifest
-from camae.demo.screen import generate
+from camae.dataloader.center_crops import center_batch
 from camae.maps.pair_files import read_pairs
 from camae.maps.screen import map_screen
 from camae.model import CAMAE, preset
 from camae.model.config import DECODERS
+from camae.model.flops import model_flops
 from camae.reporting.figures import loss_curves, save_png
+from camae.reproduction.demo.screen import generate
 from camae.training.data import open_data
-from camae.training.flops import model_flops
-from camae.training.pictures import center_batch
 from camae.training.schedule import learning_rate
 from camae.training.split import split
 from camae.training.validation import validate
@@ -153,7 +153,7 @@ def plain_validation(rows: list[int], manifest: Any, alpha: float, model: plain_
             batch, _ = center_batch(manifest, rows[start : start + 8], model.c.crop)
             images = batch.planes_KHW.float().unflatten(0, (-1, len(batch.channels)))
             noise = torch.rand(images.shape[0] * images.shape[1] * model.c.n_patches, generator=generator)
-            loss = model(plain_mae.standardise(images), noise.reshape(len(images), -1), 0.75, alpha)
+            loss = model(plain_mae.standardize(images), noise.reshape(len(images), -1), 0.75, alpha)
             total += float(loss) * len(images) / len(rows)
     return total
 
@@ -281,7 +281,7 @@ def spectra(model: CAMAE, manifest: Any) -> tuple[torch.Tensor, torch.Tensor]:
     )
     with torch.no_grad():
         patches, mask = model.reconstruct(images, list(batch.channels), noise, 0.75)
-    target = plain_mae.patchify(plain_mae.standardise(images.float()), model.config.patch)
+    target = plain_mae.patchify(plain_mae.standardize(images.float()), model.config.patch)
     side = (model.config.patch, model.config.patch)
     return tuple(radial_spectrum(x[mask == 1].unflatten(1, side)) for x in (patches, target))  # type: ignore[return-value]
 

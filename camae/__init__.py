@@ -1,13 +1,13 @@
 """camae: channel-agnostic masked autoencoders for high-content microscopy.
 
 This module is the public API and nothing else: every name below is loaded on first use (PEP 562), so that
-`import camae` is light and needs neither torch nor a GPU.
+`import camae` is light and needs neither torch nor a GPU. Their types stand in `__init__.pyi`.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -20,14 +20,7 @@ _PUBLIC = {
     "report": "camae.reporting",
     "CamaeError": "camae.errors",
 }
-_SUBMODULES = ("maps", "kernels", "dataloader", "model", "training", "embedding", "baselines", "demo")
-
-if TYPE_CHECKING:
-    from camae.embedding import embed, embed_screen, use
-    from camae.errors import CamaeError
-    from camae.model import load
-    from camae.reporting import report
-    from camae.training import train
+_SUBMODULES = ("maps", "kernels", "dataloader", "model", "training", "embedding", "inference", "reproduction")
 
 __all__ = ["CamaeError", "embed", "embed_screen", "load", "maps", "report", "train", "use"]
 

@@ -89,7 +89,7 @@ CAMAE_INLINE void prefetch_row(Rows rows, std::size_t i, std::size_t count, std:
         for (std::size_t d = 0; d < dim; d += line) __builtin_prefetch(rows[i] + d);
 }
 
-// Four rows into four neighbouring columns of a panel.
+// Four rows into four neighboring columns of a panel.
 inline void transpose(const float *rows, std::size_t dim, float *panel) {
     for (std::size_t d = 0; d < dim; d += 4) {
         __m128 a = _mm_loadu_ps(rows + d), b = _mm_loadu_ps(rows + dim + d);

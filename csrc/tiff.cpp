@@ -183,9 +183,9 @@ TiffPage read_page(const Reader &in, const Directory &tags) {
     const std::uint64_t bits = common_value(in, tags, bits_per_sample, 1, samples, "depths");
     if (bits != 8 && bits != 16) unsupported("a depth of " + std::to_string(bits) + " bits");
     page.bytes_per_sample = bits / 8;
-    const std::uint64_t colour = first_value(in, tags, photometric, 1);
-    if (colour > 2) unsupported(colour == 3 ? "palette colour" : "photometric interpretation " + std::to_string(colour));
-    page.min_is_white = colour == 0;
+    const std::uint64_t color = first_value(in, tags, photometric, 1);
+    if (color > 2) unsupported(color == 3 ? "palette color" : "photometric interpretation " + std::to_string(color));
+    page.min_is_white = color == 0;
     if (first_value(in, tags, fill_order, 1) != 1) unsupported("reversed bit order (FillOrder 2)");
     if (first_value(in, tags, image_depth, 1) > 1) unsupported("a volume (ImageDepth)");
     page.separate = first_value(in, tags, planar_configuration, 1) == 2 && samples > 1;

@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
-    "PlaneBatch": "camae.dataloader.planes",
+    "PlaneBatch": "camae.dataloader.plane_batch",
     "Manifest": "camae.dataloader.manifest",
     "read_manifest": "camae.dataloader.datasets",
     "read_plane": "camae.dataloader.images",

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from camae.dataloader import native
-from camae.dataloader.formats import decode, is_tiff, refuse_remote, split_address
+from camae.dataloader.backends import native
+from camae.dataloader.backends.decoders import decode, is_tiff, refuse_remote, split_address
 from camae.dataloader.illumination import corrected
 from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError
@@ -83,7 +83,7 @@ def read_crops(
     if name == "native" and len(named) > 1 and all(map(is_tiff, named)):
         return _native_planes(named, y, x, size)
     if name == "dali":
-        from camae.dataloader.dali import read_windows
+        from camae.dataloader.backends.dali import read_windows
 
         return read_windows(named, [y] * len(named), [x] * len(named), size)
     planes: list[np.ndarray] = []

@@ -8,9 +8,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from camae.dataloader import native
+from camae.dataloader.backends import native
 from camae.dataloader.manifest import Manifest
-from camae.dataloader.planes import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch
 from camae.dataloader.read_ahead import ReadAhead
 from camae.dataloader.sampling import Draws, draw
 from camae.dataloader.sites import Site, SiteReader, Windows

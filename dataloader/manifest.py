@@ -109,6 +109,17 @@ class Manifest:
             raise CamaeError("the selection leaves no site of the manifest")
         return Manifest(self.table.iloc[rows], self.root)
 
+    def plates(self) -> np.ndarray:
+        """(sites,) the plate of every row; a plate's name counts within its experiment (`Metadata_Batch`).
+
+        Raises CamaeError without the column Metadata_Plate.
+        """
+        if "Metadata_Plate" not in self.table:
+            raise CamaeError(
+                "the manifest has no column Metadata_Plate, so its sites cannot be told apart by plate"
+            )
+        return (self.table.get("Metadata_Batch", "") + "/" + self.table["Metadata_Plate"]).to_numpy(str)
+
     def site_channels(self, row: int) -> list[str]:
         """Names of the channels this site has, in the manifest's order."""
         return [name for name, cell in zip(self.channels, self._cells[row], strict=True) if cell]

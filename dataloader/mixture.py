@@ -17,7 +17,7 @@ import torch
 
 from camae.dataloader.loader import CropLoader
 from camae.dataloader.manifest import Manifest
-from camae.dataloader.planes import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch
 from camae.dataloader.read_ahead import ReadAhead
 from camae.errors import CamaeError
 
@@ -82,8 +82,8 @@ class MixedLoader(ReadAhead):
                 any number of ranks up to batch_size draws the same batches.
     loader:     the class that reads each data set; `options` are its further arguments.
 
-    Within a batch the crops lie data set by data set. uint8 and uint16 data sets mix (as uint16: standardisation
-    is by stored grey levels); floats mix only with floats. With one data set the crops are CropLoader's own.
+    Within a batch the crops lie data set by data set. uint8 and uint16 data sets mix (as uint16: standardization
+    is by stored gray levels); floats mix only with floats. With one data set the crops are CropLoader's own.
     """
 
     def __init__(

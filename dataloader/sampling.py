@@ -67,7 +67,7 @@ def _start(seed: int) -> np.ndarray:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The SplitMix64 finaliser (Steele, Lea, Flood 2014); uint64 arithmetic wraps by design."""
+    """The SplitMix64 finalizer (Steele, Lea, Flood 2014); uint64 arithmetic wraps by design."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

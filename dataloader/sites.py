@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from camae.dataloader import native
-from camae.dataloader.formats import is_tiff, refuse_remote
+from camae.dataloader.backends import native
+from camae.dataloader.backends.decoders import is_tiff, refuse_remote
 from camae.dataloader.illumination import corrected
 from camae.dataloader.images import checked_backend, plane_kind, read_site
 from camae.dataloader.manifest import ILLUMINATION, Manifest
@@ -151,7 +151,7 @@ def _through_dali(
     addresses: Sequence[str], y: np.ndarray, x: np.ndarray, out: np.ndarray, turns: np.ndarray
 ) -> list[tuple[int, CamaeError]]:
     """As native.read_windows; a batch with a bad file fails as a whole, so the file is looked for in the sentence."""
-    from camae.dataloader.dali import read_windows
+    from camae.dataloader.backends.dali import read_windows
 
     try:
         planes = read_windows(addresses, y.tolist(), x.tolist(), out.shape[-1])

@@ -52,7 +52,7 @@ def test_train_embed_map_report(screen, tmp_path):
         (("train", "nowhere", "--out", "run"), "nowhere"),
         (("embed", "{screen}", "--model", "nowhere", "--out", "emb"), "nowhere: no such model"),
         (("train", "{screen}", "--out", "run", "--set", "steps"), "write it as name=value"),
-        (("train", "{screen}", "--out", "run", "--set", "colour=1"), "unknown training settings colour"),
+        (("train", "{screen}", "--out", "run", "--set", "color=1"), "unknown training settings color"),
         (("train", "{screen}", "--out", "run", "--model", "resnet"), "no model preset 'resnet'"),
         (("train", "{screen}", "--out", "run", "--model", "ca_mae_vit_ti16", "--steps", "1"), "larger than"),
         (("map", "nowhere.parquet", "pairs.csv"), "nowhere.parquet: no such"),

@@ -1,7 +1,5 @@
-"""The package as a whole: light import, maps without torch, layering, errors at the shell."""
+"""The package as a whole: light import, maps without torch, public names."""
 
-import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,31 +33,6 @@ def test_maps_need_no_torch():
 def test_training_imports_no_gpu_packages():
     code = "import sys, camae; camae.train, camae.embed; print([m for m in ('cupy', 'triton', 'ray', 'nvidia.dali') "
     assert run_python(code + "if m in sys.modules])").strip() == "[]"
-
-
-def imports_of(folder):
-    for file in sorted((ROOT / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                yield file.relative_to(ROOT), node.module
-            elif isinstance(node, ast.Import):
-                yield from ((file.relative_to(ROOT), alias.name) for alias in node.names)
-
-
-@pytest.mark.parametrize(
-    ("folder", "forbidden"),
-    [
-        ("kernels", r"camae\.(model|training|embedding|maps|dataloader|demo|reporting)"),
-        ("dataloader", r"camae\.(model|training|embedding|maps|kernels|demo|reporting)"),
-        ("camae/maps", r"(torch|camae\.(model|training|embedding|dataloader|demo))($|\.)"),
-        ("camae/model", r"camae\.(training|embedding|maps|demo|reporting|cli)"),
-        ("camae/embedding", r"camae\.(maps|demo|cli)"),
-        ("camae/training", r"camae\.(embedding|maps|demo|cli)"),
-    ],
-)
-def test_dependencies_point_one_way(folder, forbidden):
-    wrong = [(str(file), module) for file, module in imports_of(folder) if re.match(forbidden, module)]
-    assert wrong == []
 
 
 def test_public_names_are_there():

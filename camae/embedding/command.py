@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from camae.embedding.bag_of_channels import BagOfChannels
 from camae.embedding.default_model import resolve_model
 from camae.embedding.export import to_anndata
+from camae.embedding.ranks import rank_and_world
 from camae.embedding.screen import embed_screen
-from camae.embedding.sharding import rank_and_world
 from camae.errors import CamaeError
+from camae.inference.bag_of_channels import BagOfChannels
 
 
 def run_embed(
@@ -34,7 +34,7 @@ def run_embed(
             raise CamaeError(
                 "Ray workers load the model as it is: leave out --linear, --compile, --bag-of-channels"
             )
-        from camae.embedding.ray_data import embed_screen_ray
+        from camae.embedding.ray_actors import embed_screen_ray
 
         table = embed_screen_ray(data, model, out, workers=ray_workers, gpus_per_worker=ray_gpus, **settings)
     else:
@@ -53,7 +53,7 @@ def _formed(model: str, device: str | None, linear: str | None, compile: bool, b
     """The model as asked for: rewritten for speed, seeing one channel at a time, or as it is."""
     net = resolve_model(model, device)
     if linear is not None or compile:
-        from camae.embedding.speed import accelerate
+        from camae.inference.accelerate import accelerate
 
         net = accelerate(net, linear or "float32", compile=compile)
     return BagOfChannels(net) if bag_of_channels else net

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from camae.errors import CamaeError, MissingFileError
-from camae.model.checkpoint import find_model_file, load
+from camae.model.weights import find_model_file, load
 
 VARIABLE = "CAMAE_MODEL"
 _loaded: dict[tuple, Any] = {}

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from camae.embedding_table import features_of, read_table
 from camae.errors import CamaeError, MissingBackendError
 from camae.files import write_atomic
-from camae.tables import features_of, read_table
 
 
 def to_anndata(table: pd.DataFrame | str | Path, out: str | Path | None = None) -> Any:

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from camae.dataloader.manifest import Manifest
+from camae.embedding_table import about_of
 from camae.errors import CamaeError
 from camae.files import write_json
-from camae.model.checkpoint import model_hash
-from camae.tables import about_of
+from camae.model.weights import model_hash
 
 LEDGER = "ledger.json"
 

@@ -1,6 +1,6 @@
 """Regions of an image (cells, organoids): a model-sized window around each, and the patches in it that they touch.
 
-A window gives the context in which planes are standardised; only patches that touch the region become tokens, so
+A window gives the context in which planes are standardized; only patches that touch the region become tokens, so
 a small cell costs a fraction of a crop. A region larger than the window gets several.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from camae.embedding.tiles import spread
+from camae.embedding.windows import spread
 from camae.errors import CamaeError
 
 CENTRE_X, CENTRE_Y = "Metadata_Cell_X", "Metadata_Cell_Y"
@@ -39,7 +39,7 @@ class Region:
     whole_window: bool = False
 
     def windows(self, height: int, width: int, crop: int) -> list[tuple[int, int]]:
-        """Corners (y, x) of the model-sized windows: centred on the box and moved into the image, or covering it."""
+        """Corners (y, x) of the model-sized windows: centered on the box and moved into the image, or covering it."""
         ys = _starts(self.top, self.bottom, height, crop)
         xs = _starts(self.left, self.right, width, crop)
         return [(y, x) for y in ys for x in xs]
@@ -73,13 +73,13 @@ def read_regions(
     """The regions of one image of `shape` (H, W), and whether it was a single mask (H, W).
 
     value: masks, labels or a table, as `camae.embed` takes them. size: side in px of a table's square regions.
-    Raises CamaeError for any other value, another size, an empty mask, a centre outside the image.
+    Raises CamaeError for any other value, another size, an empty mask, a center outside the image.
     """
     if isinstance(value, pd.DataFrame | Mapping):
         return _from_table(pd.DataFrame(value), shape, where, size), False
     if size is not None:
         raise CamaeError(
-            "region_size is the side of regions given as a table of centres; masks have their own"
+            "region_size is the side of regions given as a table of centers; masks have their own"
         )
     if not isinstance(value, np.ndarray | torch.Tensor):
         raise CamaeError(f"{where}: region is a {type(value).__name__}; {_WHAT}")
@@ -130,15 +130,15 @@ def _from_table(table: pd.DataFrame, shape: tuple[int, int], where: str, size: i
     if size is not None and size < 1:
         raise CamaeError(f"region_size {size} is not a number of pixels above 0")
     try:
-        centres = table[[CENTRE_Y, CENTRE_X]].to_numpy(np.float64)
+        centers = table[[CENTRE_Y, CENTRE_X]].to_numpy(np.float64)
     except (TypeError, ValueError) as error:
         raise CamaeError(f"{where}: {CENTRE_X} and {CENTRE_Y} must be numbers ({error})") from None
     height, width = shape
     regions = []
-    for row, (y, x) in enumerate(centres):
+    for row, (y, x) in enumerate(centers):
         if not (0 <= y < height and 0 <= x < width):
             raise CamaeError(
-                f"{where}: the centre in row {row} of the table, ({CENTRE_X} {x:g}, {CENTRE_Y} {y:g}), is not in "
+                f"{where}: the center in row {row} of the table, ({CENTRE_X} {x:g}, {CENTRE_Y} {y:g}), is not in "
                 f"the image of {height} x {width} px"
             )
         side = size or 1

@@ -6,24 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
 from camae.dataloader.datasets import read_manifest
 from camae.dataloader.manifest import Manifest
-from camae.embedding.checks import check_budget, check_dtype, check_layers
 from camae.embedding.default_model import resolve_model
+from camae.embedding.encode import token_budget
 from camae.embedding.ledger import claim, describe, is_done, shard_path, shard_rows
 from camae.embedding.lock import merging, writing
-from camae.embedding.passes import token_budget
-from camae.embedding.pooling import check_pool
-from camae.embedding.sharding import rank_and_world
-from camae.embedding.shards import Meter, ShardWorker, same_channels
-from camae.embedding.tiles import check_overlap
+from camae.embedding.ranks import rank_and_world
+from camae.embedding.validate import check_budget, check_dtype, check_layers
+from camae.embedding.windows import check_overlap
+from camae.embedding.worker import Meter, ShardWorker, same_channels
+from camae.embedding_table import by_well, read_table, write_table
 from camae.errors import CamaeError
-from camae.tables import by_well, read_table, write_table
-from camae.training.log import progress_bar
+from camae.model.pooling import check_pool
+from camae.progress import progress_bar
 
 TILES = ("grid", "cover", "center")
 
@@ -78,9 +79,7 @@ def embed_screen(
     options = {name: value for name, value in locals().items() if name not in ("manifest", "model", "out")}
     net = resolve_model(model, device)
     if getattr(net, "adapts_to_plates", False):
-        from camae.baselines.adabn import embed_by_plate
-
-        return embed_by_plate(manifest, net, out, **options)
+        return _embed_by_plate(manifest, net, out, **options)
     job = prepare(
         manifest,
         net,
@@ -108,6 +107,25 @@ def embed_screen(
         if table is None:
             table = pd.concat([pd.DataFrame(), *(read_table(shard_path(job.folder, n))[0] for n in mine)])
     table.attrs["complete"] = complete
+    return table
+
+
+def _embed_by_plate(
+    manifest: Manifest | str | Path, model: Any, out: str | Path, *, level: str, **options: Any
+) -> pd.DataFrame:
+    """Each plate by the model adapted to it (`adapted_to`); one table in `out`, plates in `plates/`."""
+    reading = {name: options.pop(name) for name in ("format", "incomplete", "pattern")}
+    sites, folder = read_manifest(manifest, **reading), Path(out)
+    plates, tables = sites.plates(), []
+    for number, plate in enumerate(np.unique(plates)):
+        part = sites.select(plates == plate)
+        adapted = model.adapted_to(part, value_range=options["value_range"], reader=options["reader"])
+        tables.append(
+            embed_screen(part, adapted, folder / "plates" / f"{number:05d}", level=level, **options)
+        )
+    table = pd.concat(tables, ignore_index=True)
+    about = {"model": model.config.name, "statistics": "re-estimated on each plate"}
+    write_table(folder / f"{level}s.parquet", table, about)
     return table
 
 

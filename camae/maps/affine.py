@@ -46,18 +46,18 @@ class Affine:
     def __call__(self, x: Any) -> Any:
         xp = namespace(x)
         offset = xp.asarray(self.offset, dtype=x.dtype)
-        centred = x - offset
+        centered = x - offset
         if self.matrix.ndim == 1:
-            centred *= xp.asarray(self.matrix, dtype=x.dtype)
-            return centred
+            centered *= xp.asarray(self.matrix, dtype=x.dtype)
+            return centered
         if self.factor is None:
-            return centred @ xp.asarray(self.matrix, dtype=x.dtype)
+            return centered @ xp.asarray(self.matrix, dtype=x.dtype)
         level, axes, gain = self.factor.level, xp.asarray(self.factor.axes), xp.asarray(self.factor.gain)
         matrix = xp.asarray(self.matrix)
         if x.shape[0] > matrix.shape[0] // 2:  # folding the factor into the matrix costs less than using it
-            return centred @ LowRank(level, axes, gain).right_of(matrix).astype(x.dtype)
+            return centered @ LowRank(level, axes, gain).right_of(matrix).astype(x.dtype)
         return LowRank(level, axes.astype(x.dtype), gain.astype(x.dtype)).right_of(
-            centred @ matrix.astype(x.dtype)
+            centered @ matrix.astype(x.dtype)
         )
 
 

@@ -1,7 +1,7 @@
 """Chromosome-arm bias of CRISPR knockouts: measured, and corrected with genes the cells do not express.
 
 Source: Lazar et al. (proxbias): genes on one arm look alike whether or not they are related, because cutting can
-lose the arm. Genes that are not expressed should do nothing, so their mean is the arm's artefact.
+lose the arm. Genes that are not expressed should do nothing, so their mean is the arm's artifact.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def read_pairs(path: str | Path) -> np.ndarray:
 def read_pairs_folder(folder: str | Path) -> dict[str, np.ndarray]:
     """Known pairs by source: the folder's .txt, .csv and .tsv files, or the one file given.
 
-    Files of another shape in the folder (a licence, a cluster list) are passed over. The databases are not shipped:
+    Files of another shape in the folder (a license, a cluster list) are passed over. The databases are not shipped:
     CORUM and SIGNOR are for non-commercial use; fetch them from their own sites or the EFAAR benchmarking package.
     Raises CamaeError when the folder holds no such file.
     """

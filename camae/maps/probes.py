@@ -85,7 +85,7 @@ def linear_probe(x: Any, label: Any, split: Any, ridge: float = 1e-2) -> dict[st
     names, code = np.unique(label_N[kept], return_inverse=True)
     if len(names) < 2:
         raise CamaeError(
-            "Fewer than two labels occur in two groups of split; the probe has nothing to generalise to."
+            "Fewer than two labels occur in two groups of split; the probe has nothing to generalize to."
         )
     hit = np.zeros(len(kept), dtype=bool)
     for group in np.unique(split_N[kept]):
@@ -104,12 +104,12 @@ def linear_probe(x: Any, label: Any, split: Any, ridge: float = 1e-2) -> dict[st
     }
 
 
-def nearest_neighbour(v: Any, label: Any, exclude: Any = None, query: Any = None) -> dict[str, float]:
+def nearest_neighbor(v: Any, label: Any, exclude: Any = None, query: Any = None) -> dict[str, float]:
     """Share of rows whose nearest row by cosine has the same label (mechanism of action, 1-NN).
 
-    v: (n, d), one row per treatment; exclude: n groups, rows of the same group are not neighbours (the compound:
-    "not the same compound"); a row is never its own neighbour. query: n booleans, the rows that ask.
-    Returns accuracy and n_rows (rows left without any neighbour do not count).
+    v: (n, d), one row per treatment; exclude: n groups, rows of the same group are not neighbors (the compound:
+    "not the same compound"); a row is never its own neighbor. query: n booleans, the rows that ask.
+    Returns accuracy and n_rows (rows left without any neighbor do not count).
     """
     unit = unit_rows(embeddings(v, "v"))
     xp, n = namespace(unit), unit.shape[0]
@@ -127,5 +127,5 @@ def nearest_neighbour(v: Any, label: Any, exclude: Any = None, query: Any = None
         hits.append((label_N[nearest] == label_N[own])[there & asks[own]])
     hit = np.concatenate(hits)
     if len(hit) == 0:
-        raise CamaeError("No row has a neighbour outside its own group; check exclude=.")
+        raise CamaeError("No row has a neighbor outside its own group; check exclude=.")
     return {"accuracy": float(hit.mean()), "n_rows": float(len(hit))}

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from camae.embedding_table import read_table
 from camae.errors import CamaeError, MissingBackendError, MissingFileError
-from camae.tables import read_table
 
 WELL = ("Metadata_Source", "Metadata_Batch", "Metadata_Plate", "Metadata_Well", "Metadata_Site")
 

@@ -137,7 +137,7 @@ def recall(
 ) -> pd.DataFrame:
     """Share of known pairs in the tails of the map's cosines.
 
-    v: (n, d), one row per perturbation, origin at the negative controls (nothing is re-centred). names: n distinct
+    v: (n, d), one row per perturbation, origin at the negative controls (nothing is re-centered). names: n distinct
     labels. pairs: a sequence of 2-tuples of names, or a dict of them by source. tails: (left, right) as shares of
     all unordered pairs; None switches a side off. bootstrap: resamples of perturbations for the standard error;
     0 gives NaN.

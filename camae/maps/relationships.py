@@ -14,7 +14,7 @@ from camae.maps.arrays import embeddings, labels, namespace, to_numpy, unit_rows
 def relate(v: Any, origin: Any = None) -> Any:
     """The cosine map (n, n) of v (n, d), in v's namespace and dtype; clipped to [-1, 1].
 
-    origin: (d,), subtracted first: the mean of the negative controls when the table is not yet centred there.
+    origin: (d,), subtracted first: the mean of the negative controls when the table is not yet centered there.
     """
     v = embeddings(v, "v")
     xp = namespace(v)

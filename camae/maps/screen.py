@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from camae.embedding_table import features_of, read_table
 from camae.errors import CamaeError
 from camae.maps.aggregation import aggregate, perturbation_names
 from camae.maps.alignment import align
-from camae.tables import features_of, read_table
 
 # Negative controls per component kept when a principal-component alignment has fewer controls than it needs:
 # a covariance from about as many controls as features whitens their noise, not the batch effect.

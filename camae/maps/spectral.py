@@ -33,8 +33,8 @@ def moments(x: Any, index: np.ndarray) -> Moments:
     mean = sum(rows(x, part).sum(axis=0, dtype=np.float64) for part in parts) / len(index)
     covariance = 0.0
     for part in parts:
-        centred = rows(x, part) - mean
-        covariance = covariance + centred.T @ centred
+        centered = rows(x, part) - mean
+        covariance = covariance + centered.T @ centered
     return Moments(len(index), mean, covariance / len(index))
 
 
@@ -79,15 +79,15 @@ def inverse_root(controls_NK: Any, eps: float) -> tuple[float, Any, Any]:
     """
     xp = namespace(controls_NK)
     n, k = controls_NK.shape
-    centred = (controls_NK - controls_NK.mean(axis=0)) / (n - 1) ** 0.5
+    centered = (controls_NK - controls_NK.mean(axis=0)) / (n - 1) ** 0.5
     level = eps**-0.5
     if n > k:
-        values, axes = xp.linalg.eigh(centred.T @ centred)
+        values, axes = xp.linalg.eigh(centered.T @ centered)
         return level, axes, (xp.maximum(values, 0) + eps) ** -0.5 - level
-    values, left = xp.linalg.eigh(centred @ centred.T)
+    values, left = xp.linalg.eigh(centered @ centered.T)
     kept = values > xp.maximum(values[-1] * 1e-14, 1e-300)
     values, left = values[kept], left[:, kept]
-    return level, (centred.T @ left) / xp.sqrt(values), (values + eps) ** -0.5 - level
+    return level, (centered.T @ left) / xp.sqrt(values), (values + eps) ** -0.5 - level
 
 
 def symmetric_power(matrix: Any, eps: float, power: float) -> Any:

@@ -1,4 +1,4 @@
-"""Column-wise batch correction: centring and scaling."""
+"""Column-wise batch correction: centering and scaling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from camae.maps.spectral import safe_scale
 class Standardize(Alignment):
     """(x - mean) / population std, per batch when batch= is given, over the controls when control= is given.
 
-    Constant columns are centred and left unscaled.
+    Constant columns are centered and left unscaled.
     """
 
     method: ClassVar[str] = "standardize"

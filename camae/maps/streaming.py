@@ -18,10 +18,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from camae.embedding_table import feature_columns
 from camae.errors import CamaeError, MissingFileError
 from camae.files import write_atomic
 from camae.maps.affine import EVERY, Alignment
-from camae.tables import feature_columns
 
 ROWS = 16_384  # rows in memory at once
 

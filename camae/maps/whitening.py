@@ -1,4 +1,4 @@
-"""Batch correction that mixes columns: PCA, typical variation normalisation, sphering.
+"""Batch correction that mixes columns: PCA, typical variation normalization, sphering.
 
 Sources: Ando et al. 2017 (`TVNAndo`), the public EFAAR benchmarking code of Celik et al. (`TVN`), the pycytominer
 documentation (`Spherize`).
@@ -22,7 +22,7 @@ RTOL = 1e-6  # singular values under RTOL * the largest carry rounding noise, no
 
 @dataclass
 class PCA(Alignment):
-    """Principal components of the controls (of all rows without control=), centred, in falling order of variance.
+    """Principal components of the controls (of all rows without control=), centered, in falling order of variance.
 
     components: how many are kept (all by default). Components under `rtol` of the largest singular value, and
     those beyond n - 1 of the n fitted rows, are null: they are dropped and the rank is reported in `rank_`.
@@ -69,10 +69,10 @@ class PCAStandardize(PCA):
 
 @dataclass
 class TVN(Alignment):
-    """Typical variation normalisation, EFAAR form: every step is fitted on the negative controls.
+    """Typical variation normalization, EFAAR form: every step is fitted on the negative controls.
 
-    (1) centre and scale, (2) full PCA, (3) centre and scale again, (4) per batch multiply by
-    (Cov_b + eps I)^(-1/2), Cov_b of the batch's controls with ddof 1. No per-batch centring, no re-colouring.
+    (1) center and scale, (2) full PCA, (3) center and scale again, (4) per batch multiply by
+    (Cov_b + eps I)^(-1/2), Cov_b of the batch's controls with ddof 1. No per-batch centering, no re-coloring.
     Null components of step 2 (under `rtol` of the largest singular value, or beyond n_controls - 1) are dropped:
     rescaling them in step 3 would blow rounding noise up to hold all of the norm. `rank_` reports what is left.
     Without batch= step 4 is left out: over all controls together it would only be a common factor.
@@ -112,9 +112,9 @@ class TVN(Alignment):
 
 @dataclass
 class TVNAndo(TVN):
-    """TVN as published by Ando et al.: the controls are centred and scaled again per batch, and re-coloured.
+    """TVN as published by Ando et al.: the controls are centered and scaled again per batch, and re-colored.
 
-    Steps 1 and 2 as in `TVN`; (3) centre and scale the components on each batch's controls; (4) per batch multiply
+    Steps 1 and 2 as in `TVN`; (3) center and scale the components on each batch's controls; (4) per batch multiply
     by (Cov_b + eps I)^(-1/2) (Cov_all + eps I)^(1/2), Cov_all of all controls after step 3, both with ddof 1.
     """
 
@@ -135,10 +135,10 @@ class TVNAndo(TVN):
             scatter_KK = scatter_KK + chosen_NK.T @ chosen_NK
             count += len(index)
             per_batch.append((name, rows(x, index).astype(np.float64).mean(axis=0), scale_K, chosen_NK))
-        colour_KK = symmetric_power(scatter_KK / (count - 1), self.eps, 0.5)
+        color_KK = symmetric_power(scatter_KK / (count - 1), self.eps, 0.5)
         for name, mean_D, scale_K, chosen_NK in per_batch:
             root = LowRank(*inverse_root(chosen_NK, self.eps))
-            yield name, Affine(mean_D, root.right_of(white_DK / scale_K) @ colour_KK)
+            yield name, Affine(mean_D, root.right_of(white_DK / scale_K) @ color_KK)
 
 
 @dataclass
@@ -146,7 +146,7 @@ class Spherize(Alignment):
     """Sphering: (x - mean) @ V diag(sqrt(n - 1) / (s + eps)), s and V of the n controls (all rows without control=).
 
     s are singular values, as pycytominer has it. kind: "PCA" leaves the components in falling order, "ZCA" turns
-    them back to the columns; "PCA-cor" and "ZCA-cor" standardise the columns first (ddof 1). Per batch when batch=
+    them back to the columns; "PCA-cor" and "ZCA-cor" standardize the columns first (ddof 1). Per batch when batch=
     is given. Needs no n x n matrix. Unlike there, null components are dropped (ZCA: projected out), not divided
     by eps, which would let rounding noise hold all of the norm.
     """

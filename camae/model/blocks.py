@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from camae.kernels.glued_linear import gelu_linear, glue_backend, norm_linear
+from camae.kernels.fused_linear import gelu_linear, glue_backend, norm_linear
 from camae.kernels.residual_norm import residual_norm
 from camae.kernels.varlen_attention import varlen_attention
 from camae.model.config import ModelConfig

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from camae.dataloader.planes import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError
-from camae.kernels.planes import standardised_patches
+from camae.kernels._patches import standardized_patches
 from camae.kernels.reconstruction_loss import patch_losses_reference, reconstruction_losses
-from camae.model.config import ModelConfig
+from camae.model.config import ModelConfig, preset
 from camae.model.decoder import Decoder
 from camae.model.encoder import Encoder
-from camae.model.layout import TokenLayout, full_layout, masked_layout
+from camae.model.registry import DEFAULT, ModelFamily, register
 from camae.model.standardization import plane_statistics, standardization_eps
+from camae.model.token_layout import TokenLayout, full_layout, masked_layout
 
 Image = np.ndarray | torch.Tensor
 Images = Image | Sequence[Image]
@@ -58,7 +59,7 @@ class CAMAE(nn.Module):
         self.decoder.channel_indices(names)
 
     def eps(self, batch: PlaneBatch, value_range: tuple[float, float] | None) -> float:
-        """Standardisation eps for the stored values of `batch`, by the model's family."""
+        """Standardization eps for the stored values of `batch`, by the model's family."""
         return standardization_eps(self.config.standardization, batch.planes_KHW.dtype, value_range)
 
     def n_patches(self, batch: PlaneBatch) -> int:
@@ -195,7 +196,7 @@ class CAMAE(nn.Module):
         *,
         value_range: tuple[float, float] | None = None,
     ) -> tuple:
-        """Predicted patches and mask of images, in self-standardised units.
+        """Predicted patches and mask of images, in self-standardized units.
 
         Returns (patches (B, C*N, P*P), mask (B, C*N) with 1 = masked); without the leading B for a single
         image, and two lists for a ragged list.
@@ -242,7 +243,7 @@ def _plane_losses(
 ) -> torch.Tensor:
     """(2, K): sums of the patches' losses, and their counts."""
     side = math.isqrt(pred_MP2.shape[1])
-    target_MP2 = standardised_patches(batch.planes_KHW, plane_M, patch_M, side, eps, torch.float32)
+    target_MP2 = standardized_patches(batch.planes_KHW, plane_M, patch_M, side, eps, torch.float32)
     mse_M, fourier_M = patch_losses_reference(pred_MP2, target_MP2)
     loss_M = (1 - alpha) * mse_M + alpha * fourier_M
     sums_2K = loss_M.new_zeros(2, len(batch.planes_KHW))
@@ -304,3 +305,6 @@ def channel_lists(
         if len(set(names)) != len(names):
             raise CamaeError(f"image {i}: channel names repeat: {', '.join(names)}")
     return lists
+
+
+register(ModelFamily(DEFAULT, CAMAE, ModelConfig, preset))

@@ -25,7 +25,7 @@ class DecoderConfig:
     cross_residual: add cross-attention to its queries. The released form does not, and then has to learn
         where it is from attention alone, a plateau of hundreds of steps at the start.
     local_start: cross-attention starts at the patch's own place (`camae.model.local_start`), which takes that
-        plateau away; an initialisation, without effect on loaded weights.
+        plateau away; an initialization, without effect on loaded weights.
     """
 
     width: int = 512
@@ -48,7 +48,7 @@ class ModelConfig:
     block: "parallel" (one fused in-projection, q/k norm, LayerScale) or "sequential" (pre-norm ViT block).
     bias_layout: which rows of the fused in-projection the parallel block's bias falls on: "mlp" (the MLP
         rows) or "timm<=1.0.24" (the shifted form that released weights were trained with).
-    standardization: "own" (grey levels, eps 1e-3) or "openphenom" (variance + 1e-5 on the [0, 1] scale).
+    standardization: "own" (gray levels, eps 1e-3) or "openphenom" (variance + 1e-5 on the [0, 1] scale).
     stored_positions: 0: sine-cosine positions, the same for every channel. C: tables for up to C channels
         stored with the weights, which only a released file that deviates from the formula brings.
     keep_multiple: the encoder's tokens of a masked sample, class token included, are a multiple of it (attention

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from camae.errors import CamaeError
-from camae.model.checkpoint import MODEL_FILE, load, save
+from camae.model.weights import MODEL_FILE, load, save
 
 
 def convert(source: str | Path, destination: str | Path, **changes: Any) -> Path:

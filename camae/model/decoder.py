@@ -18,9 +18,9 @@ from torch import nn
 from camae.errors import CamaeError
 from camae.model.blocks import CrossAttention, Sequences, SequentialBlock, initialize_linears, run_block
 from camae.model.config import ModelConfig
-from camae.model.layout import Part, TokenLayout, cumulative
 from camae.model.local_start import start_local
 from camae.model.positions import sincos_positions
+from camae.model.token_layout import Part, TokenLayout, cumulative
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Planes:
 class Decoder(nn.Module):
     """Decoders of a model (paper, Figure 4; MultiMAE), what they share as configured.
 
-    Input: encoder tokens. Output: P*P pixels of the self-standardised plane for the patches asked for.
+    Input: encoder tokens. Output: P*P pixels of the self-standardized plane for the patches asked for.
     """
 
     def __init__(self, c: ModelConfig):
@@ -115,7 +115,7 @@ class Decoder(nn.Module):
     def reset_parameters(self) -> None:
         """Xavier-uniform projections (He et al.); heads, mask and channel tokens std 0.02."""
         initialize_linears(self)
-        for head in self.heads:  # first predictions near the mean of a standardised plane: a loss near 1
+        for head in self.heads:  # first predictions near the mean of a standardized plane: a loss near 1
             nn.init.trunc_normal_(head.weight, std=0.02)  # type: ignore[arg-type]
         nn.init.normal_(self.mask_token_D, std=0.02)
         nn.init.normal_(self.channel_tokens_CD, std=0.02)

@@ -7,13 +7,13 @@ import math
 import torch
 from torch import nn
 
-from camae.dataloader.planes import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError
 from camae.kernels.tokenize import tokenize
 from camae.model.blocks import ParallelBlock, Sequences, SequentialBlock, initialize_linears, run_block
 from camae.model.config import ModelConfig
-from camae.model.layout import TokenLayout
 from camae.model.positions import sincos_positions
+from camae.model.token_layout import TokenLayout
 
 
 class Encoder(nn.Module):
@@ -45,7 +45,7 @@ class Encoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """He et al. initialisation: xavier-uniform projections, class token std 0.02."""
+        """He et al. initialization: xavier-uniform projections, class token std 0.02."""
         initialize_linears(self)
         nn.init.xavier_uniform_(self.patch_weight_DP2)
         nn.init.normal_(self.cls_D, std=0.02)

@@ -32,7 +32,7 @@ def position_columns(width: int, heads: int, head: int) -> list[int]:
 
 @torch.no_grad()
 def start_local(project: nn.Linear, channel_tokens_CD: nn.Parameter, cross: list[CrossAttention]) -> None:
-    """Initialise a decoder's input projection, channel tokens and cross-attention blocks in place."""
+    """Initialize a decoder's input projection, channel tokens and cross-attention blocks in place."""
     project.weight.mul_(_CONTENT_SCALE)
     nn.init.normal_(channel_tokens_CD, std=_CHANNEL_TOKEN_STD)
     for block in cross:

@@ -1,4 +1,4 @@
-"""Self-standardisation of planes: which eps on stored values, for which dtype and model family.
+"""Self-standardization of planes: which eps on stored values, for which dtype and model family.
 
 Both families reduce to (x - mean) / sqrt(var + eps^2) on the stored values, so one eps says everything.
 """
@@ -12,7 +12,7 @@ import torch
 from camae.errors import CamaeError
 from camae.kernels import tokenize
 
-OWN_EPS = 1e-3  # grey levels, integer types
+OWN_EPS = 1e-3  # gray levels, integer types
 OWN_EPS_FLOAT = 1e-6  # of the value range, float types
 OPENPHENOM_VARIANCE = 1e-5  # added to the variance on the [0, 1] scale
 
@@ -20,7 +20,7 @@ _INTEGER = (torch.uint8, torch.uint16)
 
 
 def standardization_eps(mode: str, dtype: torch.dtype, value_range: tuple[float, float] | None) -> float:
-    """eps in stored grey levels for planes of `dtype`.
+    """eps in stored gray levels for planes of `dtype`.
 
     Raises CamaeError where the contract asks for an explicit `value_range=(lo, hi)`: float planes always,
     uint16 for models that were trained on [0, 1] values.
@@ -44,7 +44,7 @@ def standardization_eps(mode: str, dtype: torch.dtype, value_range: tuple[float,
     if span is None:
         raise CamaeError(
             "float planes need value_range=(lo, hi), the lowest and highest value the instrument can give, so that "
-            "images in [0, 1] are not mistaken for grey levels"
+            "images in [0, 1] are not mistaken for gray levels"
         )
     return OWN_EPS_FLOAT * span
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 
 from camae.errors import CamaeError
 from camae.reporting.ordering import cluster_order
-from camae.reporting.style import CYCLE, INK, colour, house_style, new_figure, plain_axes, save_png
+from camae.reporting.style import CYCLE, INK, color, house_style, new_figure, plain_axes, save_png
 
 __all__ = [
     "loss_curves",
@@ -73,7 +73,7 @@ def recall_bars(recall: Mapping[str, Mapping[str, float]], *, chance: float = 0.
         figure = new_figure(6.4, 0.7 + 0.42 * len(recall))
         axes = plain_axes(figure, grid="x")
         for i, (name, score) in enumerate(recall.items()):
-            axes.barh(i, score["value"], color=colour(name, i), height=0.62)
+            axes.barh(i, score["value"], color=color(name, i), height=0.62)
             error = score.get("se")
             error = 0.0 if error is None or not np.isfinite(error) else float(error)
             axes.errorbar(score["value"], i, xerr=error, color=INK, linewidth=1, capsize=3)
@@ -100,7 +100,7 @@ def recall_against_percentile(curves: pd.DataFrame, *, mark: float = 0.10) -> Fi
         for i, (name, rows) in enumerate(curves.groupby("system", sort=False)):
             rows = rows.sort_values("percentile")
             axes.plot(
-                rows["percentile"], rows["recall"], color=colour(str(name), i), linewidth=1.7, label=str(name)
+                rows["percentile"], rows["recall"], color=color(str(name), i), linewidth=1.7, label=str(name)
             )
         axes.axvline(mark, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set(
@@ -122,7 +122,7 @@ def reconstruction_grid(
     """Triplets of masked input, reconstruction and original for every channel (paper, Figure 2).
 
     masked, reconstruction, original: (R, C, H, W) in any one unit; NaN marks hidden pixels. labels: R row names, for
-    instance negative control and perturbation in turn. channels: C names. Grey levels of a triplet share one
+    instance negative control and perturbation in turn. channels: C names. Gray levels of a triplet share one
     scale, the 1st to 99.7th percentile of its original.
     """
     rows_R3CHW = np.stack([masked, reconstruction, original], axis=1).astype(np.float32)
@@ -134,7 +134,7 @@ def reconstruction_grid(
     R, _, C, H, W = rows_R3CHW.shape
     low, high = np.percentile(rows_R3CHW[:, 2], (1, 99.7), axis=(2, 3))
     scale = np.maximum(high - low, 1e-6)[:, None, :, None, None]
-    grey = np.clip((rows_R3CHW - low[:, None, :, None, None]) / scale, 0, 1)
+    gray = np.clip((rows_R3CHW - low[:, None, :, None, None]) / scale, 0, 1)
     thin, wide = max(1, H // 64), max(4, H // 16)
     height, width = R * (H + wide) - wide, C * (3 * W + 2 * thin + wide) - wide
     mosaic = np.ones((height, width, 4), np.float32)
@@ -143,14 +143,14 @@ def reconstruction_grid(
         for c in range(C):
             for t in range(3):
                 y, x = r * (H + wide), c * (3 * W + 2 * thin + wide) + t * (W + thin)
-                mosaic[y : y + H, x : x + W] = _grey_panel(grey[r, t, c])
+                mosaic[y : y + H, x : x + W] = _gray_panel(gray[r, t, c])
     return _captioned(mosaic, labels, channels, H, wide)
 
 
-def _grey_panel(grey_HW: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    hidden = np.isnan(grey_HW)
-    panel = np.ones((*grey_HW.shape, 4), np.float32)
-    panel[..., :3] = np.where(hidden, 0.55, grey_HW)[..., None]
+def _gray_panel(gray_HW: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    hidden = np.isnan(gray_HW)
+    panel = np.ones((*gray_HW.shape, 4), np.float32)
+    panel[..., :3] = np.where(hidden, 0.55, gray_HW)[..., None]
     panel[hidden, :3] = (0.50, 0.55, 0.62)
     return panel
 

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from camae.embedding_table import features_of, read_table
 from camae.errors import CamaeError, MissingFileError
 from camae.files import read_json_lines
-from camae.tables import features_of, read_table
 
 
 @dataclass(frozen=True)

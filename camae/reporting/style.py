@@ -1,4 +1,4 @@
-"""How every figure looks: one palette, one typeface, colours that the page can recolour for dark screens."""
+"""How every figure looks: one palette, one typeface, colors that the page can recolor for dark screens."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from camae.files import write_atomic
 
-# In SVG these two are replaced by the page's own ink and rule colours; in PNG they read well on white.
+# In SVG these two are replaced by the page's own ink and rule colors; in PNG they read well on white.
 INK, RULE = "#1b1f23", "#d5d9de"
-# Okabe-Ito colours: told apart with any colour vision.
+# Okabe-Ito colors: told apart with any color vision.
 SYSTEM_COLOURS = {"trained": "#0072b2", "untrained": "#e69f00", "pixel": "#009e73", "random": "#8b929a"}
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b929a")
 _SETTINGS: Any = {
@@ -68,13 +68,13 @@ def plain_axes(figure: Figure, *, grid: str | None = None) -> Axes:
     return axes
 
 
-def colour(system: str, position: int) -> str:
-    """A system's own colour, or the next of the cycle for names the palette does not know."""
+def color(system: str, position: int) -> str:
+    """A system's own color, or the next of the cycle for names the palette does not know."""
     return SYSTEM_COLOURS.get(system, CYCLE[position % len(CYCLE)])
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The figure as inline SVG that follows the page's colours. `name` keeps ids of several figures apart."""
+    """The figure as inline SVG that follows the page's colors. `name` keeps ids of several figures apart."""
     buffer = io.StringIO()
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from camae.errors import CamaeError
 from camae.files import sync_folder, write_json
 from camae.model.ca_mae import CAMAE
-from camae.model.checkpoint import MODEL_FILE, check_state, load, save
+from camae.model.weights import MODEL_FILE, check_state, load, save
 from camae.training.distributed import World
 from camae.training.new_channels import TOKENS, grow
 from camae.training.sharded import is_sharded, like, load_shards, save_shards, take_whole, whole_model
@@ -205,7 +205,7 @@ def initialize(model: CAMAE, source: str) -> list[str]:
     """
     other = load(source)
     check_state(Path(source), model.encoder.state_dict(), other.encoder.state_dict())
-    for setting in ("bias_layout", "block", "heads", "norm_eps"):  # same tensors, other maths
+    for setting in ("bias_layout", "block", "heads", "norm_eps"):  # same tensors, other math
         mine, theirs = (getattr(m.config, setting, None) for m in (model, other))
         if mine != theirs:
             raise CamaeError(

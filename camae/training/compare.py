@@ -10,8 +10,8 @@ import pandas as pd
 
 from camae.errors import CamaeError, MissingFileError
 from camae.files import write_text
-from camae.training.log import read_log
-from camae.training.recipe import read_toml
+from camae.training.config import read_toml
+from camae.training.run_log import read_log
 
 
 def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> pd.DataFrame:

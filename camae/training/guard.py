@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from camae.dataloader.images import read_site
 from camae.dataloader.manifest import Manifest
-from camae.dataloader.planes import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch
 
 
 class SignalGuard:

@@ -7,7 +7,7 @@ import resource
 import torch
 
 from camae.model.ca_mae import CAMAE
-from camae.training.flops import mfu, model_flops, peak_flops
+from camae.model.flops import mfu, model_flops, peak_flops
 
 
 class Meter:

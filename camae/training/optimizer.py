@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from camae.errors import CamaeError
 from camae.kernels.lion import Lion
 from camae.model.blocks import set_block_options
-from camae.training.recipe import Recipe
+from camae.training.config import Recipe
 
 
 def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> None:

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from camae.dataloader.images import image_size, read_window
+from camae.dataloader.center_crops import center_batch
 from camae.dataloader.manifest import Manifest
-from camae.dataloader.planes import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch
 from camae.files import write_atomic
 from camae.model.ca_mae import CAMAE
-from camae.training.log import read_log
+from camae.training.run_log import read_log
 
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Rows of Figure 2, in self-standardised units.
+    """Rows of Figure 2, in self-standardized units.
 
     masked, reconstruction, original: (R, C, H, W) float32; masked pixels are NaN in `masked`.
     labels: perturbation of each row ("negative control" for controls). channels: C names.
@@ -40,20 +40,6 @@ def picture_rows(manifest: Manifest, count: int = 4) -> list[int]:
     controls, others = table.index[is_control].tolist(), table.index[~is_control].tolist()
     alternating = [row for pair in zip(controls, others, strict=False) for row in pair]
     return (alternating or table.index.tolist())[:count]
-
-
-def center_batch(manifest: Manifest, rows: list[int], crop: int) -> tuple[PlaneBatch, list[str]]:
-    """The centre crop of each row, and its label."""
-    images, names, labels = [], [], []
-    for row in rows:
-        height, width = image_size(manifest.path(row, manifest.site_channels(row)[0]))
-        image, channels = read_window(manifest, row, (height - crop) // 2, (width - crop) // 2, crop)
-        images.append(image)
-        names.append(channels)
-        record = manifest.table.iloc[row]
-        is_control = record.get("Metadata_control_type", "") == "negcon"
-        labels.append("negative control" if is_control else str(record.get("Metadata_Perturbation", "")))
-    return PlaneBatch.from_images(images, names, rows), labels
 
 
 @torch.no_grad()

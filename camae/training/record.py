@@ -11,7 +11,8 @@ from typing import Any
 from camae.dataloader.mixture import Source
 from camae.errors import CamaeError
 from camae.files import write_json
-from camae.training.recipe import Recipe
+from camae.training.config import Recipe
+from camae.versions import versions
 
 # Settings that may differ when a run is continued: none changes which crops and masks a step sees. Passes and
 # ranks change the order of sums, and which samples stochastic depth drops.
@@ -45,8 +46,6 @@ def run_record(
     model: Any, training: Sequence[Source], validation: Sequence[Source], **facts: Any
 ) -> dict[str, Any]:
     """What ran: versions, back-ends, counts, data sets; `facts` are added."""
-    from camae.doctor import versions
-
     return {
         "versions": versions(),
         "backends": dataclasses.asdict(model.backends),

@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from camae.model import families
+from camae.model import registry as families
 
 Tensors = dict[str, torch.Tensor]
 

@@ -1,4 +1,4 @@
-"""The loss on held-out sites: the same centre crops and the same masks every time."""
+"""The loss on held-out sites: the same center crops and the same masks every time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.mixture import Source
-from camae.dataloader.planes import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch
 
 SITES = 32
 _AT_ONCE = 8
@@ -23,7 +23,7 @@ def validate(sources: Sequence[Source], model: torch.nn.Module, losses: Losses) 
     losses: (batch on the host, noise, manifest) -> losses, "total" among them. Several data sets count equally
     and each has its own `val_data/<name>` too.
     """
-    from camae.training.pictures import center_batch
+    from camae.dataloader.center_crops import center_batch
 
     was_training = model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""The DALI back-end on the CPU: exact 16-bit windows, refusals instead of page 0, standardisation."""
+"""The DALI back-end on the CPU: exact 16-bit windows, refusals instead of page 0, standardization."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def test_several_planes_are_refused_not_cut_to_page_0(tmp_path: Path) -> None:
 
 
 @needs_dali
-def test_standardisation_is_the_contract(tmp_path: Path) -> None:
-    from camae.dataloader.dali import DaliCrops
+def test_standardization_is_the_contract(tmp_path: Path) -> None:
+    from camae.dataloader.backends.dali import DaliCrops
 
     image = np.random.default_rng(0).poisson(300, (100, 100)).astype(np.uint16)
     image[:, 50:] = 7
     tifffile.imwrite(tmp_path / "a.tif", image)
-    planes = DaliCrops(40, 2, standardise=True).read([str(tmp_path / "a.tif")] * 2, [3, 4], [5, 55])
+    planes = DaliCrops(40, 2, standardize=True).read([str(tmp_path / "a.tif")] * 2, [3, 4], [5, 55])
     assert planes.dtype == torch.float32
     window = image[3:43, 5:45].astype(np.float64)
     truth = (window - window.mean()) / np.sqrt(window.var() + 1e-6)
@@ -73,10 +73,10 @@ def test_standardisation_is_the_contract(tmp_path: Path) -> None:
 def test_native_reader_feeds_dali(screen: Manifest) -> None:
     from itertools import islice
 
-    from camae.dataloader.dali import standardised
+    from camae.dataloader.backends.dali import standardized
 
     loader = CropLoader(screen, crop=16, batch_size=4)
-    results = standardised(iter(loader), max_planes=12)
+    results = standardized(iter(loader), max_planes=12)
     for step, planes in enumerate(islice(results, 3)):
         stored = loader.batch_at(step).planes_KHW.numpy().astype(np.float64)
         mean, var = stored.mean((1, 2), keepdims=True), stored.var((1, 2), keepdims=True)
@@ -102,7 +102,7 @@ def test_missing_dali_is_an_error(tmp_path: Path) -> None:
 @needs_dali
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_mixed_decoding_is_exact(tmp_path: Path) -> None:
-    from camae.dataloader.dali import DaliCrops
+    from camae.dataloader.backends.dali import DaliCrops
 
     image = full_range((300, 300))
     for compression in (None, "lzw", "zlib"):

@@ -61,16 +61,16 @@ def assert_equal_everywhere(path: Path) -> None:
         assert np.array_equal(windows(path, -1, y, x, h, w, n, dtype), truth[:, y : y + h, x : x + w])
 
 
-@pytest.mark.parametrize("planar", ["grey", "contig", "separate"])
+@pytest.mark.parametrize("planar", ["gray", "contig", "separate"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("codec", CODECS)
 def test_matrix(tmp_path: Path, codec: str, layout: str, planar: str) -> None:
     options = dict(LAYOUTS[layout])
-    if planar != "grey":
+    if planar != "gray":
         options |= {"planarconfig": planar, "photometric": "minisblack"}
-    shape = {"grey": (H, W), "contig": (H, W, 3), "separate": (3, H, W)}[planar]
+    shape = {"gray": (H, W), "contig": (H, W, 3), "separate": (3, H, W)}[planar]
     for dtype, order, predictor, big in itertools.product(("u1", "u2"), "<>", (False, True), (False, True)):
-        image = field(dtype, (3, H, W)) if planar != "grey" else field(dtype, (H, W))
+        image = field(dtype, (3, H, W)) if planar != "gray" else field(dtype, (H, W))
         if predictor and codec == "none":
             continue  # tifffile does not write it
         if planar == "contig":

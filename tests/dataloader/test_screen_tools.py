@@ -17,11 +17,11 @@ import pytest
 import tifffile
 
 from camae.dataloader import Manifest, read_manifest, read_plane
-from camae.dataloader import pack as pack_module
-from camae.dataloader.check import check
 from camae.dataloader.images import read_site
-from camae.dataloader.pack import pack
-from camae.dataloader.plan import plan
+from camae.dataloader.screen_tools import pack as pack_module
+from camae.dataloader.screen_tools.check import check
+from camae.dataloader.screen_tools.pack import pack
+from camae.dataloader.screen_tools.plan import plan
 from camae.errors import CamaeError
 
 
@@ -126,7 +126,7 @@ def test_a_really_full_disk(screen: Manifest, tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         from camae.dataloader import read_manifest
-        from camae.dataloader.pack import pack
+        from camae.dataloader.screen_tools.pack import pack
         from camae.errors import CamaeError
         try:
             pack(read_manifest({str(tmp_path / "screen.csv")!r}), {str(small)!r}, codec="none", workers=1)

@@ -6,7 +6,7 @@ import torch
 
 import camae
 from camae.embedding import default_model
-from camae.embedding.tiles import tile_corners
+from camae.embedding.windows import tile_corners
 from camae.errors import CamaeError
 from camae.model import save
 
@@ -35,12 +35,12 @@ def test_batch_equals_one_by_one_and_dtypes_agree(model):
         np.testing.assert_allclose(camae.embed(image, NAMES, model), vector, atol=1e-5)
         np.testing.assert_allclose(camae.embed(image.astype(np.uint8), NAMES, model), vector, atol=1e-5)
         as_float = camae.embed(image.astype(np.float32), NAMES, model, value_range=(0, 65535))
-        # eps differs (1e-3 grey levels against 0.066): relative to the variance of 5,000 it is 1e-6
+        # eps differs (1e-3 gray levels against 0.066): relative to the variance of 5,000 it is 1e-6
         np.testing.assert_allclose(as_float, vector, atol=1e-4)
 
 
 def test_gain_and_offset_do_not_matter(model):
-    """Self-standardisation: x -> 3x + 500 moves nothing but eps relative to the variance."""
+    """Self-standardization: x -> 3x + 500 moves nothing but eps relative to the variance."""
     image = picture()
     moved = (3 * image.astype(np.int64) + 500).astype(np.uint16)
     np.testing.assert_allclose(camae.embed(image, NAMES, model), camae.embed(moved, NAMES, model), atol=1e-5)
@@ -109,7 +109,7 @@ def constant():
 
 
 def dim():
-    """One pixel of 4 million is one grey level higher: variance 2.4e-7, below eps^2 = 1e-6, no signal."""
+    """One pixel of 4 million is one gray level higher: variance 2.4e-7, below eps^2 = 1e-6, no signal."""
     image = picture(size=2048, dtype=np.uint8)
     image[1], image[1, 5, 5] = 7, 8
     return image

@@ -10,14 +10,14 @@ import time
 import pandas as pd
 import pytest
 
-from camae.tables import read_table
+from camae.embedding_table import read_table
 
 pytestmark = pytest.mark.timeout(900)
 
 # The command as users run it, slowed at each site so that a kill meets every part of the work, not only the start.
 SLOWED = """
 import sys, time
-import camae.embedding.shards as shards
+import camae.embedding.worker as shards
 original = shards.read_site
 def slow(*args, **options):
     time.sleep(0.05)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import camae
-from camae.embedding.ray_data import RayWorker, embed_screen_ray
+from camae.embedding.ray_actors import RayWorker, embed_screen_ray
 from camae.errors import CamaeError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'camae[ray]'")

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import camae
-from camae.dataloader.planes import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError
-from camae.kernels.planes import plane_statistics
+from camae.kernels._patches import plane_statistics
 from camae.model.blocks import Sequences
 
 NAMES = ["DNA", "ER", "Mito"]
@@ -27,7 +27,7 @@ def box(size, top, left, bottom, right):
 
 
 def by_hand(model, image, y, x, patches):
-    """fp64: tokens of the window's `patches` of every plane, standardised over the whole window, through the blocks."""
+    """fp64: tokens of the window's `patches` of every plane, standardized over the whole window, through the blocks."""
     double = model.double()
     crop, P = model.config.crop, model.config.patch
     window = torch.from_numpy(image[:, y : y + crop, x : x + crop].copy())
@@ -100,7 +100,7 @@ def test_masks_labels_and_torch_agree(model):
     np.testing.assert_array_equal(as_torch.numpy(), together)
 
 
-def test_table_of_centres(model):
+def test_table_of_centers(model):
     """(x 50, y 30) with a side of 16: rows 22..38, columns 42..58; without a side the whole window around it."""
     image = picture()
     table = pd.DataFrame({"Metadata_Cell_X": [50.0, 3.2], "Metadata_Cell_Y": ["30", "90.4"]})

@@ -7,8 +7,8 @@ import torch
 from typer.testing import CliRunner
 
 from camae.cli import app
+from camae.embedding_table import features_of, read_table
 from camae.model import CAMAE, preset, save
-from camae.tables import features_of, read_table
 
 # folder, options, wells, channels (of the first site), the first well
 SAMPLES = {

@@ -11,10 +11,10 @@ import camae
 from camae.dataloader import Manifest
 from camae.dataloader.images import read_site
 from camae.embedding import screen as screen_module
-from camae.embedding import shards as shards_module
 from camae.embedding import to_anndata
+from camae.embedding import worker as shards_module
+from camae.embedding_table import features_of, read_table
 from camae.errors import CamaeError
-from camae.tables import features_of, read_table
 
 
 def embed(data, model, out, **options):

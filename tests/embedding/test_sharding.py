@@ -9,7 +9,7 @@ import time
 import pytest
 
 from camae.embedding.lock import writing
-from camae.embedding.sharding import rank_and_world
+from camae.embedding.ranks import rank_and_world
 from camae.errors import CamaeError
 
 ARRAY = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "4", "SLURM_ARRAY_TASK_COUNT": "4"}

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import camae
-from camae.embedding.bag_of_channels import BagOfChannels
-from camae.embedding.fast_linear import FastLinear, to_fp8
-from camae.embedding.speed import accelerate
 from camae.errors import CamaeError
-from camae.kernels.native import instructions
+from camae.inference.accelerate import accelerate
+from camae.inference.bag_of_channels import BagOfChannels
+from camae.inference.fast_linear import FastLinear, to_fp8
+from camae.kernels._cpu import instructions
 from camae.model import CAMAE, preset, save
 from camae.model.ca_mae import Backends
-from camae.model.checkpoint import model_hash
+from camae.model.weights import model_hash
 
 NAMES = ["DNA", "ER", "Mito"]
 

@@ -60,7 +60,7 @@ def test_a_baseline_is_spread_over_several_timings(rows):
 
 @pytest.mark.parametrize(("later", "fails"), [(1.0, False), (1.5, True)])
 def test_a_slow_row_is_measured_again(rows, monkeypatch, later, fails):
-    """What was a neighbour's load passes on repetition; what stays slow fails with its figure."""
+    """What was a neighbor's load passes on repetition; what stays slow fails with its figure."""
     monkeypatch.setattr(rows, "find_baseline", lambda row: line())
     monkeypatch.setattr(rows.time, "sleep", lambda seconds: None)
     recorder = rows.Recorder("cpu", full=False, compare=True, rounds=1)

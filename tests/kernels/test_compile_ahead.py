@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="the kernels need triton, which is installe
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("a process that interprets kernels cannot compile them", allow_module_level=True)
 
-from camae.kernels.compile_ahead import TARGETS, Budgets, cases, compile_case, problems
+from camae.kernels._compile_ahead import TARGETS, Budgets, cases, compile_case, problems
 
 BUDGETS = Budgets.read(Path(__file__).with_name("budgets.json"))
 ALL = {(arch, case.op, case.config): case for arch in TARGETS for case in cases(arch)}
@@ -54,7 +54,7 @@ def test_every_figure_is_held_to_its_limit():
     """Made-up figures, one over at a time."""
     case = ALL["sm_90", "varlen_attention", "forward d64 bf16"]
     row = BUDGETS.rows["varlen_attention", "forward d64 bf16", "sm_90", "3.7.1"]
-    from camae.kernels.compile_ahead import Resources
+    from camae.kernels._compile_ahead import Resources
 
     good = Resources(**row)
     assert problems(case, good, row) == []

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch.library import opcheck
 
 from camae.errors import CamaeError
+from camae.kernels import fused_linear as glued_linear
 from camae.kernels import gelu_split as gelu_module
-from camae.kernels import glued_linear
 from camae.kernels import residual_norm as norm_module
+from camae.kernels.fused_linear import gelu_linear, norm_linear
 from camae.kernels.gelu_split import gelu_split
-from camae.kernels.glued_linear import gelu_linear, norm_linear
-from camae.kernels.normed_attention import normed_attention_op
 from camae.kernels.residual_norm import residual_norm, residual_norm_op
+from camae.kernels.varlen_attention.normed import normed_attention_op
 
 
 def normal(*size, seed=0, dtype=torch.float64):
@@ -163,7 +163,7 @@ def test_on_fake_cuda_tensors():
     """Shapes, dtypes and device of every op of this file and its backward pass on CUDA, in bf16."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from camae.kernels.normed_attention import normed_attention_backward_op
+    from camae.kernels.varlen_attention.normed import normed_attention_backward_op
 
     with FakeTensorMode(), torch.no_grad():
         low = {"device": "cuda", "dtype": torch.bfloat16}

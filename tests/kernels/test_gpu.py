@@ -164,7 +164,7 @@ def test_lion(dtype):
 @pytest.mark.parametrize("name", ["ca_mae_vit_l16", "ca_mae_vit_l8"])
 def test_training_and_embedding_step_at_full_size(name):
     """One step of a large model with the small decoder in bf16 autocast, and one embedding pass."""
-    from camae.dataloader.planes import PlaneBatch
+    from camae.dataloader.plane_batch import PlaneBatch
     from camae.model import CAMAE, Backends, preset
 
     channels = ("a", "b", "c", "d", "e", "f")

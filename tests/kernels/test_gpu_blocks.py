@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from camae.dataloader.planes import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch
 from camae.kernels.gelu_split import gelu_split
 from camae.kernels.lion import Lion
 from camae.kernels.residual_norm import residual_norm

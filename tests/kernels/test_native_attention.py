@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch.library import opcheck
 
 from camae.errors import CamaeError, MissingBackendError
-from camae.kernels import native, native_attention
-from camae.kernels.native import instructions
-from camae.kernels.native_attention import native_attention_op
+from camae.kernels import _cpu as native
+from camae.kernels._cpu import instructions
 from camae.kernels.varlen_attention import backends, varlen_attention
-from camae.kernels.varlen_attention_formulas import attention_formulas
+from camae.kernels.varlen_attention import cpu as native_attention
+from camae.kernels.varlen_attention.cpu import native_attention_op
+from camae.kernels.varlen_attention.formulas import attention_formulas
 
 needs_kernel = pytest.mark.skipif(not instructions(), reason="no AVX2 here, or no native module")
 every_set = pytest.mark.parametrize("instruction_set", instructions())

@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from torch.library import opcheck
 
 from camae.errors import CamaeError, MissingBackendError
-from camae.kernels import native
-from camae.kernels.native import instructions
-from camae.kernels.native_block import (
+from camae.kernels import _cpu as native
+from camae.kernels._cpu import instructions
+from camae.kernels.transformer_block.cpu import (
     block_tail_formula,
     native_block_tail_op,
     native_self_attention_op,
     pack_weight,
 )
-from camae.kernels.varlen_attention_formulas import attention_formulas
+from camae.kernels.varlen_attention.formulas import attention_formulas
 
 pytestmark = pytest.mark.skipif(not instructions(), reason="no AVX2 here, or no native module")
 every_set = pytest.mark.parametrize("instruction_set", instructions())

@@ -8,7 +8,7 @@ import torch
 
 from camae.errors import CamaeError
 from camae.kernels import reconstruction_loss as module
-from camae.kernels.planes import plane_statistics
+from camae.kernels._patches import plane_statistics
 from camae.kernels.reconstruction_loss import reconstruction_loss, reconstruction_losses
 
 DTYPES = [torch.uint8, torch.uint16, torch.float32]

@@ -10,8 +10,8 @@ from torch.library import opcheck
 from camae.kernels import reconstruction_loss as loss_module
 from camae.kernels import tokenize as tokenize_module
 from camae.kernels import varlen_attention as attention_module
+from camae.kernels._patches import plane_statistics
 from camae.kernels.lion import Lion
-from camae.kernels.planes import plane_statistics
 from camae.model import CAMAE, Backends, preset
 from camae.model.blocks import Sequences
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from camae.errors import CamaeError, MissingBackendError
 from camae.kernels.varlen_attention import backends, lengths_of, varlen_attention
-from camae.kernels.varlen_attention_formulas import attention_formulas
+from camae.kernels.varlen_attention.formulas import attention_formulas
 
 
 def packed(lengths, heads, d, dtype=torch.float64, seed=0):
@@ -114,8 +114,8 @@ def test_query_and_key_norm():
     fused = varlen_attention(q, q, q, cu, cu, q_norm=norms[0], k_norm=norms[1])
 
     def norm(x, weight, bias):
-        centred = x - x.mean(-1, keepdim=True)
-        return centred / (x.var(-1, correction=0, keepdim=True) + 1e-6).sqrt() * weight + bias
+        centered = x - x.mean(-1, keepdim=True)
+        return centered / (x.var(-1, correction=0, keepdim=True) + 1e-6).sqrt() * weight + bias
 
     plain = varlen_attention(norm(q, *norms[0]), norm(q, *norms[1]), q, cu, cu)
     torch.testing.assert_close(fused, plain, rtol=1e-10, atol=1e-12)

@@ -18,21 +18,21 @@ def wells():
 
 
 @pytest.mark.parametrize("method", ["mean", "median", "spherical_mean"])
-@pytest.mark.parametrize("centred", [False, True])
-def test_aggregate_is_its_definition_row_by_row(wells, method, centred):
+@pytest.mark.parametrize("centered", [False, True])
+def test_aggregate_is_its_definition_row_by_row(wells, method, centered):
     z, by, control = wells
-    v = maps.aggregate(z, by, method, control=control if centred else None)
+    v = maps.aggregate(z, by, method, control=control if centered else None)
     names = maps.perturbation_names(by)
     assert names.tolist() == sorted(set(by))
     for name, row in zip(names, v, strict=True):
-        own = z[by == name] - (z[control].mean(axis=0) if centred else 0)
+        own = z[by == name] - (z[control].mean(axis=0) if centered else 0)
         if method == "spherical_mean":
             own = (own / np.linalg.norm(own, axis=1, keepdims=True)).mean(axis=0)
             expected = own / np.linalg.norm(own)
         else:
             expected = getattr(np, method)(own, axis=0)
         np.testing.assert_allclose(row, expected, atol=1e-13)
-    if centred:
+    if centered:
         origin = z[control].mean(axis=0)
         np.testing.assert_allclose(maps.aggregate(z, by, method, origin=origin), v, atol=1e-13)
 

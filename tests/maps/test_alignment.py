@@ -35,7 +35,7 @@ def test_efaar_parity(plates, efaar):
         maps.align(x, "tvn", None, control), efaar.align.tvn_on_controls(x.copy(), meta, "pert", "ctl")
     )
     _up_to_sign(
-        maps.align(x, "standardise", batch), efaar.align.centerscale_by_batch(x.copy(), meta, "batch")
+        maps.align(x, "standardize", batch), efaar.align.centerscale_by_batch(x.copy(), meta, "batch")
     )
     on_controls = efaar.align.centerscale_on_controls(x.copy(), meta, "pert", "ctl", "batch")
     _up_to_sign(maps.align(x, "standardize", batch, control), on_controls)
@@ -63,11 +63,11 @@ def test_ando_is_its_transcription(plates):
     for name in "abcd":
         rows = batch == name
         y[rows] = (y[rows] - y[rows & control].mean(0)) / y[rows & control].std(0)
-    recolour = fractional_matrix_power(np.cov(y[control].T) + 0.5 * np.eye(24), 0.5)
+    recolor = fractional_matrix_power(np.cov(y[control].T) + 0.5 * np.eye(24), 0.5)
     for name in "abcd":
         rows = batch == name
         whiten = fractional_matrix_power(np.cov(y[rows & control].T) + 0.5 * np.eye(24), -0.5)
-        y[rows] = y[rows] @ whiten @ recolour
+        y[rows] = y[rows] @ whiten @ recolor
     _up_to_sign(maps.align(x, "tvn_ando", batch, control), y)
 
 

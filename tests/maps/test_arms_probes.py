@@ -18,8 +18,8 @@ def genome():
     genes = [f"g{i}" for i in range(160)]
     arms = {gene: f"chr{1 + i // 40}p" for i, gene in enumerate(genes)}
     zfpkm = {gene: -4.0 if i % 40 < 25 else 1.0 for i, gene in enumerate(genes)}
-    artefact = rng.normal(size=(4, 12))[np.arange(160) // 40]
-    return rng.normal(size=(160, 12)) + 0.8 * artefact, genes, arms, zfpkm
+    artifact = rng.normal(size=(4, 12))[np.arange(160) // 40]
+    return rng.normal(size=(160, 12)) + 0.8 * artifact, genes, arms, zfpkm
 
 
 def test_arm_bias_is_brunner_munzel_of_the_cosines(genome):
@@ -72,7 +72,7 @@ def test_feature_regression_is_least_squares():
     assert table.category.tolist() == ["AreaShape", "Texture", "Correlation"]
 
 
-def test_linear_probe_and_nearest_neighbour():
+def test_linear_probe_and_nearest_neighbor():
     rng = np.random.default_rng(1)
     label = np.repeat([f"p{i}" for i in range(8)], 12)
     plate = np.tile(["a", "b", "c"], 32)
@@ -89,8 +89,8 @@ def test_linear_probe_and_nearest_neighbour():
         knn.fit(np.delete(unit, i, 0), np.delete(label, i)).predict(unit[i : i + 1])[0] == label[i]
         for i in range(96)
     ]
-    assert maps.nearest_neighbour(x, label)["accuracy"] == np.mean(hits)
-    assert maps.nearest_neighbour(x, label, exclude=label)["accuracy"] == 0
+    assert maps.nearest_neighbor(x, label)["accuracy"] == np.mean(hits)
+    assert maps.nearest_neighbor(x, label, exclude=label)["accuracy"] == 0
     with pytest.raises(CamaeError, match="Fewer than two labels"):
         maps.linear_probe(x, label, label)
 

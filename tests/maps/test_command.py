@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from camae import maps
 from camae.cli import app
+from camae.embedding_table import feature_columns
 from camae.errors import CamaeError, MissingBackendError, MissingFileError
-from camae.maps.command import run_benchmark
-from camae.tables import feature_columns
+from camae.reproduction.benchmark.command import run_benchmark
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +21,10 @@ def screen(tmp_path_factory):
     rng = np.random.default_rng(0)
     pert = np.tile([f"G{i % 40:02d}" if i < 80 else "DMSO" for i in range(96)], 4)
     plate = np.repeat([f"P{i}" for i in range(4)], 96)
-    centre = np.concatenate([np.repeat(rng.normal(size=(20, 12)), 2, axis=0), np.zeros((1, 12))])
+    center = np.concatenate([np.repeat(rng.normal(size=(20, 12)), 2, axis=0), np.zeros((1, 12))])
     code = np.where(pert == "DMSO", 40, [int(p[1:]) if p != "DMSO" else 0 for p in pert])
     x = (
-        centre[code]
+        center[code]
         + 0.7 * rng.normal(size=(384, 12))
         + rng.normal(size=(4, 12))[np.repeat(np.arange(4), 96)]
     )
@@ -42,7 +42,7 @@ def screen(tmp_path_factory):
     (folder / "pairs").mkdir()
     lines = [f"G{2 * i:02d},G{2 * i + 1:02d}" for i in range(20)]
     (folder / "pairs" / "Twins.txt").write_text("\n".join(["entity1,entity2", *lines, "G00,nobody"]))
-    (folder / "pairs" / "LICENSE.txt").write_text("some words\nof a licence\n")
+    (folder / "pairs" / "LICENSE.txt").write_text("some words\nof a license\n")
     genes = [f"G{i:02d}" for i in range(40)]
     arms = pd.DataFrame({"gene": genes, "chrom_arm_name": ["chr1p"] * 25 + ["chr2q"] * 15})
     arms.to_csv(folder / "arms.csv", index=False)

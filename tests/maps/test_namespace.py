@@ -211,7 +211,7 @@ def test_scores_stay_on_the_device(screen, to_device):
         maps.feature_regression(x, y, x, y, names),
     )
     assert maps.linear_probe(v, meta.pert, meta.plate) == maps.linear_probe(x, meta.pert, meta.plate)
-    assert maps.nearest_neighbour(v, meta.pert) == maps.nearest_neighbour(x, meta.pert)
+    assert maps.nearest_neighbor(v, meta.pert) == maps.nearest_neighbor(x, meta.pert)
 
 
 def test_order_statistics_stay_on_the_device(to_device):

@@ -128,7 +128,7 @@ def test_bbbc021_mechanism_of_action_by_alignment(real_data):
             warnings.simplefilter("ignore")
             z = maps.align(x, method, batch, control if method != "none" else None)
         v = maps.aggregate(z[~control], treatment, "mean")
-        accuracy[label] = maps.nearest_neighbour(v, first.Metadata_MoA, exclude=first.Metadata_Compound)[
+        accuracy[label] = maps.nearest_neighbor(v, first.Metadata_MoA, exclude=first.Metadata_Compound)[
             "accuracy"
         ]
     assert accuracy["raw"] == pytest.approx(0.495, abs=0.001)

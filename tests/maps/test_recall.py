@@ -24,8 +24,8 @@ def _definition(v, pairs, left, right):
 @pytest.fixture
 def screen():
     rng = np.random.default_rng(3)
-    centre = rng.normal(size=(20, 12))
-    v = centre[np.arange(120) % 20] + 1.2 * rng.normal(size=(120, 12))
+    center = rng.normal(size=(20, 12))
+    v = center[np.arange(120) % 20] + 1.2 * rng.normal(size=(120, 12))
     pairs = [(i, j) for i in range(120) for j in range(i + 1, 120) if i % 20 == j % 20]
     return v, np.array([f"G{i}" for i in range(120)]), pairs
 
@@ -89,8 +89,8 @@ def test_recall_counts_are_those_of_efaar(efaar, tmp_path):
 
     rng = np.random.default_rng(8)
     genes = np.array([f"g{i:03d}" for i in range(300)])
-    centre = rng.normal(size=(30, 10))
-    v = centre[np.arange(300) % 30] + 1.5 * rng.normal(size=(300, 10))
+    center = rng.normal(size=(30, 10))
+    v = center[np.arange(300) % 30] + 1.5 * rng.normal(size=(300, 10))
     pairs = {}
     for source in ("CORUM", "StringDB"):
         index = np.unique(np.sort(rng.integers(0, 300, (900, 2)), axis=1), axis=0)

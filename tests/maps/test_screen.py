@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from camae import maps
+from camae.embedding_table import make_table
 from camae.errors import CamaeError
 from camae.maps.pair_files import read_pairs, read_pairs_folder
 from camae.maps.screen import map_screen
-from camae.tables import make_table
 
 
 def wells(features=6, plates=2, seed=0):
@@ -79,9 +79,9 @@ def test_pairs_from_csv_and_tsv(tmp_path):
     (tmp_path / "a.tsv").write_text("x\ty\tz\nA\tB\t1\n")
     assert read_pairs(tmp_path / "a.csv").tolist() == [["A", "B"], ["C", "NA"]]
     assert read_pairs(tmp_path / "a.tsv").tolist() == [["A", "B"]]
-    (tmp_path / "licence.txt").write_text("one column\nof text\n")
+    (tmp_path / "license.txt").write_text("one column\nof text\n")
     assert list(read_pairs_folder(tmp_path)) == ["a"]  # by source; the other file is no table of pairs
     with pytest.raises(CamaeError, match="needs two columns"):
-        read_pairs(tmp_path / "licence.txt")
+        read_pairs(tmp_path / "license.txt")
     with pytest.raises(CamaeError, match="no such file"):
         read_pairs(tmp_path / "none.csv")

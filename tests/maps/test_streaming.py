@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from camae import maps
+from camae.embedding_table import feature_columns, features_of, read_table
 from camae.errors import CamaeError, MissingFileError
-from camae.tables import feature_columns, features_of, read_table
 
 
 def _screen(folder, rows=1500, d=16, plates=5, files=3):

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from camae.errors import CamaeError
-from camae.model.layout import full_layout, masked_layout
 from camae.model.positions import sincos_positions
+from camae.model.token_layout import full_layout, masked_layout
 
 NAMES = ["DNA", "ER", "RNA", "AGP", "Mito", "Brightfield"]
 
 
-def standardise(image, eps=1e-3):
+def standardize(image, eps=1e-3):
     x = image.double()
     mean = x.mean((-2, -1), keepdim=True)
     return (x - mean) / ((x - mean).square().mean((-2, -1), keepdim=True) + eps**2).sqrt()
@@ -28,7 +28,7 @@ def patchify(x, P):
 def plain_encoder(model, image, keep=None):
     """One sample, written out from the equations: tokens of the last block, class token first."""
     e, c = model.encoder, model.config
-    tokens = patchify(standardise(image), c.patch) @ e.patch_weight_DP2.T + e.patch_bias_D
+    tokens = patchify(standardize(image), c.patch) @ e.patch_weight_DP2.T + e.patch_bias_D
     tokens = (tokens + e.positions_ND).reshape(-1, c.width)
     if keep is not None:
         tokens = tokens[keep]
@@ -125,7 +125,7 @@ def test_loss_is_equations_1_to_3(tiny, image, cross):
     patches, mask = model.reconstruct(images, names, noise, mask_ratio=0.75)
     totals = []
     for x, p, m in zip(images, patches, mask, strict=True):
-        target = patchify(standardise(x), 8).flatten(0, 1)
+        target = patchify(standardize(x), 8).flatten(0, 1)
         totals.append(equations(p[m == 1], target[m == 1], 8, 0.01))
     expected = torch.stack([torch.stack(t) for t in totals]).mean(0).detach()  # per sample, then over samples
     got = torch.stack([losses["total"], losses["mse"], losses["fourier"]])
@@ -140,7 +140,7 @@ def test_token_reduction_pools_all_patches(tiny, image):
     ]
     patches, mask = model.reconstruct(images, names, noise)
     squares = [
-        (p - patchify(standardise(x), 8).flatten(0, 1)).square().mean(1)[m == 1]
+        (p - patchify(standardize(x), 8).flatten(0, 1)).square().mean(1)[m == 1]
         for x, p, m in zip(images, patches, mask, strict=True)
     ]
     got = model.loss(images, names, noise, reduction="tokens")["mse"]

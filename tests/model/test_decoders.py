@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from camae.errors import CamaeError
 from camae.model import CAMAE, Backends, preset
 from camae.model.config import DECODERS
-from camae.model.layout import Part, masked_layout
-from camae.training.flops import model_flops, peak_flops
+from camae.model.flops import model_flops, peak_flops
+from camae.model.token_layout import Part, masked_layout
 
 NAMES = ["DNA", "ER", "RNA", "AGP", "Mito", "Brightfield"]
 CROSS = {"depth": 0, "cross_depth": 2, "context": "visible", "cross_residual": True}
@@ -215,7 +215,7 @@ def test_named_decoders_are_the_four_forms():
         ({"part": 0.5}, "part below 1 needs depth 0"),
         ({"depth": 0, "cross_attention": "none"}, "depth 0 needs cross_attention"),
         ({"cross_depth": 2, "cross_attention": "per_channel"}, "cross_depth above 1"),
-        ("colour", "decoder must be 'paper', 'released', 'small', 'cross'"),
+        ("color", "decoder must be 'paper', 'released', 'small', 'cross'"),
     ],
 )
 def test_bad_decoders_are_one_sentence(decoder, sentence):

@@ -81,7 +81,7 @@ def released_state(make=synthetic, depth=DEPTH, decoder_depth=DECODER_DEPTH, siz
 
 
 class Published:
-    """The released model's maths for one uint8 image, written out in fp64."""
+    """The released model's math for one uint8 image, written out in fp64."""
 
     def __init__(self, state, layout):
         self.state = {k: v.double() for k, v in state.items()}
@@ -92,8 +92,8 @@ class Published:
         return y + self.state[f"{name}.bias"] if bias else y
 
     def norm(self, x, name, eps):
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
+        centered = x - x.mean(-1, keepdim=True)
+        scaled = centered / (centered.square().mean(-1, keepdim=True) + eps).sqrt()
         return scaled * self.state[f"{name}.weight"] + self.state[f"{name}.bias"]
 
     @staticmethod

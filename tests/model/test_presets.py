@@ -37,8 +37,8 @@ def test_config_survives_json():
         ({"crop": 100}, "not a multiple of the patch"),
         ({"heads": 5}, "not a multiple of heads"),
         ({"channels": ["a", "a"]}, "repeat"),
-        ({"colour": 1}, "unknown model settings"),
-        ({"decoder": {"colour": 1}}, "unknown decoder settings"),
+        ({"color": 1}, "unknown model settings"),
+        ({"decoder": {"color": 1}}, "unknown decoder settings"),
         ({"mask_ratio": 1.0}, "mask_ratio"),
     ],
 )

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from camae.kernels import glued_linear, residual_norm, varlen_attention
+from camae.kernels import fused_linear as glued_linear
+from camae.kernels import residual_norm, varlen_attention
 from camae.model import CAMAE, preset
 from camae.model.blocks import ParallelBlock, Sequences, SequentialBlock, set_block_options
-from camae.model.layout import cumulative, kept_count
+from camae.model.token_layout import cumulative, kept_count
 
 
 @pytest.fixture(scope="module")

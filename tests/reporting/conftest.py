@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import camae
-from camae.tables import make_table, write_table
+from camae.embedding_table import make_table, write_table
 
 SYSTEMS = ("random", "pixel", "untrained", "trained")
 

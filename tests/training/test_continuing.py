@@ -5,7 +5,8 @@ import torch
 
 from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError
-from camae.training import checkpoints, loop
+from camae.training import checkpoints
+from camae.training import trainer as loop
 from camae.training.ema import EMA
 from camae.training.new_channels import TOKENS, appended
 

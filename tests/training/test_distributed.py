@@ -13,7 +13,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from camae.training.log import read_log
+from camae.training.run_log import read_log
 
 # What a rank runs; `arguments` come as JSON, or as a global from the fork server. Rank 1 can be told to die, once.
 SCRIPT = """
@@ -24,7 +24,7 @@ arguments = globals().get("arguments") or json.loads(sys.argv[1])
 os.environ.update(arguments["env"])
 sys.stderr = open(arguments["out"] + ".stderr", "a")
 import camae
-from camae.training import loop
+from camae.training import trainer as loop
 step = loop._Trainer._step
 def watched(self, n, batches):
     mark = arguments.get("die")
@@ -52,7 +52,7 @@ def server():
     """Processes are forked from one that has imported everything: a rank starts in milliseconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["camae.training.loop", "camae.training.sharded", "torch.distributed.fsdp"]
+        ["camae.training.trainer", "camae.training.sharded", "torch.distributed.fsdp"]
     )
     return context
 

@@ -15,16 +15,17 @@ import torch
 from safetensors.torch import load_file
 
 from camae.errors import CamaeError
-from camae.training import checkpoints, loop
-from camae.training.log import RunLog, read_log
+from camae.training import checkpoints
+from camae.training import trainer as loop
+from camae.training.config import Recipe
 from camae.training.optimizer import build_optimizer
-from camae.training.recipe import Recipe
-from camae.training.spikes import SpikeGuard, step_unless
+from camae.training.run_log import RunLog, read_log
+from camae.training.stability import SpikeGuard, step_unless
 
 # A process whose steps leave time for signals to arrive between them.
 SLOWLY = """
 import time
-from camae.training import loop
+from camae.training import trainer as loop
 step = loop._Trainer._step
 def slow_step(*arguments):
     time.sleep(0.2)

@@ -10,12 +10,12 @@ import torch
 
 import camae
 from camae.dataloader.mixture import PERIOD, MixedLoader, Source, assign, quotas
-from camae.dataloader.planes import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError
-from camae.model import families
+from camae.model import registry as families
 from camae.training.data import open_data
-from camae.training.masks import mask_noise
-from camae.training.packing import cuts
+from camae.training.passes import cuts
+from camae.training.randomness import mask_noise
 
 SIX = ("DNA", "ER", "RNA", "AGP", "Mito", "Actin")
 
@@ -80,7 +80,7 @@ def test_masks_depend_on_the_crop_alone():
     assert noise.max() < 1
     assert (torch.histc(noise, 10, 0, 1) - 6400).abs().max() < 380
     table = noise.view(1000, 64)
-    # Neighbouring crops and neighbouring patches: correlation of 64,000 pairs has standard error 0.004.
+    # Neighboring crops and neighboring patches: correlation of 64,000 pairs has standard error 0.004.
     for a, b in ((table[1:], table[:-1]), (table[:, 1:], table[:, :-1])):
         assert abs(np.corrcoef(a.flatten(), b.flatten())[0, 1]) < 0.02
 
@@ -154,7 +154,7 @@ def test_one_run_on_six_five_and_three_channels(screens, train, tmp_path):
 
 
 def test_a_token_budget_changes_no_loss(screens, train, tmp_path):
-    """Same crops, same masks, same normalisation: losses differ by the order of fp32 sums alone."""
+    """Same crops, same masks, same normalization: losses differ by the order of fp32 sums alone."""
     data = [(screens[0], 1), (screens[2], 1)]
     whole = train(data, tmp_path / "whole", 3, optimizer="adamw")
     cut = train(data, tmp_path / "cut", 3, optimizer="adamw", token_budget=6 * 16)
@@ -164,7 +164,7 @@ def test_a_token_budget_changes_no_loss(screens, train, tmp_path):
 
 
 def test_a_mixture_resumes_bitwise(screens, train, tmp_path, monkeypatch):
-    from camae.training import loop
+    from camae.training import trainer as loop
 
     data = [(screens[0], 1), (screens[1], 1)]
     whole = train(data, tmp_path / "whole")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from camae.dataloader.planes import PlaneBatch
-from camae.model import families
-from camae.training import loop
-from camae.training.masks import mask_noise
-from camae.training.spikes import SpikeGuard
+from camae.dataloader.plane_batch import PlaneBatch
+from camae.model import registry as families
+from camae.training import trainer as loop
+from camae.training.randomness import mask_noise
+from camae.training.stability import SpikeGuard
 
 NAMES = [("DNA", "ER", "Mito"), ("DNA",), ("ER", "Mito"), ("DNA",)]
 
@@ -45,9 +45,9 @@ def test_a_step_reads_nothing_back(tiny, cross_attention, depth, part):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("optimizer", ["lion", "adamw"])
-def test_no_synchronisation_between_logged_steps(make_screen, train, tmp_path, monkeypatch, optimizer):
+def test_no_synchronization_between_logged_steps(make_screen, train, tmp_path, monkeypatch, optimizer):
     if not torch.cuda.is_available():
-        pytest.skip("no CUDA device: synchronisation cannot be detected")
+        pytest.skip("no CUDA device: synchronization cannot be detected")
     data = [(make_screen("three"), 1), (make_screen("two", channels=("DNA", "ER"), seed=1), 1)]
     step = loop._Trainer._step
 

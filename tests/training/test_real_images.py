@@ -7,7 +7,7 @@ import pytest
 
 import camae
 from camae.dataloader import read_manifest
-from camae.tables import features_of
+from camae.embedding_table import features_of
 
 HELD_OUT = "plate:HEPG2-08_2,U2OS-01_4"
 

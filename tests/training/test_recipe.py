@@ -4,7 +4,7 @@ import pytest
 
 from camae.errors import CamaeError
 from camae.model import preset
-from camae.training.recipe import RECIPES, resolve, to_toml
+from camae.training.config import RECIPES, resolve, to_toml
 from camae.training.schedule import mask_ratio_at
 
 # Paper: section 4.2.2 (mask ratios), Eq. 3 and Table 3 ("+" is alpha 0.01); Lion's settings as published with it.

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from camae.cli import app
 from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError, MissingBackendError
-from camae.probe import Probe, _linear
+from camae.model.flops import model_flops
 from camae.training.compare import compare_runs
-from camae.training.flops import model_flops
-from camae.training.log import LiveTable, read_log
 from camae.training.meter import Meter
+from camae.training.probe import Probe, _linear
+from camae.training.run_log import LiveTable, read_log
 
 
 def test_rows_hold_speed_and_memory(screen, tmp_path, train):
@@ -79,7 +79,7 @@ def test_tensorboard_holds_the_log(screen, tmp_path, train):
     assert found == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in run.history]
 
 
-def labelled(screen):
+def labeled(screen):
     """The screen's manifest with a label that its plates share."""
     manifest = Manifest.read(screen)
     label = ["a" if i % 2 else "b" for i in range(len(manifest))]
@@ -87,8 +87,8 @@ def labelled(screen):
 
 
 def test_probe_is_logged_and_changes_nothing(screen, tmp_path, train):
-    path = tmp_path / "labelled.csv"
-    labelled(screen).write(path)
+    path = tmp_path / "labeled.csv"
+    labeled(screen).write(path)
     plain = train(screen, tmp_path / "plain", 4)
     probe = {"data": str(path), "every": 2, "label": "Metadata_Label"}
     probed = train(screen, tmp_path / "probed", 4, probe=probe)
@@ -122,7 +122,7 @@ def test_linear_probe_finds_what_is_there_on_other_plates(signal, low, high):
     ("probe", "sentence"),
     [
         ({"every": 3}, "probe needs data"),
-        ({"data": "x.csv", "colour": 1}, "unknown probe settings colour"),
+        ({"data": "x.csv", "color": 1}, "unknown probe settings color"),
         ({"data": "x.csv", "kind": "knn"}, "not 'linear' or 'recall'"),
         ({"data": "x.csv", "kind": "recall"}, "needs pairs"),
         ({"data": "x.csv", "every": 0}, "at least 1"),

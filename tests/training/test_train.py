@@ -14,7 +14,7 @@ import torch
 
 import camae
 from camae.errors import CamaeError
-from camae.training.log import read_log
+from camae.training.run_log import read_log
 
 TINY = {
     "model_options": {
@@ -55,7 +55,7 @@ def test_resume_is_bitwise(screen, tmp_path, optimizer):
 
 def _interrupted(screen, out, optimizer, at):
     """Train and stop as a Ctrl-C would, inside step `at`."""
-    from camae.training import loop
+    from camae.training import trainer as loop
 
     original = loop._Trainer._step
 
@@ -166,12 +166,12 @@ def test_init_keeps_known_channels_and_starts_new_ones(screen, tmp_path):
     [
         ({"optimizer": "sgd"}, "not 'lion' or 'adamw'"),
         ({"accumulate": 3}, "not a multiple of accumulate"),
-        ({"colour": 3}, "unknown training settings colour"),
+        ({"color": 3}, "unknown training settings color"),
         ({"val": "well"}, "use 'plate', 'experiment'"),
         ({"val": "plate:P9"}, "no plate P9"),
         ({"val": "experiment"}, "hold out everything"),
         ({"mask_ratio": 1.0}, "mask_ratio"),
-        ({"freeze": ["colour"]}, "no parameter is named 'colour'"),
+        ({"freeze": ["color"]}, "no parameter is named 'color'"),
         ({"channels": ["DNA", "ER"]}, "no decoder for channel 'Mito'"),
         ({"model_options": {"crop": 64, "patch": 8, "width": 32, "heads": 2}}, "larger than"),
         ({"init": "nowhere"}, "no such model"),

@@ -48,7 +48,7 @@ def test_tokenize_fp16(tokenize_case):
     case = tokenize_case(torch.uint8, 16)
     truth = tokens_and_gradients(case, "reference", torch.float64)[0].detach()
     got = tokens_and_gradients(case, "triton", torch.float16)[0].detach().double()
-    # Weights and standardised pixels rounded to 11 bits: 2^-12 * sqrt(2 * 256) * 0.3, and the token itself.
+    # Weights and standardized pixels rounded to 11 bits: 2^-12 * sqrt(2 * 256) * 0.3, and the token itself.
     assert (got - truth).abs().max() < 4 * (2**-12 * 16 * 1.4 * 0.3) + 2**-11 * truth.abs().max()
 
 

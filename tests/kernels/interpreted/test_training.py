@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from camae.dataloader.planes import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch
 from camae.kernels.lion import Lion
 from camae.model import CAMAE, Backends, preset
 

@@ -1,0 +1,192 @@
+"""Which tokens a batch has, and where: the packed layout shared by encoder and decoders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from camae.dataloader.plane_batch import PlaneBatch
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some patches of a batch.
+
+    index_M: (M,) int64 flat indices plane * N + patch, ascending (so sample by sample).
+    per_sample: (B,) on the host, how many of each sample.
+    """
+
+    index_M: torch.Tensor
+    per_sample: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """The packed tokens of a batch: sample by sample, class token first, then kept patches in order.
+
+    planes_per_sample: (B,) on the host, so that no length ever has to be read back from a device.
+    n_patches: N, patches per plane.
+    kept_per_sample: (B,) on the host, visible patches of each sample.
+    keep_index: (sum of kept,) int64 flat indices plane * N + patch, ascending; None when all are kept.
+    decode: the part of the masked patches that is decoded; None when all are.
+    """
+
+    planes_per_sample: tuple[int, ...]
+    n_patches: int
+    kept_per_sample: tuple[int, ...]
+    keep_index: torch.Tensor | None
+    device: torch.device
+    decode: Part | None = None
+
+    @property
+    def n_samples(self) -> int:
+        """B."""
+        return len(self.planes_per_sample)
+
+    @property
+    def n_planes(self) -> int:
+        """K."""
+        return sum(self.planes_per_sample)
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Encoder tokens of each sample, the class token included."""
+        return tuple(k + 1 for k in self.kept_per_sample)
+
+    @cached_property
+    def cu_seqlens(self) -> torch.Tensor:
+        """(B + 1,) int32: where each sample's encoder tokens begin."""
+        return cumulative(self.lengths, self.device)
+
+    @cached_property
+    def sample_T(self) -> torch.Tensor:
+        """(T,) the sample each encoder token belongs to."""
+        return segments(self.lengths, self.device)
+
+    @cached_property
+    def class_index(self) -> torch.Tensor:
+        """(B,) the row of each sample's class token."""
+        return self.cu_seqlens[:-1].long()
+
+    @cached_property
+    def patch_rows(self) -> torch.Tensor:
+        """Rows of tokens_TD that are patches (all but the class tokens)."""
+        is_patch = torch.ones(sum(self.lengths), dtype=torch.bool, device=self.device)
+        is_patch[self.class_index] = False
+        return indices(is_patch, sum(self.kept_per_sample))
+
+    @cached_property
+    def kept(self) -> torch.Tensor:
+        """Flat index plane * N + patch of every visible token."""
+        if self.keep_index is None:
+            return torch.arange(self.n_planes * self.n_patches, device=self.device)
+        return self.keep_index
+
+    @cached_property
+    def masked(self) -> torch.Tensor:
+        """(M,) flat index plane * N + patch of every masked token, ascending."""
+        is_masked = torch.ones(self.n_planes * self.n_patches, dtype=torch.bool, device=self.device)
+        is_masked[self.kept] = False
+        return indices(is_masked, sum(self.masked_per_sample))
+
+    @cached_property
+    def masked_per_sample(self) -> tuple[int, ...]:
+        """(B,) on the host, masked patches of each sample."""
+        pairs = zip(self.planes_per_sample, self.kept_per_sample, strict=True)
+        return tuple(c * self.n_patches - k for c, k in pairs)
+
+    @cached_property
+    def totals(self) -> tuple[int, ...]:
+        """(B,) on the host, patches of each sample, visible and masked."""
+        return tuple(c * self.n_patches for c in self.planes_per_sample)
+
+    @cached_property
+    def everything(self) -> Part:
+        """Every patch."""
+        return Part(torch.arange(self.n_planes * self.n_patches, device=self.device), self.totals)
+
+    @cached_property
+    def decoded(self) -> Part:
+        """The masked patches that are decoded: all, or the random part chosen with the mask."""
+        return self.decode or Part(self.masked, self.masked_per_sample)
+
+
+def indices(is_true_L: torch.Tensor, count: int) -> torch.Tensor:
+    """Where a mask with `count` true values is true, (count,) int64: no length is read back from a device."""
+    return is_true_L.nonzero_static(size=count).squeeze(1)
+
+
+def cumulative(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """(len + 1,) int32 running sum from 0."""
+    ends = torch.tensor((0, *lengths)).cumsum(0)
+    return ends.to(torch.int32).to(device, non_blocking=True)
+
+
+def segments(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """[0]*lengths[0] + [1]*lengths[1] + ... as int64."""
+    sample_L = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    return sample_L.to(device, non_blocking=True)
+
+
+def planes_per_sample(batch: PlaneBatch) -> tuple[int, ...]:
+    """How many planes each sample of the batch has."""
+    return batch.planes_per_sample
+
+
+def full_layout(batch: PlaneBatch, n_patches: int) -> TokenLayout:
+    """Every token visible."""
+    planes = planes_per_sample(batch)
+    kept = tuple(c * n_patches for c in planes)
+    return TokenLayout(planes, n_patches, kept, None, batch.planes_KHW.device)
+
+
+def kept_count(total: int, mask_ratio: float, keep_multiple: int = 1) -> int:
+    """Visible patches of a sample of `total`: int(total * (1 - r)), or near it for full tiles.
+
+    With keep_multiple above 1 the encoder's tokens, class token included, are the nearest multiple of it (the
+    rows of an attention tile); a sample with fewer tokens than that, or without room for them, keeps its count.
+    """
+    kept = int(total * (1 - mask_ratio))
+    tokens = round((kept + 1) / keep_multiple) * keep_multiple
+    return tokens - 1 if kept + 1 >= keep_multiple and tokens - 1 <= total else kept
+
+
+def masked_layout(
+    batch: PlaneBatch,
+    n_patches: int,
+    mask_ratio: float,
+    noise: torch.Tensor,
+    part: float = 1.0,
+    keep_multiple: int = 1,
+) -> TokenLayout:
+    """Mask over all C*N tokens of a sample jointly: the int(C*N*(1-r)) with the smallest noise stay.
+
+    noise: (sum of C_i*N,) uniform, packed by sample.
+    part: share of each sample's masked patches to decode, at least one: those with the smallest noise, a
+        uniformly random part, because the order of the noise above its threshold is independent of the mask.
+    keep_multiple: see `kept_count`.
+    """
+    planes = planes_per_sample(batch)
+    device = batch.planes_KHW.device
+    totals = tuple(c * n_patches for c in planes)
+    kept = tuple(kept_count(t, mask_ratio, keep_multiple) for t in totals)
+    sample_L = segments(totals, device)
+    by_noise = noise.to(device).argsort(stable=True)
+    by_sample = by_noise[sample_L[by_noise].argsort(stable=True)]
+    start = cumulative(totals, device).long()[sample_L]
+    rank = torch.empty_like(sample_L)
+    rank[by_sample] = torch.arange(len(sample_L), device=device) - start
+    limit = _on(kept, device)[sample_L]
+    keep_index = indices(rank < limit, sum(kept))
+    decode = None
+    if part < 1:
+        counts = tuple(min(t - k, max(1, round(part * (t - k)))) for t, k in zip(totals, kept, strict=True))
+        chosen = (rank >= limit) & (rank < limit + _on(counts, device)[sample_L])
+        decode = Part(indices(chosen, sum(counts)), counts)
+    return TokenLayout(planes, n_patches, kept, keep_index, device, decode)
+
+
+def _on(values: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values).to(device, non_blocking=True)

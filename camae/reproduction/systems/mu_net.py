@@ -1,0 +1,176 @@
+"""MU-Nets (paper, section 4.2): U-Nets that fill in masked sections of the image.
+
+The paper gives the widths (32/64/128/256/512, and a level of 1,024 for L), "the decoder mirrors the encoder", and
+52 M and 135 M parameters, but not the block. Here a level is a number of residual blocks of two 3 x 3 convolutions
+with group norms; levels are joined by a strided convolution down and a transposed one up, and the decoder sees the
+encoder's features beside its own. The depth is the one whose count is nearest to the paper's (`nearest_depth`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from camae.dataloader.plane_batch import PlaneBatch
+from camae.errors import CamaeError
+from camae.model.registry import ModelFamily, register
+from camae.model.token_layout import TokenLayout
+from camae.reproduction.systems.fixed_channels import FixedChannelAutoencoder, SystemConfig, named
+
+WIDTHS_M = (32, 64, 128, 256, 512)
+WIDTHS_L = (*WIDTHS_M, 1024)
+PAPER_PARAMETERS = {"mu_net_m": 52e6, "mu_net_l": 135e6}
+_GROUPS = 8
+
+
+@dataclass(frozen=True)
+class MUNetConfig(SystemConfig):
+    """widths: features of each level, from the full image down. depth: residual blocks of an encoder level;
+    decoder_depth: of a decoder level. `patch` is the edge of a masked section."""
+
+    family: ClassVar[str] = "mu_net"
+    mask_ratio: float = 0.25
+    alpha: float = 0.01
+    widths: tuple[int, ...] = WIDTHS_M
+    depth: int = 2
+    decoder_depth: int = 2
+
+
+PRESETS = {
+    "mu_net_m": MUNetConfig(depth=6, decoder_depth=6, name="mu_net_m"),
+    "mu_net_l": MUNetConfig(widths=WIDTHS_L, depth=4, decoder_depth=4, name="mu_net_l"),
+    "mu_net_ti": MUNetConfig(widths=(16, 32, 64, 96), depth=1, decoder_depth=1, name="mu_net_ti"),
+}
+
+
+def preset(name: str, **changes: Any) -> MUNetConfig:
+    """`mu_net_m`, `mu_net_l`, or `mu_net_ti` for laptops, with fields changed."""
+    return named(PRESETS, name, changes)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(norm(conv(norm(x)))), 3 x 3, GELU before each convolution."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(_GROUPS, width), nn.GroupNorm(_GROUPS, width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x_BDHW: torch.Tensor) -> torch.Tensor:
+        y = self.conv1(F.gelu(self.norm1(x_BDHW)))
+        return x_BDHW + self.conv2(F.gelu(self.norm2(y)))
+
+
+def _blocks(width: int, depth: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(width) for _ in range(depth)))
+
+
+class UNetEncoder(nn.Module):
+    """(B, C, H, W) to the features of every level, the last one the bottleneck."""
+
+    def __init__(self, channels: int, widths: tuple[int, ...], depth: int):
+        super().__init__()
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.levels = nn.ModuleList(_blocks(w, depth) for w in widths)
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths))
+        self.norm = nn.GroupNorm(_GROUPS, widths[-1])
+
+    def forward(self, x_BCHW: torch.Tensor) -> list[torch.Tensor]:
+        x = self.levels[0](self.stem(x_BCHW))
+        features = [x]
+        for down, level in zip(self.down, list(self.levels)[1:], strict=True):
+            x = level(down(x))
+            features.append(x)
+        features[-1] = self.norm(x)
+        return features
+
+
+class UNetDecoder(nn.Module):
+    """The mirror of the encoder: up, join with the level's features, residual blocks; (B, C, H, W) at the end."""
+
+    def __init__(self, channels: int, widths: tuple[int, ...], depth: int):
+        super().__init__()
+        pairs = list(itertools.pairwise(widths))[::-1]
+        self.up = nn.ModuleList(nn.ConvTranspose2d(below, w, 2, stride=2) for w, below in pairs)
+        self.join = nn.ModuleList(nn.Conv2d(2 * w, w, 3, padding=1) for w, _ in pairs)
+        self.levels = nn.ModuleList(_blocks(w, depth) for w, _ in pairs)
+        self.head = nn.Conv2d(widths[0], channels, 1)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        x = features[-1]
+        for up, join, level, skip in zip(self.up, self.join, self.levels, features[-2::-1], strict=True):
+            x = level(join(torch.cat([up(x), skip], 1)))
+        return self.head(x)
+
+
+class MUNet(FixedChannelAutoencoder):
+    """A U-Net that sees zeros (each plane's mean) where patches are masked; embeds by the bottleneck's mean."""
+
+    def __init__(self, config: MUNetConfig):
+        super().__init__(config)
+        side = 2 ** (len(config.widths) - 1)
+        if config.crop % side or config.crop % config.patch or any(w % _GROUPS for w in config.widths):
+            raise CamaeError(
+                f"MU-Net: the crop of {config.crop} px must be a multiple of {side} (its levels) and of the patch, "
+                f"{config.patch} px, and widths of {_GROUPS}"
+            )
+        C = len(config.channels)
+        self.encoder = UNetEncoder(C, config.widths, config.depth)
+        self.decoder = UNetDecoder(C, config.widths, config.decoder_depth)
+
+    def predict(self, batch: PlaneBatch, layout: TokenLayout, eps: float) -> torch.Tensor:
+        """(B*N, C*P*P) pixels of every patch."""
+        P = self.config.patch
+        images_BCHW = self.images(batch, eps)
+        B, _, H, W = images_BCHW.shape
+        visible_L = torch.zeros(B * layout.n_patches, device=images_BCHW.device)
+        visible_L[layout.kept] = 1
+        visible_B1hw = visible_L.reshape(B, 1, H // P, W // P)
+        seen_BCHW = images_BCHW * F.interpolate(visible_B1hw, scale_factor=P, mode="nearest")
+        out_BCHW = self.decoder(self.encoder(seen_BCHW))
+        tiles = out_BCHW.unflatten(3, (W // P, P)).unflatten(2, (H // P, P))  # B C h P w P
+        return tiles.permute(0, 2, 4, 1, 3, 5).reshape(B * layout.n_patches, -1)
+
+    def embed_batch(
+        self,
+        batch: PlaneBatch,
+        pool: str,
+        *,
+        value_range: tuple[float, float] | None,
+        interpolate: bool = False,
+    ) -> list[torch.Tensor]:
+        """(D,) per sample: the mean over the bottleneck's positions; nothing is masked."""
+        if pool != "mean":
+            raise CamaeError(f"{self.config.name} has one embedding, the bottleneck's mean: use pool='mean'")
+        images_BCHW = self.images(batch, self.eps(batch, value_range))
+        return list(self.encoder(images_BCHW)[-1].float().mean((2, 3)).unbind(0))
+
+
+def parameter_count(config: MUNetConfig) -> int:
+    """Trainable parameters, without making the tensors."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in MUNet(config).parameters())
+
+
+def nearest_depth(
+    widths: tuple[int, ...], target: float, depths: Iterable[int] = range(1, 9)
+) -> tuple[int, int]:
+    """(depth, parameters) of the six-channel MU-Net nearest to `target` parameters, one depth for all levels."""
+    six = tuple("ABCDEF")
+    counts = {
+        d: parameter_count(MUNetConfig(widths=widths, depth=d, decoder_depth=d, channels=six)) for d in depths
+    }
+    best = min(counts, key=lambda d: abs(counts[d] - target))
+    return best, counts[best]
+
+
+register(ModelFamily("mu_net", MUNet, MUNetConfig, preset))

@@ -1,0 +1,50 @@
+"""Random numbers of a training step as functions of the crop's number, on any device and for any number of ranks."""
+
+from __future__ import annotations
+
+import torch
+
+_GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_LAST = 2**63 - 1
+
+
+def mask_noise(
+    seed: int, slots_B: torch.Tensor, counts_B: tuple[int, ...], device: torch.device
+) -> torch.Tensor:
+    """(sum of counts,) float32 uniform in [0, 1): the numbers that decide which patches are masked.
+
+    slots_B: (B,) int64 on the host, each crop's number in the run; counts_B: patches of each crop. Counter-based
+    (SplitMix64 of seed, crop and patch): splitting a batch over passes or ranks changes no mask, and no number
+    depends on the device or is read back from it.
+    """
+    total = sum(counts_B)
+    counts = torch.tensor(counts_B)
+    first_B = (counts.cumsum(0) - counts).to(device, non_blocking=True)
+    key_B = _mix(slots_B * _signed(_GOLDEN) + seed).to(device, non_blocking=True)
+    counts = counts.to(device, non_blocking=True)
+    first_L, key_L = (torch.repeat_interleave(x, counts, output_size=total) for x in (first_B, key_B))
+    patch_L = torch.arange(total, device=device) - first_L
+    bits_L = _mix(key_L + (patch_L + 1) * _signed(_GOLDEN))
+    return _shifted(bits_L, 40).to(torch.float32) * 2.0**-24
+
+
+def step_seed(seed: int, first_slot: int) -> int:
+    """The seed of stochastic depth and of whatever else draws in a pass, from the pass's first crop."""
+    return ((seed + 1) << 40) + first_slot & _LAST
+
+
+def _signed(word: int) -> int:
+    """A 64-bit word as the int64 with the same bits."""
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """The SplitMix64 finalizer (Steele, Lea, Flood 2014); int64 multiplication wraps."""
+    x = (x ^ _shifted(x, 30)) * _signed(_MIX_1)
+    x = (x ^ _shifted(x, 27)) * _signed(_MIX_2)
+    return x ^ _shifted(x, 31)

@@ -1,0 +1,112 @@
+"""What a run says while it goes: JSON lines always, TensorBoard by request, a live table for people."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from camae.files import read_json_lines, write_text
+from camae.training.tensorboard import TensorBoard
+
+
+class RunLog:
+    """`log.jsonl` of a run: one row per logged step; with `tensorboard`, event files in `tensorboard/` too."""
+
+    def __init__(self, path: Path, first_step: int, tensorboard: bool = False):
+        self.path = path
+        self._board = TensorBoard(path.parent / "tensorboard", first_step) if tensorboard else None
+        self._drop_from(first_step)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def _drop_from(self, step: int) -> None:
+        """Rows at or after the step that training resumes from are written anew."""
+        kept = [row for row in read_log(self.path) if row["step"] <= step]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row, visible to readers at once. A disk that refuses it costs the row, not the run."""
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            warnings.warn(
+                f"{self.path}: a row of the log could not be written ({error.strerror})", stacklevel=2
+            )
+        if self._board is not None:
+            self._board.write(row)
+
+    def close(self) -> None:
+        """Close the files."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a run's log."""
+    return read_json_lines(path)
+
+
+# Column of the live table: where it comes from in a row of the log, and how it is written.
+_COLUMNS = (
+    ("step", "step", "{:,}"),
+    ("loss", "loss", "{:.4f}"),
+    ("val", "val_loss", "{:.4f}"),
+    ("probe", "probe", "{:.3f}"),
+    ("lr", "lr", "{:.1e}"),
+    ("grad", "grad_norm", "{:.2f}"),
+    ("crops/s", "crops_per_second", "{:,.1f}"),
+    ("MFU", "mfu", "{:.1%}"),
+    ("wait", "data_wait_share", "{:.0%}"),
+    ("GB", "memory_gb", "{:.1f}"),
+)
+_ROWS = 8
+
+
+class LiveTable:
+    """The last rows of the log as a table, and a bar with the time left, drawn in place while the run goes."""
+
+    def __init__(self, steps: int, first: int = 0, *, console: Console | None = None, disable: bool = False):
+        self._bar = Progress(
+            TextColumn("training"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
+        )
+        self._task = self._bar.add_task("training", total=steps, completed=first)
+        self._rows: deque[dict[str, Any]] = deque(maxlen=_ROWS)
+        self._seen: set[str] = set()
+        self._live = None if disable else Live(self, console=console, refresh_per_second=4)
+
+    def __enter__(self) -> LiveTable:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Show a row of the log."""
+        probe = row.get("probe_recall", row.get("probe_accuracy"))
+        shown = dict(row) | ({} if probe is None else {"probe": probe})
+        self._rows.append(shown)
+        self._seen |= shown.keys()
+        self._bar.update(self._task, completed=row["step"])
+
+    def __rich__(self) -> Group:
+        """Only columns that some row has had; a validation or probe stays on its own line."""
+        columns = [c for c in _COLUMNS if c[1] in self._seen]
+        table = Table(*(Column(c[0], justify="right") for c in columns), box=None, pad_edge=False)
+        for row in self._rows:
+            table.add_row(*(form.format(row[key]) if key in row else "" for _, key, form in columns))
+        return Group(table, self._bar)

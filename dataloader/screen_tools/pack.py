@@ -1,0 +1,252 @@
+"""Rewrite a screen once to crop-friendly standard TIFFs: 256-pixel zstd tiles, or uncompressed strips.
+
+Any TIFF reader still opens the result. Every packed plane is read back and compared before it counts; a journal
+makes an interrupted run go on where it stopped.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tifffile
+
+from camae.dataloader.backends.decoders import refuse_remote, require, split_address
+from camae.dataloader.images import image_size, read_plane, read_window
+from camae.dataloader.manifest import ILLUMINATION, Manifest
+from camae.errors import CamaeError, MissingBackendError
+from camae.files import write_atomic
+
+CODECS = ("zstd", "none")
+TILE = 256
+
+
+@dataclass(frozen=True)
+class PackedPlane:
+    """One journal line: where a plane came from and went, and what it was."""
+
+    source: str
+    source_bytes: int
+    source_mtime_ns: int
+    packed: str
+    packed_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """manifest: of the packed planes; bytes as on disk; crops/s: random windows by one thread, before and after."""
+
+    manifest: Manifest
+    planes: int
+    planes_reused: int
+    bytes_before: int
+    bytes_after: int
+    crops_per_second_before: float
+    crops_per_second_after: float
+
+    def __str__(self) -> str:
+        before, after = self.crops_per_second_before, self.crops_per_second_after
+        return (
+            f"{self.planes} planes packed ({self.planes_reused} from an earlier run): "
+            f"{self.bytes_before / 1e9:.3f} GB -> {self.bytes_after / 1e9:.3f} GB, "
+            f"{before:.0f} -> {after:.0f} crops/s ({after / before:.1f} times)"
+        )
+
+
+def pack(
+    manifest: Manifest,
+    out: str | os.PathLike[str],
+    codec: str = "zstd",
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PackResult:
+    """Write every plane to `out/planes/...` and `out/manifest.parquet`; resumable.
+
+    codec: "zstd" (256-pixel tiles) or "none" (uncompressed strips: largest and fastest).
+    progress: called as progress(planes done, planes in all).
+    Raises CamaeError naming row, file and channel; what was packed until then is kept and reused.
+    """
+    if codec not in CODECS:
+        raise CamaeError(f"codec={codec!r}: pack writes {' or '.join(CODECS)}")
+    folder = Path(out).absolute()
+    jobs = [(row, channel) for row in range(len(manifest)) for channel in manifest.site_channels(row)]
+    targets = _targets(manifest, jobs)
+    packed = _packed_manifest(manifest, folder, targets)
+    with _writing(folder):
+        done, reused = _pack_planes(manifest, jobs, folder, targets, codec, workers, progress)
+        packed.write(folder / "manifest.parquet")
+    return PackResult(
+        packed,
+        len(done),
+        reused,
+        sum(p.source_bytes for p in done),
+        sum(p.packed_bytes for p in done),
+        _crops_per_second(manifest),
+        _crops_per_second(packed),
+    )
+
+
+def _pack_planes(
+    manifest: Manifest,
+    jobs: list[tuple[int, str]],
+    folder: Path,
+    targets: dict[tuple[int, str], str],
+    codec: str,
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[PackedPlane], int]:
+    """All planes in the order of jobs, and how many of them an earlier run had packed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = folder / f"pack_{codec}.jsonl"
+    known = _read_journal(journal)
+    done: list[PackedPlane] = []
+    reused = 0
+    with open(journal, "a", encoding="utf-8") as log, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        futures = [
+            pool.submit(_pack_plane, manifest, job, folder, targets[job], codec, known) for job in jobs
+        ]
+        try:
+            for future in futures:
+                plane, fresh = future.result()
+                done.append(plane)
+                reused += not fresh
+                if fresh:
+                    log.write(json.dumps(asdict(plane)) + "\n")
+                    log.flush()
+                if progress is not None:
+                    progress(len(done), len(jobs))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return done, reused
+
+
+def _targets(manifest: Manifest, jobs: list[tuple[int, str]]) -> dict[tuple[int, str], str]:
+    """Readable, unique names below the output folder: planes/<source>/<batch>/<plate>/<well>_s<site>_<channel>.tif."""
+    targets: dict[tuple[int, str], str] = {}
+    taken: set[str] = set()
+    for row, channel in jobs:
+        site = manifest.table.iloc[row]
+        folders = [site.get(f"Metadata_{n}", "") for n in ("Source", "Batch", "Plate")]
+        file = f"{site.get('Metadata_Well', '')}_s{site.get('Metadata_Site', '')}_{channel}"
+        name = "/".join(["planes", *(_plain(f) for f in folders if f), _plain(file)])
+        if name in taken:
+            name = f"{name}_row{row}"
+        taken.add(name)
+        targets[row, channel] = f"{name}.tif"
+    return targets
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^\w.+-]", "_", text).lstrip(".") or "_"
+
+
+def _read_journal(path: Path) -> dict[str, PackedPlane]:
+    """Packed planes by name; a last line cut off by an interruption is ignored."""
+    known: dict[str, PackedPlane] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            plane = PackedPlane(**json.loads(line))
+        except (json.JSONDecodeError, TypeError):
+            continue
+        known[plane.packed] = plane
+    return known
+
+
+def _pack_plane(
+    manifest: Manifest,
+    job: tuple[int, str],
+    folder: Path,
+    target: str,
+    codec: str,
+    known: dict[str, PackedPlane],
+) -> tuple[PackedPlane, bool]:
+    """The journal line of one plane, and whether it was written now."""
+    try:
+        source = manifest.path(*job)
+        refuse_remote(source)
+        status = require(split_address(source)[0])
+        path, before = folder / target, known.get(target)
+        if (
+            before is not None
+            and (before.source, before.source_bytes, before.source_mtime_ns)
+            == (source, status.st_size, status.st_mtime_ns)
+            and path.exists()
+            and path.stat().st_size == before.packed_bytes
+        ):
+            return before, False
+        pixels = read_plane(source)
+        _write(path, pixels, codec)
+        digest = hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
+        line = PackedPlane(source, status.st_size, status.st_mtime_ns, target, path.stat().st_size, digest)
+        return line, True
+    except CamaeError as error:
+        raise type(error)(f"{manifest.where(*job)}: {error}") from error
+
+
+def _write(path: Path, pixels: np.ndarray, codec: str) -> None:
+    options: dict = {"rowsperstrip": 64} if codec == "none" else {"tile": (TILE, TILE), "compression": "zstd"}
+
+    def write(temporary: Path) -> None:
+        tifffile.imwrite(temporary, pixels, photometric="minisblack", metadata=None, **options)
+        if not np.array_equal(read_plane(temporary), pixels):
+            raise CamaeError(f"{path}: reads back differently from what was written: the disk may be failing")
+
+    with _writing(path):
+        try:
+            write_atomic(path, write)
+        except ImportError as error:
+            raise MissingBackendError(f"packing with zstd needs the package imagecodecs ({error})") from error
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what the operating system says about writing into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, CamaeError):
+            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else str(error)
+        raise CamaeError(
+            f"{path}: cannot be written ({reason}); packed planes are kept, run it again to go on"
+        ) from error
+
+
+def _packed_manifest(manifest: Manifest, folder: Path, targets: dict[tuple[int, str], str]) -> Manifest:
+    table = manifest.table.copy()
+    for column in [c for c in table.columns if c.startswith(ILLUMINATION)]:
+        channel = column.removeprefix(ILLUMINATION)
+        table[column] = [manifest.illumination_path(row, channel) or "" for row in range(len(manifest))]
+    for channel in manifest.channels:
+        table[channel] = pd.Series(
+            [targets.get((row, channel), "") for row in range(len(manifest))], dtype=object
+        )
+    return Manifest(table, folder)
+
+
+def _crops_per_second(manifest: Manifest, seconds: float = 0.5, size: int = TILE) -> float:
+    """Random windows of random sites, one after the other, for about `seconds`."""
+    rng = np.random.default_rng(0)
+    began, n = time.perf_counter(), 0
+    while n < 4 or time.perf_counter() - began < seconds:
+        row = int(rng.integers(len(manifest)))
+        H, W = image_size(manifest.path(row, manifest.site_channels(row)[0]))
+        edge = min(size, H, W)
+        y, x = int(rng.integers(H - edge + 1)), int(rng.integers(W - edge + 1))
+        read_window(manifest, row, y, x, edge)
+        n += 1
+    return n / (time.perf_counter() - began)

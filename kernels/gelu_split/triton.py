@@ -1,0 +1,186 @@
+"""Triton kernels of `gelu_split`: bias + GELU on the first columns of a fused projection, and its backward pass.
+
+Imported only when the back-end is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from camae.kernels._compile_ahead import CompileCase
+from camae.kernels._dispatch import architecture
+
+
+@dataclass(frozen=True)
+class GeluConfig:
+    """Rows and columns of a tile, warps, and into how many parts the backward pass cuts the rows."""
+
+    rows: int
+    columns: int
+    warps: int
+    parts: int
+
+
+CONFIGS = {
+    "sm_80": GeluConfig(rows=16, columns=256, warps=8, parts=64),
+    "sm_90": GeluConfig(rows=16, columns=256, warps=8, parts=64),
+    "interpreter": GeluConfig(rows=8, columns=32, warps=1, parts=2),
+}
+
+
+@triton.jit
+def normal_cdf(x):
+    """The standard normal's distribution function: GELU(x) = x * cdf(x), exactly (no tanh)."""
+    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def forward_kernel(
+    fused,  # (T, >= hidden), last dim contiguous
+    bias,  # (hidden,), or None
+    act,  # (T, hidden) contiguous, written
+    T,
+    fused_row,
+    hidden,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (row < T)[:, None] & (column < hidden)[None, :]
+    x = tl.load(fused + row[:, None] * fused_row + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    if bias is not None:
+        x += tl.load(bias + column, mask=column < hidden, other=0.0).to(tl.float32)[None, :]
+    value = x * normal_cdf(x)
+    tl.store(act + row[:, None] * hidden + column[None, :], value.to(act.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def backward_kernel(
+    grad_act,  # (T, hidden) contiguous
+    fused,  # (T, >= hidden), last dim contiguous
+    bias,  # (hidden,), or None
+    grad_fused,  # (T, >= hidden), last dim contiguous; the first columns are written
+    act,  # (T, hidden) contiguous, written; None: not wanted
+    sums,  # (parts, hidden) float32 partial sums for the bias, written with bias
+    T,
+    fused_row,
+    grad_row,
+    hidden,
+    rows_per_part,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    part = tl.program_id(0)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    valid = column < hidden
+    if bias is not None:
+        b = tl.load(bias + column, mask=valid, other=0.0).to(tl.float32)[None, :]
+        total = tl.zeros((COLUMNS,), tl.float32)
+    begin = part * rows_per_part
+    for start in range(begin, tl.minimum(begin + rows_per_part, T), ROWS):
+        row = (start + tl.arange(0, ROWS)).to(tl.int64)
+        inside = (row < T)[:, None] & valid[None, :]
+        x = tl.load(fused + row[:, None] * fused_row + column[None, :], mask=inside, other=0.0)
+        g = tl.load(grad_act + row[:, None] * hidden + column[None, :], mask=inside, other=0.0)
+        x, g = x.to(tl.float32), g.to(tl.float32)
+        if bias is not None:
+            x += b
+        cdf = normal_cdf(x)
+        if act is not None:
+            at = act + row[:, None] * hidden + column[None, :]
+            tl.store(at, (x * cdf).to(act.dtype.element_ty), mask=inside)
+        g *= cdf + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+        if bias is not None:
+            total += tl.sum(g, 0)
+        at = grad_fused + row[:, None] * grad_row + column[None, :]
+        tl.store(at, g.to(grad_fused.dtype.element_ty), mask=inside)
+    if bias is not None:
+        tl.store(sums + part.to(tl.int64) * hidden + column, total, mask=valid)
+
+
+def forward(fused_TF: torch.Tensor, bias_h: torch.Tensor | None, hidden: int) -> torch.Tensor:
+    """GELU of the first `hidden` columns plus bias, (T, hidden)."""
+    T, config = fused_TF.shape[0], CONFIGS[architecture(fused_TF.device)]
+    act_Th = fused_TF.new_empty(T, hidden)
+    if act_Th.numel():
+        forward_kernel[(triton.cdiv(T, config.rows), triton.cdiv(hidden, config.columns))](
+            fused_TF,
+            bias_h,
+            act_Th,
+            T,
+            fused_TF.stride(0),
+            hidden,
+            ROWS=config.rows,
+            COLUMNS=config.columns,
+            num_warps=config.warps,
+        )
+    return act_Th
+
+
+def backward(
+    grad_act_Th: torch.Tensor,
+    fused_TF: torch.Tensor,
+    bias_h: torch.Tensor | None,
+    grad_fused_TF: torch.Tensor,
+    act_Th: torch.Tensor | None,
+) -> torch.Tensor:
+    """Fill the first columns of `grad_fused_TF`, and `act_Th` where given; return the bias's gradient (hidden,)."""
+    (T, hidden), config = grad_act_Th.shape, CONFIGS[architecture(fused_TF.device)]
+    per_part = triton.cdiv(triton.cdiv(T, config.parts), config.rows) * config.rows
+    parts = triton.cdiv(T, per_part) if T else 0
+    shape = (0 if bias_h is None else parts, hidden)
+    sums = torch.empty(shape, dtype=torch.float32, device=fused_TF.device)
+    if grad_act_Th.numel():
+        backward_kernel[(parts, triton.cdiv(hidden, config.columns))](
+            grad_act_Th,
+            fused_TF,
+            bias_h,
+            grad_fused_TF,
+            act_Th,
+            sums,
+            T,
+            fused_TF.stride(0),
+            grad_fused_TF.stride(0),
+            hidden,
+            per_part,
+            ROWS=config.rows,
+            COLUMNS=config.columns,
+            num_warps=config.warps,
+        )
+    return sums.sum(0)
+
+
+def compile_cases(arch: str) -> list[CompileCase]:
+    """bf16, with and without a bias; the backward pass also with the activation recomputed."""
+    config, found = CONFIGS[arch], []
+    tile = {"ROWS": config.rows, "COLUMNS": config.columns}
+    integers = dict.fromkeys(("T", "fused_row", "hidden"), "i32")
+    for bias in (True, False):
+        added = {"bias": "*fp32"} if bias else {}
+        absent: dict[str, Any] = {} if bias else {"bias": None}
+        types = {"fused": "*bf16", "act": "*bf16", **added, **integers}
+        name = "bias" if bias else "no bias"
+        found.append(_case(f"forward {name}", forward_kernel, types, absent | tile, config.warps))
+        sums = {"grad_act": "*bf16", "grad_fused": "*bf16", "sums": "*fp32"}
+        types |= {**sums, "grad_row": "i32", "rows_per_part": "i32"}
+        found.append(
+            _case(f"backward {name}, recomputed", backward_kernel, types, absent | tile, config.warps)
+        )
+        kept = {n: t for n, t in types.items() if n != "act"}
+        found.append(
+            _case(f"backward {name}", backward_kernel, kept, absent | tile | {"act": None}, config.warps)
+        )
+    return found
+
+
+def _case(
+    name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int
+) -> CompileCase:
+    divisible = ("fused_row", "grad_row", "hidden", "rows_per_part")
+    return CompileCase("gelu_split", name, kernel, types, constants, warps, divisible=divisible, mma=False)

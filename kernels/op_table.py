@@ -1,0 +1,53 @@
+"""Which back-end every op would use on a device, and why: what `camae doctor` prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from camae.kernels import gelu_split, lion, reconstruction_loss, residual_norm, tokenize, varlen_attention
+from camae.kernels._dispatch import Backend, default_backend
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """One op: the back-end used when none is named, the reason, and all that it has."""
+
+    op: str
+    default: str
+    why: str
+    backends: tuple[Backend, ...]
+
+
+_WHY = {
+    "triton": "our kernels; on this kind of device not yet timed against others",
+    "reference": "plain torch: the form for a device without kernels",
+    "native": "our C++ kernel, faster than SDPA on the CPUs measured",
+    "torch_varlen": "the one with published figures (282-322 TFLOP/s forward, H100, head dim 64, bf16)",
+}
+
+
+def op_table(device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> list[OpRow]:
+    """One row for every op of this package that a model or its training uses.
+
+    dtype: of attention's inputs; None: bf16 on CUDA, fp32 elsewhere.
+    """
+    device = torch.device(device)
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    rows = []
+    for module in (tokenize, reconstruction_loss, varlen_attention, residual_norm, gelu_split, lion):
+        attention = module is varlen_attention
+        default = varlen_attention.default_attention(device, dtype) if attention else default_backend(device)
+        available = module.backends(device)
+        chosen = next(b for b in available if b.name == default)
+        why = _WHY[default] if chosen.usable else f"cannot run: {chosen.why}"
+        rows.append(OpRow(module.__name__.rpartition(".")[2], default, why, available))
+    return rows
+
+
+def op_backends(device: torch.device | str | None = None) -> dict[str, str]:
+    """The back-end each op uses by default on `device`; None is the GPU when there is one, else the CPU."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return {row.op: row.default for row in op_table(device)}

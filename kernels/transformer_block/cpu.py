@@ -1,0 +1,158 @@
+"""A transformer block on a CPU in two ops, float32, for inference: native_self_attention and native_block_tail.
+
+csrc/attention.cpp and csrc/block.cpp, compiled for AVX-512 and for AVX2. Weights are packed once (`pack_weight`).
+Norms, biases, GELU and residuals happen while the rows are in the cache; q, k, v and the hidden values of the MLP are
+never written to memory. A sequence's numbers do not depend on what else is in the batch nor on the number of threads.
+Not differentiable.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from camae.errors import CamaeError
+from camae.kernels._cpu import WIDTH_STEP, arrays, bounds, instructions, module, optional_arrays
+
+Maybe = torch.Tensor | None
+
+
+def fits(*widths: int) -> bool:
+    """Whether the kernels take layers of these widths."""
+    return all(width > 0 and width % WIDTH_STEP == 0 for width in widths)
+
+
+def pack_weight(weight_FD: torch.Tensor) -> torch.Tensor:
+    """A weight (F, D) as the ops take it, float32 (F / 64 rounded up, D, 64); once for all calls.
+
+    Raises CamaeError for widths that 16 does not divide, MissingBackendError without a kernel for this processor.
+    """
+    native = module("block")
+    if not fits(*weight_FD.shape):
+        raise CamaeError(
+            f"the native block needs widths that {WIDTH_STEP} divides, not {tuple(weight_FD.shape)}"
+        )
+    return torch.from_numpy(native.pack_weight(*arrays(weight_FD.float()), instructions()[0]))
+
+
+@torch.library.custom_op("camae::native_self_attention", mutates_args=())
+def native_self_attention_op(
+    x_TD: torch.Tensor,
+    norm_2D: torch.Tensor | None,
+    eps: float,
+    panels: list[torch.Tensor],
+    bias_3D: torch.Tensor | None,
+    heads: int,
+    q_norm_2d: torch.Tensor | None,
+    k_norm_2d: torch.Tensor | None,
+    head_eps: float,
+    cu: torch.Tensor,
+    scale: float,
+    instruction_set: str,
+) -> torch.Tensor:
+    """Attention, (T, D), of q, k, v = LN(x) W^T + b; `panels`: three weights by `pack_weight`."""
+    out_TD = x_TD.new_empty(x_TD.shape)
+    norm, bias, q_norm, k_norm = optional_arrays(norm_2D, bias_3D, q_norm_2d, k_norm_2d)
+    module("block").self_attention(
+        *arrays(x_TD),
+        norm,
+        eps,
+        *arrays(*panels),
+        bias,
+        heads,
+        q_norm,
+        k_norm,
+        head_eps,
+        *bounds(cu),
+        scale,
+        *arrays(out_TD),
+        torch.get_num_threads(),
+        instruction_set,
+    )
+    return out_TD
+
+
+@native_self_attention_op.register_fake
+def _(
+    x_TD: torch.Tensor,
+    norm_2D: torch.Tensor | None,
+    eps: float,
+    panels: list[torch.Tensor],
+    bias_3D: torch.Tensor | None,
+    heads: int,
+    q_norm_2d: torch.Tensor | None,
+    k_norm_2d: torch.Tensor | None,
+    head_eps: float,
+    cu: torch.Tensor,
+    scale: float,
+    instruction_set: str,
+) -> torch.Tensor:
+    return x_TD.new_empty(x_TD.shape)
+
+
+def block_tail_formula(
+    x_TD: torch.Tensor,
+    attended_TD: torch.Tensor,
+    proj: tuple[torch.Tensor, Maybe],
+    parallel: bool,
+    norm: tuple[torch.Tensor, torch.Tensor],
+    eps: float,
+    layers: tuple[tuple[torch.Tensor, Maybe], tuple[torch.Tensor, Maybe]],
+) -> torch.Tensor:
+    """native_block_tail in plain torch, any dtype, with weights as they are."""
+    y_TD = x_TD + F.linear(attended_TD, *proj)
+    normed_TD = F.layer_norm(x_TD if parallel else y_TD, x_TD.shape[-1:], *norm, eps)
+    return y_TD + F.linear(F.gelu(F.linear(normed_TD, *layers[0])), *layers[1])
+
+
+@torch.library.custom_op("camae::native_block_tail", mutates_args=())
+def native_block_tail_op(
+    x_TD: torch.Tensor,
+    attended_TD: torch.Tensor,
+    proj: torch.Tensor,
+    proj_bias_D: torch.Tensor | None,
+    parallel: bool,
+    norm_2D: torch.Tensor | None,
+    eps: float,
+    panels_in: torch.Tensor,
+    bias_H: torch.Tensor | None,
+    panels_out: torch.Tensor,
+    bias_D: torch.Tensor | None,
+    instruction_set: str,
+) -> torch.Tensor:
+    """y = x + attended Wp^T + bp; y + gelu(LN(x if parallel else y) W1^T + b1) W2^T + b2, (T, D)."""
+    out_TD = x_TD.new_empty(x_TD.shape)
+    proj_bias, norm, bias_in, bias_out = optional_arrays(proj_bias_D, norm_2D, bias_H, bias_D)
+    module("block").block_tail(
+        *arrays(x_TD, attended_TD, proj),
+        proj_bias,
+        parallel,
+        norm,
+        eps,
+        *arrays(panels_in),
+        bias_in,
+        *arrays(panels_out),
+        bias_out,
+        *arrays(out_TD),
+        torch.get_num_threads(),
+        instruction_set,
+    )
+    return out_TD
+
+
+@native_block_tail_op.register_fake
+def _(
+    x_TD: torch.Tensor,
+    attended_TD: torch.Tensor,
+    proj: torch.Tensor,
+    proj_bias_D: torch.Tensor | None,
+    parallel: bool,
+    norm_2D: torch.Tensor | None,
+    eps: float,
+    panels_in: torch.Tensor,
+    bias_H: torch.Tensor | None,
+    panels_out: torch.Tensor,
+    bias_D: torch.Tensor | None,
+    instruction_set: str,
+) -> torch.Tensor:
+    return x_TD.new_empty(x_TD.shape)

@@ -1,0 +1,179 @@
+"""normed_attention: attention with LayerNorm of q and k over the head dim inside the kernels.
+
+softmax(LN(q) LN(k)^T * scale) v for every sequence, what ViTs with "qk norm" compute (Dehghani et al. 2023). The
+normed q and k never reach memory, so that only the raw projections are kept for the backward pass. Called through
+`varlen_attention(..., q_norm=, k_norm=)`; the derivation is in head_norm_triton.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from camae.kernels._dispatch import interpreting
+from camae.kernels.residual_norm import backward_formulas, residual_norm_reference
+from camae.kernels.varlen_attention.formulas import attention_formulas, sum_dtype
+
+Four = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _norm(x_THd: torch.Tensor, weight_d: torch.Tensor, bias_d: torch.Tensor, eps: float) -> torch.Tensor:
+    normed = residual_norm_reference(x_THd.to(weight_d.dtype), weight_D=weight_d, bias_D=bias_d, eps=eps)[1]
+    return normed.to(x_THd.dtype)  # type: ignore[union-attr]
+
+
+def _norm_gradient(
+    grad_THd: torch.Tensor, x_THd: torch.Tensor, weight_d: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient of x and (3, d) of which the first two rows are those of weight and bias."""
+    d = x_THd.shape[-1]
+    rows = x_THd.to(weight_d.dtype).reshape(-1, d)
+    dx, _, sums = backward_formulas(
+        None, grad_THd.reshape(-1, d), rows, None, None, None, None, weight_d, eps
+    )
+    return dx.reshape(x_THd.shape).to(x_THd.dtype), sums
+
+
+@torch.library.custom_op("camae::normed_attention", mutates_args=())
+def normed_attention_op(
+    q_THd: torch.Tensor,
+    k_SHd: torch.Tensor,
+    v_SHd: torch.Tensor,
+    q_weight_d: torch.Tensor,
+    q_bias_d: torch.Tensor,
+    k_weight_d: torch.Tensor,
+    k_bias_d: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """out (T, H, d), log2 of the softmax denominators up to a constant by row (H, T), 1 / spread of keys (H, S)."""
+    if q_THd.is_cuda or interpreting():
+        from camae.kernels.varlen_attention import head_norm_triton
+        from camae.kernels.varlen_attention import triton as varlen_attention_triton
+
+        norms = _norms(q_weight_d, q_bias_d, k_weight_d, eps)
+        rstd_HS = head_norm_triton.key_rstd(k_SHd, eps)
+        out_THd, lse_HT = varlen_attention_triton.forward(
+            q_THd, k_SHd, v_SHd, cu_q, cu_k, max_q, scale, rstd_HS, norms
+        )
+        return out_THd, lse_HT, rstd_HS
+    q = _norm(q_THd, q_weight_d, q_bias_d, eps)
+    k = _norm(k_SHd, k_weight_d, k_bias_d, eps)
+    out_THd, lse_HT = attention_formulas(q, k, v_SHd.contiguous(), cu_q, cu_k, scale)
+    working = sum_dtype(q_THd)
+    rstd_SH = (k_SHd.to(working).var(-1, correction=0) + eps).rsqrt()
+    return out_THd, lse_HT.to(working), rstd_SH.t().contiguous()
+
+
+def _norms(q_weight_d: torch.Tensor, q_bias_d: torch.Tensor, k_weight_d: torch.Tensor, eps: float) -> Any:
+    from camae.kernels.varlen_attention.head_norm_triton import Norms
+
+    q_weight, q_bias, k_weight = (x.float().contiguous() for x in (q_weight_d, q_bias_d, k_weight_d))
+    return Norms(q_weight, q_bias, k_weight, eps)
+
+
+@normed_attention_op.register_fake
+def _(
+    q_THd: torch.Tensor,
+    k_SHd: torch.Tensor,
+    v_SHd: torch.Tensor,
+    q_weight_d: torch.Tensor,
+    q_bias_d: torch.Tensor,
+    k_weight_d: torch.Tensor,
+    k_bias_d: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    (T, H, d), S, working = q_THd.shape, k_SHd.shape[0], sum_dtype(q_THd)
+    return (
+        q_THd.new_empty(T, H, d),
+        q_THd.new_empty(H, T, dtype=working),
+        q_THd.new_empty(H, S, dtype=working),
+    )
+
+
+@torch.library.custom_op("camae::normed_attention_backward", mutates_args=())
+def normed_attention_backward_op(
+    grad_THd: torch.Tensor,
+    q_THd: torch.Tensor,
+    k_SHd: torch.Tensor,
+    v_SHd: torch.Tensor,
+    q_weight_d: torch.Tensor,
+    q_bias_d: torch.Tensor,
+    k_weight_d: torch.Tensor,
+    k_bias_d: torch.Tensor,
+    out_THd: torch.Tensor,
+    lse_HT: torch.Tensor,
+    rstd_HS: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+    eps: float,
+) -> Four:
+    """Gradients of q, k, v and (3, d) of q's weight, q's bias and k's weight; k's bias has none."""
+    if q_THd.is_cuda or interpreting():
+        from camae.kernels.varlen_attention import triton as varlen_attention_triton
+
+        norms = _norms(q_weight_d, q_bias_d, k_weight_d, eps)
+        sequences = (cu_q, cu_k, max_q, max_k, scale, rstd_HS, norms)
+        return varlen_attention_triton.backward(  # type: ignore[return-value]
+            grad_THd.contiguous(), q_THd, k_SHd, v_SHd, out_THd, lse_HT, *sequences
+        )
+    q = _norm(q_THd, q_weight_d, q_bias_d, eps)
+    k = _norm(k_SHd, k_weight_d, k_bias_d, eps)
+    dq, dk, dv = attention_formulas(q, k, v_SHd.contiguous(), cu_q, cu_k, scale, grad_THd)
+    dq, q_sums = _norm_gradient(dq, q_THd, q_weight_d, eps)
+    dk, k_sums = _norm_gradient(dk, k_SHd, k_weight_d, eps)
+    return dq.contiguous(), dk.contiguous(), dv, torch.stack([q_sums[0], q_sums[1], k_sums[0]])
+
+
+@normed_attention_backward_op.register_fake
+def _(
+    grad_THd: torch.Tensor,
+    q_THd: torch.Tensor,
+    k_SHd: torch.Tensor,
+    v_SHd: torch.Tensor,
+    q_weight_d: torch.Tensor,
+    q_bias_d: torch.Tensor,
+    k_weight_d: torch.Tensor,
+    k_bias_d: torch.Tensor,
+    out_THd: torch.Tensor,
+    lse_HT: torch.Tensor,
+    rstd_HS: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+    eps: float,
+) -> Four:
+    dq, dk, dv = (x.new_empty(x.shape) for x in (q_THd, k_SHd, v_SHd))
+    return dq, dk, dv, q_weight_d.new_empty(3, q_THd.shape[2], dtype=sum_dtype(q_weight_d))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    *tensors, ctx.max_q, ctx.max_k, ctx.scale, ctx.eps = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*tensors[:7], *output, *tensors[7:])
+
+
+def _backward(ctx: Any, grad_THd: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    *grads, vectors = normed_attention_backward_op(grad_THd, *saved, ctx.max_q, ctx.max_k, ctx.scale, ctx.eps)
+    q_weight_d, q_bias_d, k_weight_d, k_bias_d = saved[3:7]
+    sums = [g.to(w.dtype) for g, w in zip(vectors, (q_weight_d, q_bias_d, k_weight_d), strict=True)]
+    return *grads, *sums, torch.zeros_like(k_bias_d), *[None] * 6
+
+
+normed_attention_op.register_autograd(_backward, setup_context=_setup_context)

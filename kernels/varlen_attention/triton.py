@@ -1,0 +1,539 @@
+"""Triton kernels of `varlen_attention` and `normed_attention`: forward, and a backward pass in two kernels.
+
+Softmax runs online in base 2 (Milakov & Gimelshein; FlashAttention-2). The backward pass computes the scores
+twice, once by query tile for dq and once by key tile for dk and dv: 7 products instead of 5, in return every sum
+has a fixed order, without atomics, and no fp32 buffer of dq exists. Imported only when the back-end is used.
+The norms of q and k, where `key_rstd` is given: head_norm_triton.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from camae.kernels._compile_ahead import CompileCase
+from camae.kernels._dispatch import architecture
+from camae.kernels.varlen_attention.head_norm_triton import Norms, fold_norms, normalized, rstd_case
+
+LOG2_E = 1.4426950408889634
+HEAD_DIMS = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Query rows, key rows, warps and pipeline stages of one kernel."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Tiles by kernel for one architecture and head dim, chosen by the compile-ahead figures, not by timing."""
+
+    forward: Tile
+    queries: Tile
+    keys: Tile
+
+
+_TALL, _SQUARE = Tile(128, 64, 4, 2), Tile(128, 64, 8, 2)
+CONFIGS = {
+    ("sm_80", 16): AttentionConfig(Tile(128, 64, 4, 3), queries=_TALL, keys=Tile(64, 128, 4, 2)),
+    ("sm_80", 32): AttentionConfig(Tile(128, 64, 4, 3), queries=_TALL, keys=Tile(64, 128, 8, 2)),
+    ("sm_80", 64): AttentionConfig(Tile(128, 64, 8, 3), queries=_SQUARE, keys=Tile(64, 128, 8, 2)),
+    ("sm_80", 128): AttentionConfig(Tile(64, 32, 8, 3), queries=Tile(64, 64, 8, 2), keys=Tile(32, 64, 8, 2)),
+    ("sm_90", 16): AttentionConfig(Tile(128, 128, 4, 3), queries=_TALL, keys=Tile(64, 128, 8, 2)),
+    ("sm_90", 32): AttentionConfig(Tile(128, 64, 4, 3), queries=_TALL, keys=Tile(64, 128, 8, 2)),
+    ("sm_90", 64): AttentionConfig(Tile(128, 128, 8, 3), queries=_SQUARE, keys=Tile(64, 128, 8, 2)),
+    ("sm_90", 128): AttentionConfig(Tile(128, 64, 8, 3), queries=Tile(64, 64, 8, 2), keys=Tile(64, 64, 8, 2)),
+}
+# With norms of q and k inside, where the tiles above would spill registers.
+NORMED = {
+    ("sm_80", 32): replace(CONFIGS["sm_80", 32], keys=Tile(64, 64, 4, 2)),
+    ("sm_80", 64): replace(CONFIGS["sm_80", 64], queries=Tile(64, 64, 4, 2)),
+    ("sm_90", 16): replace(CONFIGS["sm_90", 16], forward=Tile(128, 64, 4, 3)),
+    ("sm_90", 128): replace(CONFIGS["sm_90", 128], forward=Tile(64, 64, 8, 3), keys=Tile(32, 64, 8, 2)),
+}
+_INTERPRETER = AttentionConfig(Tile(32, 16, 1, 1), queries=Tile(16, 32, 1, 1), keys=Tile(32, 16, 1, 1))
+
+
+def config_for(device: torch.device, head: int, normed: bool = False) -> AttentionConfig:
+    """The frozen configuration for a device and head dim, without or with norms of q and k."""
+    arch = architecture(device)
+    return _INTERPRETER if arch == "interpreter" else _config(arch, head, normed)
+
+
+def _config(arch: str, head: int, normed: bool) -> AttentionConfig:
+    return NORMED.get((arch, head), CONFIGS[arch, head]) if normed else CONFIGS[arch, head]
+
+
+@triton.jit
+def locate(cu, tiles, heads, BLOCK: tl.constexpr):
+    """(first row in the tile, head, sequence's first row, its length, sequence) of this program."""
+    program = tl.program_id(0)
+    tile = program % tiles
+    head = (program // tiles) % heads
+    sequence = program // (tiles * heads)
+    begin = tl.load(cu + sequence).to(tl.int64)
+    length = (tl.load(cu + sequence + 1) - begin).to(tl.int32)
+    return tile * BLOCK, head, begin, length, sequence
+
+
+@triton.jit
+def forward_step(
+    acc, top, total, q, k_at, v_at, rstd_at, left, scale_log2, BLOCK_N: tl.constexpr, MASKED: tl.constexpr
+):
+    """One key tile of the online softmax; `left` keys remain where MASKED."""
+    if MASKED:
+        valid = tl.arange(0, BLOCK_N) < left
+        k = tl.load(k_at, mask=valid[:, None], other=0.0)
+        v = tl.load(v_at, mask=valid[:, None], other=0.0)
+        factor = scale_log2
+        if rstd_at is not None:
+            factor = (tl.load(rstd_at, mask=valid, other=0.0) * scale_log2)[None, :]
+        scores = tl.dot(q, tl.trans(k), input_precision="tf32x3") * factor
+        scores = tl.where(valid[None, :], scores, float("-inf"))
+    else:
+        k = tl.load(k_at)
+        v = tl.load(v_at)
+        factor = scale_log2
+        if rstd_at is not None:
+            factor = (tl.load(rstd_at) * scale_log2)[None, :]
+        scores = tl.dot(q, tl.trans(k), input_precision="tf32x3") * factor
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    p = tl.exp2(scores - new_top[:, None])
+    shrink = tl.exp2(top - new_top)
+    total = total * shrink + tl.sum(p, 1)
+    acc = acc * shrink[:, None]
+    acc = tl.dot(p.to(v.dtype), v, acc, input_precision="tf32x3")
+    return acc, new_top, total
+
+
+@triton.jit
+def forward_kernel(
+    q,  # (T, H, d), last dim contiguous
+    k,  # (S, H, d), last dim contiguous
+    v,  # (S, H, d), last dim contiguous
+    out,  # (T, H, d) contiguous, written
+    lse,  # (H, T) float32, log2 of the softmax denominator, written
+    cu_q,  # (B + 1,) int32
+    cu_k,  # (B + 1,) int32
+    key_rstd,  # (H, S) float32, or None: no norms
+    q_weight,  # (d,) float32, with key_rstd
+    q_bias,  # (d,) float32, with key_rstd
+    k_weight,  # (d,) float32, with key_rstd
+    q_row,
+    q_head,
+    k_row,
+    k_head,
+    v_row,
+    v_head,
+    T,
+    S,
+    heads,
+    tiles,
+    scale_log2,
+    eps,
+    HEAD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    start, head, begin_q, length_q, sequence = locate(cu_q, tiles, heads, BLOCK_M)
+    if start >= length_q:
+        return
+    begin_k = tl.load(cu_k + sequence).to(tl.int64)
+    length_k = (tl.load(cu_k + sequence + 1) - begin_k).to(tl.int32)
+    row = start + tl.arange(0, BLOCK_M)
+    inside = row < length_q
+    key = tl.arange(0, BLOCK_N)
+    feature = tl.arange(0, HEAD)
+    rows_q = begin_q + row
+    q_tile = tl.load(
+        q + rows_q[:, None] * q_row + head * q_head + feature[None, :], mask=inside[:, None], other=0.0
+    )
+    k_at = k + begin_k * k_row + head * k_head + key[:, None] * k_row + feature[None, :]
+    v_at = v + begin_k * v_row + head * v_head + key[:, None] * v_row + feature[None, :]
+    rstd_at = None
+    if key_rstd is not None:
+        folded, _ = fold_norms(q_tile, q_weight, q_bias, k_weight, eps, HEAD)
+        q_tile = folded.to(q_tile.dtype)
+        rstd_at = key_rstd + head.to(tl.int64) * S + begin_k + key
+    acc = tl.zeros((BLOCK_M, HEAD), tl.float32)
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    whole = (length_k // BLOCK_N) * BLOCK_N
+    for _ in range(0, whole, BLOCK_N):
+        acc, top, total = forward_step(
+            acc, top, total, q_tile, k_at, v_at, rstd_at, 0, scale_log2, BLOCK_N, False
+        )
+        k_at += BLOCK_N * k_row
+        v_at += BLOCK_N * v_row
+        if rstd_at is not None:
+            rstd_at += BLOCK_N
+    if whole < length_k:
+        acc, top, total = forward_step(
+            acc, top, total, q_tile, k_at, v_at, rstd_at, length_k - whole, scale_log2, BLOCK_N, True
+        )
+    safe = tl.where(total > 0, total, 1.0)  # a sequence without keys gives zeros
+    at = out + rows_q[:, None] * (heads * HEAD) + head * HEAD + feature[None, :]
+    tl.store(at, (acc / safe[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
+    tl.store(lse + head.to(tl.int64) * T + rows_q, top + tl.log2(safe), mask=inside)
+
+
+@triton.jit
+def query_gradient_kernel(
+    q,  # (T, H, d), last dim contiguous
+    k,  # (S, H, d), last dim contiguous
+    v,  # (S, H, d), last dim contiguous
+    out,  # (T, H, d) contiguous
+    grad_out,  # (T, H, d) contiguous
+    lse,  # (H, T) float32
+    delta,  # (H, T) float32, row sums of out * grad_out, written for the key kernel
+    grad_q,  # (T, H, d) contiguous, written
+    cu_q,  # (B + 1,) int32
+    cu_k,  # (B + 1,) int32
+    key_rstd,  # (H, S) float32, or None: no norms
+    q_weight,  # (d,) float32, with key_rstd
+    q_bias,  # (d,) float32, with key_rstd
+    k_weight,  # (d,) float32, with key_rstd
+    folded,  # (T, H, d) contiguous, with key_rstd: the query tiles as they meet the keys, written
+    sums,  # (programs, 3, d) float32, with key_rstd: gradients of q_weight, q_bias, k_weight, added by program
+    q_row,
+    q_head,
+    k_row,
+    k_head,
+    v_row,
+    v_head,
+    T,
+    S,
+    heads,
+    tiles,
+    scale,
+    eps,
+    HEAD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    start, head, begin_q, length_q, sequence = locate(cu_q, tiles, heads, BLOCK_M)
+    if start >= length_q:
+        return
+    begin_k = tl.load(cu_k + sequence).to(tl.int64)
+    length_k = (tl.load(cu_k + sequence + 1) - begin_k).to(tl.int32)
+    row = start + tl.arange(0, BLOCK_M)
+    inside = row < length_q
+    rows_q = begin_q + row
+    feature = tl.arange(0, HEAD)
+    key = tl.arange(0, BLOCK_N)
+    at = rows_q[:, None] * (heads * HEAD) + head * HEAD + feature[None, :]
+    q_tile = tl.load(
+        q + rows_q[:, None] * q_row + head * q_head + feature[None, :], mask=inside[:, None], other=0.0
+    )
+    g = tl.load(grad_out + at, mask=inside[:, None], other=0.0)
+    o = tl.load(out + at, mask=inside[:, None], other=0.0)
+    own_delta = tl.sum(o.to(tl.float32) * g.to(tl.float32), 1)
+    per_row = head.to(tl.int64) * T + rows_q
+    tl.store(delta + per_row, own_delta, mask=inside)
+    own_lse = tl.load(lse + per_row, mask=inside, other=float("inf"))
+    if key_rstd is not None:
+        folded_tile, _ = fold_norms(q_tile, q_weight, q_bias, k_weight, eps, HEAD)
+        q_tile = folded_tile.to(q_tile.dtype)
+        tl.store(folded + at, q_tile, mask=inside[:, None])
+        rstd_at = key_rstd + head.to(tl.int64) * S + begin_k + key
+    k_at = k + begin_k * k_row + head * k_head + key[:, None] * k_row + feature[None, :]
+    v_at = v + begin_k * v_row + head * v_head + key[:, None] * v_row + feature[None, :]
+    acc = tl.zeros((BLOCK_M, HEAD), tl.float32)
+    for begin in range(0, length_k, BLOCK_N):
+        valid = key < length_k - begin
+        k_tile = tl.load(k_at, mask=valid[:, None], other=0.0)
+        v_tile = tl.load(v_at, mask=valid[:, None], other=0.0)
+        factor = scale * 1.4426950408889634
+        if key_rstd is not None:
+            rstd = tl.load(rstd_at + begin, mask=valid, other=0.0)
+            factor = (rstd * factor)[None, :]
+        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="tf32x3") * factor
+        p = tl.where(valid[None, :], tl.exp2(scores - own_lse[:, None]), 0.0)
+        slope = tl.dot(g, tl.trans(v_tile), input_precision="tf32x3")
+        ds = p * (slope - own_delta[:, None])
+        if key_rstd is not None:
+            ds *= rstd[None, :]
+        acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="tf32x3")
+        k_at += BLOCK_N * k_row
+        v_at += BLOCK_N * v_row
+    acc *= scale
+    if key_rstd is not None:
+        acc -= (tl.sum(acc, 1) / HEAD)[:, None]
+        raw = tl.load(
+            q + rows_q[:, None] * q_row + head * q_head + feature[None, :], mask=inside[:, None], other=0.0
+        )
+        unit, rstd_q = normalized(raw.to(tl.float32), eps, HEAD)
+        weight = tl.load(q_weight + feature)
+        own = sums + tl.program_id(0).to(tl.int64) * (3 * HEAD) + feature
+        qn = unit * weight[None, :] + tl.load(q_bias + feature)[None, :]
+        tl.store(own + 2 * HEAD, tl.sum(qn * acc, 0))
+        acc *= tl.load(k_weight + feature)[None, :]
+        tl.store(own, tl.sum(unit * acc, 0))
+        tl.store(own + HEAD, tl.sum(acc, 0))
+        acc *= weight[None, :]
+        along = tl.sum(acc * unit, 1) / HEAD
+        acc = rstd_q[:, None] * (acc - (tl.sum(acc, 1) / HEAD)[:, None] - unit * along[:, None])
+    tl.store(grad_q + at, acc.to(grad_q.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
+def key_gradient_kernel(
+    q,  # (T, H, d), last dim contiguous; with key_rstd the folded ones
+    k,  # (S, H, d), last dim contiguous
+    v,  # (S, H, d), last dim contiguous
+    grad_out,  # (T, H, d) contiguous
+    lse,  # (H, T) float32
+    delta,  # (H, T) float32
+    grad_k,  # (S, H, d) contiguous, written
+    grad_v,  # (S, H, d) contiguous, written
+    cu_q,  # (B + 1,) int32
+    cu_k,  # (B + 1,) int32
+    key_rstd,  # (H, S) float32, or None: no norms
+    q_row,
+    q_head,
+    k_row,
+    k_head,
+    v_row,
+    v_head,
+    T,
+    S,
+    heads,
+    tiles,
+    scale,
+    HEAD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    start, head, begin_k, length_k, sequence = locate(cu_k, tiles, heads, BLOCK_N)
+    if start >= length_k:
+        return
+    begin_q = tl.load(cu_q + sequence).to(tl.int64)
+    length_q = (tl.load(cu_q + sequence + 1) - begin_q).to(tl.int32)
+    key = start + tl.arange(0, BLOCK_N)
+    inside = key < length_k
+    rows_k = begin_k + key
+    feature = tl.arange(0, HEAD)
+    row = tl.arange(0, BLOCK_M)
+    k_tile = tl.load(
+        k + rows_k[:, None] * k_row + head * k_head + feature[None, :], mask=inside[:, None], other=0.0
+    )
+    v_tile = tl.load(
+        v + rows_k[:, None] * v_row + head * v_head + feature[None, :], mask=inside[:, None], other=0.0
+    )
+    q_at = q + begin_q * q_row + head * q_head + row[:, None] * q_row + feature[None, :]
+    g_at = grad_out + (begin_q + row)[:, None] * (heads * HEAD) + head * HEAD + feature[None, :]
+    per_row = head.to(tl.int64) * T + begin_q + row
+    factor = scale * 1.4426950408889634
+    if key_rstd is not None:
+        rstd_at = key_rstd + head.to(tl.int64) * S + rows_k
+        factor = (tl.load(rstd_at, mask=inside, other=0.0) * factor)[:, None]
+    acc_k = tl.zeros((BLOCK_N, HEAD), tl.float32)
+    acc_v = tl.zeros((BLOCK_N, HEAD), tl.float32)
+    for begin in range(0, length_q, BLOCK_M):
+        valid = row < length_q - begin
+        q_tile = tl.load(q_at, mask=valid[:, None], other=0.0)
+        g = tl.load(g_at, mask=valid[:, None], other=0.0)
+        own_lse = tl.load(
+            lse + per_row + begin, mask=valid, other=float("inf")
+        )  # exp2(-inf) = 0 past the end
+        own_delta = tl.load(delta + per_row + begin, mask=valid, other=0.0)
+        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="tf32x3") * factor
+        p = tl.exp2(scores - own_lse[None, :])
+        acc_v = tl.dot(p.to(g.dtype), g, acc_v, input_precision="tf32x3")
+        slope = tl.dot(v_tile, tl.trans(g), input_precision="tf32x3")
+        ds = (p * (slope - own_delta[None, :])).to(q_tile.dtype)
+        acc_k = tl.dot(ds, q_tile, acc_k, input_precision="tf32x3")
+        q_at += BLOCK_M * q_row
+        g_at += BLOCK_M * heads * HEAD
+    at = rows_k[:, None] * (heads * HEAD) + head * HEAD + feature[None, :]
+    acc_k *= scale
+    if key_rstd is not None:
+        raw = k_tile.to(tl.float32)
+        rstd = tl.load(rstd_at, mask=inside, other=0.0)
+        unit = (raw - (tl.sum(raw, 1) / HEAD)[:, None]) * rstd[:, None]
+        along = tl.sum(acc_k * unit, 1) / HEAD
+        acc_k = rstd[:, None] * (acc_k - (tl.sum(acc_k, 1) / HEAD)[:, None] - unit * along[:, None])
+    tl.store(grad_k + at, acc_k.to(grad_k.dtype.element_ty), mask=inside[:, None])
+    tl.store(grad_v + at, acc_v.to(grad_v.dtype.element_ty), mask=inside[:, None])
+
+
+def _strides(*tensors: torch.Tensor) -> tuple[int, ...]:
+    return tuple(stride for x in tensors for stride in x.stride()[:2])
+
+
+def _vectors(norms: Norms | None) -> tuple[torch.Tensor | None, ...]:
+    return (None, None, None) if norms is None else (norms.q_weight, norms.q_bias, norms.k_weight)
+
+
+def forward(
+    q_THd: torch.Tensor,
+    k_SHd: torch.Tensor,
+    v_SHd: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    scale: float,
+    rstd_HS: torch.Tensor | None = None,
+    norms: Norms | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output (T, H, d) and log2 of the softmax denominators (H, T), with norms less a constant by row."""
+    T, H, d = q_THd.shape
+    tile = config_for(q_THd.device, d, norms is not None).forward
+    out_THd = q_THd.new_empty(T, H, d)
+    lse_HT = q_THd.new_empty(H, T, dtype=torch.float32)
+    tiles = triton.cdiv(max_q, tile.queries)
+    if T and tiles:
+        forward_kernel[(tiles * H * (len(cu_q) - 1),)](
+            q_THd,
+            k_SHd,
+            v_SHd,
+            out_THd,
+            lse_HT,
+            cu_q,
+            cu_k,
+            rstd_HS,
+            *_vectors(norms),
+            *_strides(q_THd, k_SHd, v_SHd),
+            T,
+            k_SHd.shape[0],
+            H,
+            tiles,
+            scale * LOG2_E,
+            0.0 if norms is None else norms.eps,
+            HEAD=d,
+            BLOCK_M=tile.queries,
+            BLOCK_N=tile.keys,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+    return out_THd, lse_HT
+
+
+def backward(
+    grad_THd: torch.Tensor,
+    q_THd: torch.Tensor,
+    k_SHd: torch.Tensor,
+    v_SHd: torch.Tensor,
+    out_THd: torch.Tensor,
+    lse_HT: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+    rstd_HS: torch.Tensor | None = None,
+    norms: Norms | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Gradients of q, k and v, contiguous, in their dtype; (3, d) of the norms' vectors. Always deterministic."""
+    (T, H, d), S, B = q_THd.shape, k_SHd.shape[0], len(cu_q) - 1
+    config = config_for(q_THd.device, d, norms is not None)
+    grad_q = q_THd.new_empty(T, H, d)
+    grad_k, grad_v = k_SHd.new_empty(S, H, d), v_SHd.new_empty(S, H, d)
+    delta_HT = torch.empty_like(lse_HT)
+    tile, tiles = config.queries, triton.cdiv(max_q, config.queries.queries)
+    folded_THd = sums = None
+    if norms is not None:
+        folded_THd = torch.empty_like(grad_q)
+        # Zeros: programs past the end of a short sequence write nothing.
+        sums = torch.zeros(tiles * H * B, 3, d, dtype=torch.float32, device=q_THd.device)
+    if T and tiles:
+        query_gradient_kernel[(tiles * H * B,)](
+            q_THd,
+            k_SHd,
+            v_SHd,
+            out_THd,
+            grad_THd,
+            lse_HT,
+            delta_HT,
+            grad_q,
+            cu_q,
+            cu_k,
+            rstd_HS,
+            *_vectors(norms),
+            folded_THd,
+            sums,
+            *_strides(q_THd, k_SHd, v_SHd),
+            T,
+            S,
+            H,
+            tiles,
+            scale,
+            0.0 if norms is None else norms.eps,
+            HEAD=d,
+            BLOCK_M=tile.queries,
+            BLOCK_N=tile.keys,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+    tile, tiles = config.keys, triton.cdiv(max_k, config.keys.keys)
+    seen_THd = q_THd if folded_THd is None else folded_THd
+    if S and tiles:
+        key_gradient_kernel[(tiles * H * B,)](
+            seen_THd,
+            k_SHd,
+            v_SHd,
+            grad_THd,
+            lse_HT,
+            delta_HT,
+            grad_k,
+            grad_v,
+            cu_q,
+            cu_k,
+            rstd_HS,
+            *_strides(seen_THd, k_SHd, v_SHd),
+            T,
+            S,
+            H,
+            tiles,
+            scale,
+            HEAD=d,
+            BLOCK_M=tile.queries,
+            BLOCK_N=tile.keys,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+    return grad_q, grad_k, grad_v, None if sums is None else sums.sum(0)
+
+
+def compile_cases(arch: str) -> list[CompileCase]:
+    """Every head dim in bf16, forward and both backward kernels, without and with the norms of q and k."""
+    return [
+        case for head in HEAD_DIMS for normed in (False, True) for case in _compile_cases(arch, head, normed)
+    ]
+
+
+def _compile_cases(arch: str, head: int, normed: bool) -> list[CompileCase]:
+    found, config = [], _config(arch, head, normed)
+    strides = ("q_row", "q_head", "k_row", "k_head", "v_row", "v_head")
+    integers = dict.fromkeys((*strides, "T", "S", "heads", "tiles"), "i32")
+    sequences = {"cu_q": "*i32", "cu_k": "*i32", "lse": "*fp32"}
+    vectors = ("key_rstd", "q_weight", "q_bias", "k_weight", "sums")
+    for kernel, tile, written in (
+        (forward_kernel, config.forward, ("q", "k", "v", "out")),
+        (query_gradient_kernel, config.queries, ("q", "k", "v", "out", "grad_out", "grad_q")),
+        (key_gradient_kernel, config.keys, ("q", "k", "v", "grad_out", "grad_k", "grad_v")),
+    ):
+        forwards = kernel is forward_kernel
+        types = {**sequences, **integers, **dict.fromkeys(written, "*bf16"), "eps": "fp32"}
+        types |= {"scale_log2": "fp32"} if forwards else {"scale": "fp32", "delta": "*fp32"}
+        constants: dict[str, Any] = {"HEAD": head, "BLOCK_M": tile.queries, "BLOCK_N": tile.keys}
+        if normed:
+            types |= {**dict.fromkeys(vectors, "*fp32"), "folded": "*bf16"}
+        else:
+            constants |= {n: None for n in (*vectors, "folded") if n in kernel.arg_names}
+        name = f"{kernel.__name__.removesuffix('_kernel')} d{head} bf16{', normed' if normed else ''}"
+        found.append(
+            CompileCase("varlen_attention", name, kernel, types, constants, tile.warps, tile.stages, strides)
+        )
+    if normed:
+        found.append(rstd_case(head))
+    return found

@@ -1,0 +1,198 @@
+"""`camae paper`: every cell holds a value or a reason, and the quick run covers every family."""
+
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from camae import cli
+from camae.embedding_table import make_table
+from camae.errors import CamaeError
+from camae.model import registry as families
+from camae.reproduction.paper import published
+from camae.reproduction.paper.command import run_paper
+from camae.reproduction.paper.figures import feature_scores
+from camae.reproduction.paper.flops import training_flops
+from camae.reproduction.paper.running import Outcome
+from camae.reproduction.paper.systems import PAPER, SMALLEST, chosen
+
+BENCH = Path(__file__).parents[3] / "bench"
+
+
+def test_cells_without_data_or_weights_say_why(screen, tmp_path):
+    found = run_paper(screen, tmp_path / "out", systems=["random", "pixel", "imagenet"])
+    assert found == json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(found["families"]) == {s.family for s in SMALLEST}
+    assert found["families"]["pixel"]["status"] == "done"
+    assert "no weights" in found["families"]["imagenet"]["reason"]
+    assert found["families"]["mu_net"]["reason"] == "not among the systems chosen"
+    for name in ("table2", "table3", "table4", "table5"):
+        assert (tmp_path / "out" / f"{name}.csv").is_file()
+    assert all("no known pairs were given" in row.values() for row in found["tables"]["table2"])
+    assert "no known pairs" in found["figures"]["figure5_left"]
+    assert "CellProfiler" in found["figures"]["figure6"]
+    page = (tmp_path / "out" / "paper.html").read_text()
+    assert page.count("<summary>Published</summary>") == 4
+
+
+def test_the_papers_sizes_need_a_gpu(screen, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    found = run_paper(screen, tmp_path / "out", systems=["mae_vit", "mu_net"], size="paper")
+    assert found["families"]["mae_vit"]["reason"] == "needs a GPU"
+    assert {r["status"] for r in found["families"]["mu_net"]["systems"]} == {"unavailable"}
+
+
+def test_a_channel_map_is_recorded(screen, tmp_path):
+    """ImageNet weights for six channels on a screen of three: one image channel serves four times."""
+    pytest.importorskip("safetensors")
+    if importlib.util.find_spec("timm") is None or importlib.util.find_spec("torchvision") is None:
+        pytest.skip("timm or torchvision is absent")
+    from safetensors.torch import save_file
+
+    from camae.reproduction.systems import imagenet
+    from camae.reproduction.systems._torchvision import import_timm
+
+    torch.manual_seed(0)
+    small = import_timm().create_model("vit_tiny_patch16_224", num_classes=10)
+    save_file(small.state_dict(), tmp_path / "vit_tiny_patch16_224.safetensors")
+    channel_map = {c: ("DNA", "ER", "Mito")[min(i, 2)] for i, c in enumerate("ABCDEF")}
+    model = imagenet.load_imagenet(
+        "imagenet_vit_ti16",
+        tmp_path / "vit_tiny_patch16_224.safetensors",
+        tuple(channel_map),
+        channel_map=channel_map,
+        crop=48,
+    )
+    from camae.dataloader.manifest import Manifest
+    from camae.reproduction.paper.running import Plan, _recorded_map
+
+    plan = Plan(Manifest.read(screen), tmp_path, None, {})
+    assert _recorded_map(model, plan) == channel_map
+
+
+def test_systems_are_chosen_by_name_or_family():
+    assert [s.name for s in chosen("smallest", ["pixel", "ca_mae"])] == ["pixel", "ca_mae", "ca_mae_plus"]
+    with pytest.raises(CamaeError, match="no system nothing"):
+        chosen("smallest", ["nothing"])
+    assert {s.family for s in SMALLEST} == {s.family for s in PAPER}
+
+
+def test_every_backbone_of_the_papers_table_has_a_system():
+    """At the paper's size; intermediate checkpoints come from `checkpoints="all"`."""
+    rows = {(g, b) for g, block in published.TABLE_3.items() for b, _, _ in block if "Intermediate" not in g}
+    assert rows <= {(s.group, s.backbone) for s in PAPER}
+
+
+@pytest.mark.parametrize("system", SMALLEST, ids=lambda s: s.name)
+def test_every_system_builds_at_its_size(system):
+    if not system.trains:
+        return
+    if system.family == "wsl_densenet" and importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is absent")
+    options = dict(system.options) | {"channels": tuple("ABCDE")}
+    if system.family.startswith("wsl"):
+        options["classes"] = ("a", "b")
+    with torch.device("meta"):
+        model = families.build(system.preset, **options)
+    count = sum(p.numel() for p in model.parameters())
+    assert 5e4 < count < 2e6
+    assert training_flops(model) > 6 * model.config.crop**2 * 5
+
+
+@pytest.mark.parametrize("name", ["ca_mae_vit_b16", "ca_mae_vit_l16"])
+def test_flops_agree_with_the_floors_of_the_bench(name):
+    """camae's count of a training crop against bench/floors.py, encoder and small decoder, six channels.
+
+    The floors project every token of a crop, camae's small decoder shares mask-token projections over the step:
+    the decoder, under a tenth of the whole, differs by less than a third, so the sum by less than 3 %.
+    """
+    spec = importlib.util.spec_from_file_location("floors", BENCH / "floors.py")
+    floors = importlib.util.module_from_spec(spec)
+    sys.modules["floors"] = floors
+    spec.loader.exec_module(floors)
+    with torch.device("meta"):
+        model = families.build(name, channels=tuple("ABCDEF"), decoder="small")
+    c = model.config
+    shape = floors.Shape("x", c.width, c.depth, c.patch, c.mask_ratio)
+    want = 3 * (floors.encoder_flops(shape) + floors.small_decoder_flops(shape))
+    assert training_flops(model) == pytest.approx(want, rel=0.03)
+
+
+def test_flops_of_a_convolutional_model_by_hand():
+    """MU-Net of two levels without blocks: stem, down, up, join, head; 2 per multiply-add, three for training."""
+    model = families.build(
+        "mu_net_ti", channels=("a", "b"), widths=(8, 16), depth=0, decoder_depth=0, crop=32, patch=8
+    )
+    full, half = 32 * 32, 16 * 16
+    macs = full * 9 * 2 * 8 + half * 4 * 8 * 16 + half * 4 * 16 * 8 + full * 9 * 16 * 8 + full * 8 * 2
+    assert training_flops(model) == 3 * 2 * macs
+
+
+def test_feature_regression_by_system():
+    """Features that are linear in one embedding and noise for the other: R^2 near 1 and near or below 0."""
+    rng = np.random.default_rng(0)
+    plates = np.repeat(["P1", "P2", "P3"], 60)
+    metadata = pd.DataFrame({"Metadata_Plate": plates, "Metadata_Well": [f"W{i}" for i in range(180)]})
+    x = rng.standard_normal((180, 4))
+    y = pd.DataFrame(x @ rng.standard_normal((4, 2)), columns=["Cells_AreaShape_Area", "Cells_Texture_X"])
+    outcomes = [
+        Outcome(SMALLEST[0], "done", wells=make_table(metadata, rng.standard_normal((180, 4)))),
+        Outcome(SMALLEST[1], "done", wells=make_table(metadata, x)),
+    ]
+    scores = feature_scores(outcomes, pd.concat([metadata, y], axis=1))
+    assert scores[SMALLEST[1].backbone]["AreaShape"] > 0.999
+    assert scores[SMALLEST[0].backbone]["Texture"] < 0.2
+
+
+def test_saved_steps_become_rows(tmp_path):
+    """`checkpoints="all"` on a screen just large enough: a row for every saved step, with its validation loss."""
+    from camae.reproduction.demo.screen import generate
+
+    data = generate(tmp_path / "screen", plates=2, sites=1, size=128)
+    found = run_paper(
+        data,
+        tmp_path / "out",
+        systems=["wsl_vit"],
+        checkpoints="all",
+        pairs=data / "relationships",
+        recipe={"steps": 2, "batch_size": 2, "checkpoint_every": 1},
+        quick=True,
+    )
+    first, last = found["families"]["wsl_vit"]["systems"]
+    assert first["backbone"] == "ViT-ti/16 (step 1)"
+    assert (first["training_crops"], last["training_crops"]) == (2, 4)
+    assert np.isfinite([first["val_loss"], last["val_loss"]]).all()
+    names = [row["Model backbone"] for row in found["tables"]["table3"]]
+    assert names == ["ViT-ti/16", "ViT-ti/16 (step 1)"]
+
+
+@pytest.mark.full
+def test_quick_run_covers_every_family_in_five_minutes(tmp_path, monkeypatch):
+    """Without arguments, as a new user would: exit code 0, no weights, a reason in every empty cell."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["camae", "paper", "--quick"])
+    began = time.perf_counter()
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert done.value.code in (0, None)
+    assert time.perf_counter() - began < 300
+    found = json.loads((tmp_path / "camae-paper" / "results.json").read_text())
+    assert set(found["families"]) == {s.family for s in SMALLEST}
+    for family, entry in found["families"].items():
+        assert entry["status"] == "done" or entry["reason"], family
+        for row in entry["systems"]:
+            if row["status"] == "done":
+                assert np.isfinite(row["recall"]["demo_pairs"]["value"]), row["system"]
+                assert {"parameters", "training_crops", "training_flops", "seconds", "run"} <= set(row)
+            else:
+                assert row["reason"]
+    recalls = [row["demo_pairs"] for row in found["tables"]["table3"]]
+    assert all(recalls)
+    assert (tmp_path / "camae-paper" / "paper.html").is_file()
