@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Without site's hooks an editable installation does not stand in for the tree that is looked at.
 LINT = (
-    "import sys, sysconfig; sys.path += [sysconfig.get_path('purelib')]; "
+    f"import sys; sys.path += [{sysconfig.get_path('purelib')!r}]; "
     "from importlinter.cli import lint_imports_command; lint_imports_command()"
 )
 
