@@ -30,7 +30,7 @@ from camae.model import CAMAE, preset
 from camae.model.config import DECODERS
 from camae.model.flops import model_flops
 from camae.reporting.figures import loss_curves, save_png
-from camae.reproduction.demo.screen import generate
+from camae.reproduction.demo.generate_screen import generate
 from camae.training.data import open_data
 from camae.training.schedule import learning_rate
 from camae.training.split import split

@@ -37,7 +37,7 @@ def demo(
     screen_seed: Annotated[int, typer.Option(help="another seed makes another screen")] = 2024,
 ) -> None:
     """Make a small screen, train, embed, align, recall and report: the whole product on a CPU."""
-    from camae.reproduction.demo.run import run_demo
+    from camae.reproduction.demo.run_demo import run_demo
 
     run_demo(out, seeds=seeds, screen_seed=screen_seed)
 
@@ -195,7 +195,7 @@ def benchmark(
     backend: Annotated[str, typer.Option(help="'numpy' or 'cupy'")] = "numpy",
 ) -> None:
     """The paper's Tables 2-4 and recall curves for one or more models."""
-    from camae.reproduction.benchmark.command import run_benchmark
+    from camae.reproduction.benchmark.run_benchmark import run_benchmark
 
     run_benchmark(
         embeddings,
@@ -247,7 +247,7 @@ def paper(
     ] = None,
 ) -> None:
     """The paper's systems on one screen: its Tables 2-5 and Figures 2, 3, 5, 6."""
-    from camae.reproduction.paper.command import run_paper
+    from camae.reproduction.paper.run_paper import run_paper
 
     run_paper(
         data,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from camae.reproduction.demo.parameters import FACTORS, ScreenParameters
+from camae.reproduction.demo.screen_parameters import FACTORS, ScreenParameters
 
 Array = npt.NDArray[np.floating[Any]]
 MARGIN = 32

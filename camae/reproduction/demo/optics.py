@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from camae.reproduction.demo.biology import is_edge, stream
 from camae.reproduction.demo.cells import MARGIN
-from camae.reproduction.demo.parameters import CHANNELS, ScreenParameters
+from camae.reproduction.demo.screen_design import is_edge, stream
+from camae.reproduction.demo.screen_parameters import CHANNELS, ScreenParameters
 from camae.reproduction.demo.textures import blur
 
 Array = npt.NDArray[np.floating[Any]]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from camae.reproduction.demo.cells import Cells, Geometry, place, sigmoid
-from camae.reproduction.demo.parameters import CHANNELS, ScreenParameters
+from camae.reproduction.demo.screen_parameters import CHANNELS, ScreenParameters
 from camae.reproduction.demo.textures import band_noise, blur, splat
 
 Array = npt.NDArray[np.floating[Any]]

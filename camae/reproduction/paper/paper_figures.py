@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from camae.maps.probes import CATEGORIES, feature_regression
 from camae.reporting.style import CYCLE, INK, house_style, new_figure, plain_axes
-from camae.reproduction.paper.running import Outcome
+from camae.reproduction.paper.evaluate_system import Outcome
 
 
 def scaling_plot(outcomes: Sequence[Outcome], source: str) -> Figure:

@@ -21,8 +21,8 @@ from camae.errors import CamaeError
 from camae.files import write_json
 from camae.maps.screen import ScreenMap, map_screen
 from camae.model import load
-from camae.reproduction.paper.flops import training_flops
-from camae.reproduction.paper.systems import System
+from camae.reproduction.paper.paper_systems import System
+from camae.reproduction.paper.system_flops import training_flops
 from camae.reproduction.systems.imagenet import TIMM_NAMES, load_imagenet
 from camae.reproduction.systems.pixel import pixel_table
 from camae.reproduction.systems.random import random_table

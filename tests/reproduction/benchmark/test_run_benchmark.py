@@ -12,7 +12,7 @@ from camae import maps
 from camae.cli import app
 from camae.embedding_table import feature_columns
 from camae.errors import CamaeError, MissingBackendError, MissingFileError
-from camae.reproduction.benchmark.command import run_benchmark
+from camae.reproduction.benchmark.run_benchmark import run_benchmark
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from camae.maps.pair_files import read_pairs_folder
 from camae.reporting import html
 from camae.reporting.figures import loss_curves, recall_against_percentile, save_png
 from camae.reporting.style import data_uri
-from camae.reproduction.paper import published, tables
-from camae.reproduction.paper.figures import feature_bars, feature_scores, scaling_plot
-from camae.reproduction.paper.running import Outcome, Plan, has_gpu, run_system
-from camae.reproduction.paper.systems import SIZES, System, chosen
-from camae.reproduction.paper.tables import PaperTable
+from camae.reproduction.paper import paper_tables, published
+from camae.reproduction.paper.evaluate_system import Outcome, Plan, has_gpu, run_system
+from camae.reproduction.paper.paper_figures import feature_bars, feature_scores, scaling_plot
+from camae.reproduction.paper.paper_systems import SIZES, System, chosen
+from camae.reproduction.paper.paper_tables import PaperTable
 from camae.versions import versions
 
 DEFAULT_OUT = "camae-paper"
@@ -55,7 +55,7 @@ def run_paper(
     """Train, embed and benchmark the paper's systems on one screen; returns what results.json holds.
 
     data: a screen as `camae.train` takes it; without it a demo screen is made in `out/screen`.
-    systems: names or families of `camae.reproduction.paper.systems`; all of the size without them.
+    systems: names or families of `camae.reproduction.paper.paper_systems`; all of the size without them.
     size: "smallest" (two cores) or "paper" (needs a GPU, and recipe={"steps": ...}).
     quick: few steps, and a smaller demo screen: shows that all parts work, not how good anything is.
     checkpoints: "last", or "all" for a row of every saved step with its validation loss.
@@ -115,7 +115,7 @@ def _screen(
     if data is not None:
         name = "this screen" if isinstance(data, Manifest) else Path(data).name
         return read_manifest(data), name, known
-    from camae.reproduction.demo.screen import generate
+    from camae.reproduction.demo.generate_screen import generate
 
     folder = out / ("screen-quick" if quick else "screen")
     say(f"a demo screen in {folder}")
@@ -142,10 +142,10 @@ def _tables(
     final = [o for o in outcomes if o.step is None]
     sources = [str(s) for s in plan.pairs] if plan.pairs is not None else []
     return [
-        tables.table2(outcomes, plan.pairs, plan.bootstrap),
-        tables.table3(outcomes, sources, dataset),
-        tables.table4(final, target, 500 if quick else 10_000),
-        tables.table5(final, plan.pairs, tables.read_gene_sets(gene_sets)),
+        paper_tables.table2(outcomes, plan.pairs, plan.bootstrap),
+        paper_tables.table3(outcomes, sources, dataset),
+        paper_tables.table4(final, target, 500 if quick else 10_000),
+        paper_tables.table5(final, plan.pairs, tables.read_gene_sets(gene_sets)),
     ]
 
 

@@ -1,6 +1,6 @@
 """The paper's tables from one table of profiles: Table 2 (alignments), Table 3 (arms corrected), Table 4, Figure 5.
 
-Computes and returns data frames; `camae.reproduction.benchmark.command` writes them.
+Computes and returns data frames; `camae.reproduction.benchmark.run_benchmark` writes them.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from camae.reproduction.demo.parameters import FACTORS, ScreenParameters
+from camae.reproduction.demo.screen_parameters import FACTORS, ScreenParameters
 
 Array = npt.NDArray[np.float64]
 ROWS, COLUMNS = 8, 12

@@ -12,11 +12,11 @@ import tifffile
 
 from camae import maps
 from camae.errors import CamaeError
-from camae.reproduction.demo import biology
+from camae.reproduction.demo import screen_design
 from camae.reproduction.demo.cells import sample_cells
 from camae.reproduction.demo.optics import magnify
-from camae.reproduction.demo.parameters import CHANNELS, FACTORS, ScreenParameters
-from camae.reproduction.demo.screen import generate, render_site
+from camae.reproduction.demo.screen_parameters import CHANNELS, FACTORS, ScreenParameters
+from camae.reproduction.demo.generate_screen import generate, render_site
 
 PARAMETERS = ScreenParameters()
 
@@ -33,19 +33,19 @@ def rows_of(path, delimiter=","):
 
 def test_default_screen_has_the_promised_size():
     assert (PARAMETERS.plates, PARAMETERS.sites, PARAMETERS.size) == (3, 2, 256)
-    design = biology.design(PARAMETERS)
+    design = screen_design.design(PARAMETERS)
     assert len(set(design.names)) == 48
     assert len(set(design.pairs)) == 60
     assert np.bincount(design.group_P[design.group_P >= 0]).tolist() == [4] * 10
     for plate in range(3):
-        layout = biology.plate_layout(PARAMETERS, plate)
+        layout = screen_design.plate_layout(PARAMETERS, plate)
         assert sorted(layout[layout >= 0]) == list(range(48))
         assert (layout < 0).sum() == 48
-    assert (biology.plate_layout(PARAMETERS, 0) != biology.plate_layout(PARAMETERS, 1)).any()
+    assert (screen_design.plate_layout(PARAMETERS, 0) != screen_design.plate_layout(PARAMETERS, 1)).any()
 
 
 def test_names_do_not_tell_the_group():
-    design = biology.design(PARAMETERS)
+    design = screen_design.design(PARAMETERS)
     for group in range(10):
         members = [n for n, g in zip(design.names, design.group_P, strict=True) if g == group]
         assert len({name[:2] for name in members}) >= 3
@@ -55,7 +55,7 @@ def test_names_do_not_tell_the_group():
 
 
 def test_related_perturbations_point_the_same_way_and_others_do_not():
-    design = biology.design(PARAMETERS)
+    design = screen_design.design(PARAMETERS)
     unit = design.effect_PF / np.linalg.norm(design.effect_PF, axis=1, keepdims=True)
     cosine = unit @ unit.T
     mates = (design.group_P[:, None] == design.group_P[None]) & (design.group_P[:, None] >= 0)
@@ -172,15 +172,15 @@ def test_magnification_is_bilinear_between_pixel_centers():
 
 def test_true_factor_values_recover_the_planted_pairs():
     """The oracle: if this fails, no encoder can succeed."""
-    design = biology.design(PARAMETERS)
+    design = screen_design.design(PARAMETERS)
     vectors = np.zeros((48, len(FACTORS)))
     for plate in range(PARAMETERS.plates):
-        contents, wells = biology.plate_layout(PARAMETERS, plate), []
+        contents, wells = screen_design.plate_layout(PARAMETERS, plate), []
         for well, content in enumerate(contents):
             effect = design.effect_PF[content] if content >= 0 else np.zeros(len(FACTORS))
-            factors = biology.well_factors(PARAMETERS, plate, well, effect)
+            factors = screen_design.well_factors(PARAMETERS, plate, well, effect)
             sites = [
-                sample_cells(biology.stream(PARAMETERS.seed, 7, plate, well, site), factors, PARAMETERS)
+                sample_cells(screen_design.stream(PARAMETERS.seed, 7, plate, well, site), factors, PARAMETERS)
                 for site in range(PARAMETERS.sites)
             ]
             wells.append(np.mean([s.factors_NF[s.visible_N].mean(0) for s in sites], axis=0))

@@ -11,7 +11,7 @@ from camae.errors import CamaeError
 CROP = 128
 _SMALL_VIT: dict[str, Any] = {"crop": CROP, "width": 96, "depth": 4, "heads": 3, "drop_path": 0.0}
 _IMAGE_DECODER = {"width": 64, "depth": 2, "heads": 4, "cross_attention": "none"}
-# The demo's decoder: see `camae.reproduction.demo.run`.
+# The demo's decoder: see `camae.reproduction.demo.run_demo`.
 _CHANNEL_DECODER = {
     "width": 64,
     "depth": 1,

@@ -13,9 +13,9 @@ import pandas as pd
 from camae import maps
 from camae.embedding_table import features_of
 from camae.errors import CamaeError
-from camae.reproduction.benchmark.tables import Screen, table_2, table_4
+from camae.reproduction.benchmark.benchmark_tables import Screen, table_2, table_4
 from camae.reproduction.paper import published
-from camae.reproduction.paper.running import Outcome
+from camae.reproduction.paper.evaluate_system import Outcome
 
 INTERMEDIATE = "Intermediate MAE ViT checkpoints"
 

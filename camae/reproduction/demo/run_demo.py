@@ -21,8 +21,8 @@ from camae.kernels.op_table import op_backends
 from camae.maps.pair_files import read_pairs
 from camae.maps.screen import map_screen
 from camae.model import CAMAE, preset
-from camae.reproduction.demo.parameters import ScreenParameters
-from camae.reproduction.demo.screen import generate
+from camae.reproduction.demo.generate_screen import generate
+from camae.reproduction.demo.screen_parameters import ScreenParameters
 from camae.reproduction.systems.pixel import pixel_table
 from camae.training import Run, train
 from camae.versions import versions

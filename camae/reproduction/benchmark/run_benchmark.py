@@ -14,7 +14,7 @@ from camae.files import write_json, write_text
 from camae.maps.arms import read_arms, read_expression
 from camae.maps.pair_files import read_pairs_folder
 from camae.maps.profiles import column, read_profiles
-from camae.reproduction.benchmark.tables import Screen, curves, table_2, table_3, table_4
+from camae.reproduction.benchmark.benchmark_tables import Screen, curves, table_2, table_3, table_4
 
 BACKENDS = ("numpy", "cupy")
 

@@ -17,7 +17,10 @@ import numpy.typing as npt
 import tifffile
 
 from camae.errors import CamaeError
-from camae.reproduction.demo.biology import (
+from camae.reproduction.demo.cells import sample_cells
+from camae.reproduction.demo.optics import photograph
+from camae.reproduction.demo.organelles import draw_site
+from camae.reproduction.demo.screen_design import (
     COLUMNS,
     CONTROL,
     ROWS,
@@ -27,10 +30,7 @@ from camae.reproduction.demo.biology import (
     well_factors,
     well_name,
 )
-from camae.reproduction.demo.cells import sample_cells
-from camae.reproduction.demo.optics import photograph
-from camae.reproduction.demo.organelles import draw_site
-from camae.reproduction.demo.parameters import CHANNEL_NUMBER, CHANNELS, FACTORS, ScreenParameters
+from camae.reproduction.demo.screen_parameters import CHANNEL_NUMBER, CHANNELS, FACTORS, ScreenParameters
 
 PROJECT, SOURCE, BATCH = "cpg-demo", "source_1", "2026_01_05_Batch1"
 _README = """\

@@ -16,11 +16,11 @@ from camae.embedding_table import make_table
 from camae.errors import CamaeError
 from camae.model import registry as families
 from camae.reproduction.paper import published
-from camae.reproduction.paper.command import run_paper
-from camae.reproduction.paper.figures import feature_scores
-from camae.reproduction.paper.flops import training_flops
-from camae.reproduction.paper.running import Outcome
-from camae.reproduction.paper.systems import PAPER, SMALLEST, chosen
+from camae.reproduction.paper.run_paper import run_paper
+from camae.reproduction.paper.paper_figures import feature_scores
+from camae.reproduction.paper.system_flops import training_flops
+from camae.reproduction.paper.evaluate_system import Outcome
+from camae.reproduction.paper.paper_systems import PAPER, SMALLEST, chosen
 
 BENCH = Path(__file__).parents[3] / "bench"
 
@@ -71,7 +71,7 @@ def test_a_channel_map_is_recorded(screen, tmp_path):
         crop=48,
     )
     from camae.dataloader.manifest import Manifest
-    from camae.reproduction.paper.running import Plan, _recorded_map
+    from camae.reproduction.paper.evaluate_system import Plan, _recorded_map
 
     plan = Plan(Manifest.read(screen), tmp_path, None, {})
     assert _recorded_map(model, plan) == channel_map
@@ -153,7 +153,7 @@ def test_feature_regression_by_system():
 
 def test_saved_steps_become_rows(tmp_path):
     """`checkpoints="all"` on a screen just large enough: a row for every saved step, with its validation loss."""
-    from camae.reproduction.demo.screen import generate
+    from camae.reproduction.demo.generate_screen import generate
 
     data = generate(tmp_path / "screen", plates=2, sites=1, size=128)
     found = run_paper(
