@@ -3,14 +3,16 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 
-.PHONY: help demo test test-full bench check format gpu aot codecs clean
+.PHONY: help demo test test-full bench check format docs wheel-test gpu aot codecs clean
 help:
 	@echo "make demo       the whole product on a small screen (under 10 minutes on 2 cores)"
 	@echo "make test       the test suite (no GPU needed)"
-	@echo "make test-full  the suite and the longer proofs"
-	@echo "make check      formatting, lint and types"
+	@echo "make test-full  the suite, the longer proofs, the documentation and the wheel"
+	@echo "make check      formatting, lint, the contract between rooms, types"
+	@echo "make docs       the documentation, strictly (site/index.html)"
+	@echo "make wheel-test sdist and wheel, installed in a clean environment and tried"
 	@echo "make bench      pytest bench/"
 	@echo "make gpu        everything that needs a GPU"
 	@echo "make aot        compile the kernels for sm_80 and sm_90a with another Triton (TRITON=3.6.0)"
@@ -30,12 +32,18 @@ $(VENV)/.dev: $(BIN)/python $(SOURCES) | codecs
 	$(PIP) install -q -c constraints.txt --no-deps efaar-benchmarking timm torchvision
 	@touch $@ $(VENV)/.core
 
-# The native reader links libdeflate and zstd where their headers are; without them imagecodecs decodes.
+# mkdocstrings reads the package as text: an environment with a camae in it is not needed for that, but is for tests.
+$(VENV)/.docs: $(VENV)/.dev
+	$(PIP) install -q -c constraints.txt -e '.[docs]'
+	@touch $@ $(VENV)/.dev $(VENV)/.core
+
+# The native reader links libdeflate and zstd where their headers are; without them imagecodecs decodes. A machine
+# where nothing can be installed (no root, no apt, no network, apt busy) gets one line and goes on.
 codecs:
-	@test -e /usr/include/libdeflate.h -a -e /usr/include/zstd.h || \
-	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
-	    && apt-get install -y -qq libdeflate-dev libzstd-dev >/dev/null; } || \
-	  echo "libdeflate and zstd headers are absent: those codecs go through imagecodecs"
+	@if test -e /usr/include/libdeflate.h -a -e /usr/include/zstd.h; then :; \
+	elif test "$$(id -u)" = 0 && command -v apt-get >/dev/null && timeout 60 sh -c \
+	    'apt-get update -qq && apt-get install -y -qq libdeflate-dev libzstd-dev' >/dev/null 2>&1 </dev/null; then :; \
+	else echo "libdeflate and zstd headers are absent: those codecs go through imagecodecs"; fi
 
 demo: $(VENV)/.core
 	$(BIN)/camae demo --out runs/demo
@@ -43,23 +51,32 @@ demo: $(VENV)/.core
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not full" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
-test-full: $(VENV)/.dev
+test-full: $(VENV)/.dev docs wheel-test
 	$(BIN)/pytest -m "not gpu"
 
 bench: $(VENV)/.dev
 	$(BIN)/pytest bench/
 
-# mypy sees the import names (camae.kernels, camae.dataloader) through a copy laid out as installed.
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	rm -rf build/types && mkdir -p build/types
-	cp -r camae build/types/camae && cp -r kernels build/types/camae/kernels && cp -r dataloader build/types/camae/dataloader
-	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy_cache -p camae
+	$(BIN)/lint-imports
+	$(BIN)/mypy -p camae
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict --quiet
+
+# What a user gets: the sdist, the wheel built from it, a clean environment without extras.
+wheel-test: $(VENV)/.dev
+	rm -rf dist build/wheel-test
+	$(BIN)/python -m build -q
+	$(PYTHON) -m venv build/wheel-test
+	build/wheel-test/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt dist/camae-*.whl
+	cd build/wheel-test && bin/python ../../tests/packaging/smoke.py
 
 # For a machine with a GPU and its own torch, without a network: nothing is fetched, the native module is built.
 gpu:
@@ -76,4 +93,4 @@ aot: $(VENV)/.dev
 	PYTHONPATH=$(AOT) TRITON_CACHE_DIR=$(AOT)/cache $(BIN)/python -m camae.kernels._compile_ahead tests/kernels/budgets.json
 
 clean:
-	rm -rf build runs .pytest_cache .ruff_cache
+	rm -rf build dist site runs .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

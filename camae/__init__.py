@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
-
 _PUBLIC = {
     "train": "camae.training",
     "load": "camae.model",
@@ -30,6 +28,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     if name in _SUBMODULES:
         return importlib.import_module(f"camae.{name}")
+    if name == "__version__":  # pyproject.toml is the one place that states it
+        return importlib.import_module("importlib.metadata").version("camae")
     raise AttributeError(f"module 'camae' has no attribute {name!r}")
 
 
