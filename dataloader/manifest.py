@@ -1,4 +1,4 @@
-"""Manifest: the one table every reader produces. One row per site, one path column per channel name."""
+"""Manifest: table of a screen's sites, one row per site and one path column per channel."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from camae.errors import CamaeError, MissingFileError
+from camae.errors import CamaeError
 from camae.files import write_atomic
+from camae.text_table import as_text, read_text_table
 
 METADATA = (
     "Metadata_Source",
@@ -25,7 +26,7 @@ ILLUMINATION = "Illum_"
 
 
 class Manifest:
-    """Sites of a screen and where their planes are.
+    """Table of a screen's sites and the files of their planes.
 
     table:    DataFrame, one row per site: `Metadata_*` columns (text), optional `Illum_<channel>` columns
               (path of a `.npy` illumination function, applied on read) and one column per channel holding
@@ -50,7 +51,7 @@ class Manifest:
         table = table.reset_index(drop=True)
         for column in table.columns:
             if column.startswith("Metadata_") or table[column].dtype != object or table[column].hasnans:
-                table[column] = _as_text(table[column])
+                table[column] = as_text(table[column])
         self.table = table
         self.root = Path(os.path.abspath(root))  # without "..", so that leaving it can be seen
         self.channels: tuple[str, ...] = tuple(
@@ -77,7 +78,7 @@ class Manifest:
 
         Raises MissingFileError when there is no such file, CamaeError when it is not a table.
         """
-        table = read_table(path)
+        table = read_text_table(path)
         try:
             return cls(table, Path(path).absolute().parent)
         except CamaeError as error:
@@ -146,7 +147,7 @@ class Manifest:
         return self._located(cell) if cell else None
 
     def where(self, row: int, channel: str | None = None) -> str:
-        """A place a person can find: the row's number, its plate, well and site, the channel."""
+        """Location for error messages: row number, plate, well, site and channel."""
         site = self.table.iloc[row]
         parts = [
             f"{name} {site[f'Metadata_{name.capitalize()}']}"
@@ -165,28 +166,3 @@ class Manifest:
         if os.path.commonpath([path, self.root]) != str(self.root):
             raise CamaeError(f"the path {cell!r} leaves the manifest's folder {self.root}")
         return path
-
-
-def _as_text(column: pd.Series) -> pd.Series:
-    """Text of a column; missing cells become "" and whole floats lose their '.0' (sites read as 1.0)."""
-    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
-        column = column.astype("Int64")
-    return column.astype(object).where(column.notna(), "").map(str)
-
-
-def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """A CSV (also .gz), TSV/TXT or Parquet file with every cell as text ("" where empty)."""
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file")
-    try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
-            for column in table.columns:
-                table[column] = _as_text(table[column])
-            return table
-        separator = "\t" if {".tsv", ".txt"} & set(path.suffixes) else ","
-        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CamaeError(f"{path}: cannot be read as a table ({reason})") from error

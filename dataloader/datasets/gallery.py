@@ -16,8 +16,9 @@ import pandas as pd
 
 from camae.dataloader.datasets.common import finish
 from camae.dataloader.datasets.platemaps import with_platemaps
-from camae.dataloader.manifest import ILLUMINATION, Manifest, read_table
+from camae.dataloader.manifest import ILLUMINATION, Manifest
 from camae.errors import CamaeError
+from camae.text_table import read_text_table
 
 # The table that also names illumination functions is preferred where it exists.
 _TABLES = [
@@ -70,7 +71,7 @@ def _workspace_of(file: Path) -> Path:
 
 def _plate(file: Path, base: Path) -> pd.DataFrame:
     """One plate's table with channel columns; attrs["channels"] are those it names."""
-    raw = read_table(file)
+    raw = read_text_table(file)
     channels = _channels(raw, file)
     workspace = _workspace_of(file)
     bases = (workspace.parent, base, *workspace.parent.parents)

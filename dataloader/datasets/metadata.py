@@ -9,8 +9,9 @@ import pandas as pd
 
 from camae.dataloader.datasets.common import normal_well
 from camae.dataloader.datasets.platemaps import named
-from camae.dataloader.manifest import Manifest, read_table
+from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError
+from camae.text_table import read_text_table
 
 
 def with_tables(manifest: Manifest, tables: Sequence[str | os.PathLike[str]]) -> Manifest:
@@ -22,7 +23,7 @@ def with_tables(manifest: Manifest, tables: Sequence[str | os.PathLike[str]]) ->
     """
     joined = manifest.table.copy()
     for path in tables:
-        extra = read_table(path)
+        extra = read_text_table(path)
         if "Metadata_Well" in extra:
             extra["Metadata_Well"] = extra["Metadata_Well"].map(normal_well)
         shared = [c for c in extra.columns if c in joined.columns and c.startswith("Metadata_")]

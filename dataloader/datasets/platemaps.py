@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from camae.dataloader.datasets.common import control_type, normal_well
-from camae.dataloader.manifest import read_table
+from camae.text_table import read_text_table
 
 # What a platemap or its external metadata calls the perturbation, the most readable first.
 _NAMES = (
@@ -41,7 +41,7 @@ def with_platemaps(meta: pd.DataFrame, workspace: Path, file: Path) -> pd.DataFr
         folder = workspace / "metadata" / "platemaps" / batch
         if not (folder / "barcode_platemap.csv").is_file():
             continue
-        barcodes = read_table(folder / "barcode_platemap.csv")
+        barcodes = read_text_table(folder / "barcode_platemap.csv")
         plates = dict(zip(barcodes["Assay_Plate_Barcode"], barcodes["Plate_Map_Name"], strict=True))
         for plate in dict.fromkeys(table.loc[table["Metadata_Batch"] == batch, "Metadata_Plate"]):
             if plate not in plates:
@@ -59,12 +59,12 @@ def with_platemaps(meta: pd.DataFrame, workspace: Path, file: Path) -> pd.DataFr
 
 def _platemap(folder: Path, name: str, workspace: Path) -> pd.DataFrame:
     """One platemap indexed by well, external metadata joined by broad_sample."""
-    layout = read_table(next(p for p in (folder / f"{name}.txt", folder / f"{name}.tsv") if p.is_file()))
+    layout = read_text_table(next(p for p in (folder / f"{name}.txt", folder / f"{name}.tsv") if p.is_file()))
     well = next(c for c in ("well_position", "well", "Well", "Metadata_Well") if c in layout)
     layout.index = pd.Index(layout.pop(well).map(normal_well))
     external = workspace / "metadata" / "external_metadata"
     for file in sorted(external.glob("*.[ct]sv")) if "broad_sample" in layout else ():
-        extra = read_table(file)
+        extra = read_text_table(file)
         if "broad_sample" in extra:
             extra = extra.drop_duplicates("broad_sample").set_index("broad_sample")
             for column in extra.columns.difference(layout.columns, sort=False):

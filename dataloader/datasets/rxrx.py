@@ -15,8 +15,9 @@ from pathlib import Path
 import pandas as pd
 
 from camae.dataloader.datasets.common import control_type, files_below, finish, normal_well
-from camae.dataloader.manifest import Manifest, read_table
+from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError
+from camae.text_table import read_text_table
 
 STAINS_6 = {"w1": "DNA", "w2": "ER", "w3": "Actin", "w4": "RNA", "w5": "Mito", "w6": "AGP"}
 STAINS_5 = {"w1": "DNA", "w2": "ER", "w3": "Actin", "w4": "RNA", "w5": "AGP"}
@@ -107,7 +108,7 @@ def _with_metadata(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     known: dict[tuple[str, str, str], tuple[str, str, str]] = {}
     for folder in (root.parent, root):
         for file in sorted(folder.glob("*.csv")):
-            for key, values in _metadata_rows(read_table(file)):
+            for key, values in _metadata_rows(read_text_table(file)):
                 if key not in known or not known[key][0]:
                     known[key] = values
     keys = zip(table["Metadata_Batch"], table["Metadata_Plate"], table["Metadata_Well"], strict=True)

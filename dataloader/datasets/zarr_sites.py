@@ -10,8 +10,9 @@ import os
 from pathlib import Path
 
 from camae.dataloader.datasets.common import finish, normal_well
-from camae.dataloader.manifest import Manifest, read_table
+from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError, MissingBackendError
+from camae.text_table import read_text_table
 
 _CANONICAL = {name.lower(): name for name in ("Source", "Batch", "Plate", "Well", "Site")}
 
@@ -29,7 +30,7 @@ def read(path: str | os.PathLike[str], incomplete: str = "error") -> Manifest:
     Raises CamaeError when the store does not hold one array as large as the tables say.
     """
     root = Path(path).absolute()
-    sites, channels = read_table(root / "sites.csv"), read_table(root / "channels.csv")
+    sites, channels = read_text_table(root / "sites.csv"), read_text_table(root / "channels.csv")
     for name, table, column in (
         ("sites", sites, "idx"),
         ("channels", channels, "idx"),
