@@ -24,8 +24,8 @@ import camae
 from camae import maps
 from camae.dataloader import Manifest, read_manifest
 from camae.dataloader.center_crops import center_batch
-from camae.maps.pair_files import read_pairs
-from camae.maps.screen import map_screen
+from camae.maps.pairs import read_pairs
+from camae.maps.perturbation_map import map_screen
 from camae.model import CAMAE, preset
 from camae.model.config import DECODERS
 from camae.model.flops import model_flops

@@ -147,7 +147,7 @@ def map_command(
     """Align embeddings, relate perturbations, and recall known pairs."""
     from camae import maps
     from camae.files import write_text
-    from camae.maps.screen import map_screen
+    from camae.maps.perturbation_map import map_screen
 
     result = map_screen(embeddings, method)
     scores = maps.recall(result.vectors, result.names, maps.read_pairs_folder(pairs), bootstrap=1000)

@@ -17,7 +17,7 @@ import pandas as pd
 from camae.errors import CamaeError
 from camae.maps.arrays import embeddings, mask, namespace, to_numpy, unit_rows
 from camae.maps.nulls import null_average_precision, p_values, q_values
-from camae.maps.pairing import Negatives, Queries, columns, find_queries
+from camae.maps.profile_pairs import Negatives, Queries, columns, find_queries
 
 BLOCK_VALUES = 1 << 23  # cosines held at once
 FEW = 64  # positives up to which counting beats sorting the negatives
@@ -47,7 +47,7 @@ def retrieval(
 ) -> pd.DataFrame:
     """AP, permutation p and FDR q of each group of profiles; the fraction retrieved is `out.retrieved.mean()`.
 
-    x: (n, d); meta: n rows. The four pair rules are copairs' (see `camae.maps.pairing`). sameby: columns whose
+    x: (n, d); meta: n rows. The four pair rules are copairs' (see `camae.maps.profile_pairs`). sameby: columns whose
     values make a group (default pos_sameby). rule: "mean_log_p" averages -log10 p of the group's profiles (the
     published CPJUMP1 rule); "map_null" compares the group's mean AP with the mean of its profiles' nulls (copairs).
     threshold: FDR level. query: n booleans, the rows scored (default all; leave controls out, they only serve as

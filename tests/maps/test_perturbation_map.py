@@ -7,8 +7,8 @@ import pytest
 from camae import maps
 from camae.embedding_table import make_table
 from camae.errors import CamaeError
-from camae.maps.pair_files import read_pairs, read_pairs_folder
-from camae.maps.screen import map_screen
+from camae.maps.pairs import read_pairs, read_pairs_folder
+from camae.maps.perturbation_map import map_screen
 
 
 def wells(features=6, plates=2, seed=0):
