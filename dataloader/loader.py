@@ -10,7 +10,7 @@ import torch
 
 from camae.dataloader.backends import native
 from camae.dataloader.manifest import Manifest
-from camae.dataloader.plane_batch import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.dataloader.read_ahead import ReadAhead
 from camae.dataloader.sampling import Draws, draw
 from camae.dataloader.sites import Site, SiteReader, Windows
@@ -37,6 +37,7 @@ class CropLoader(ReadAhead):
                     taken. Signal: the largest over the channels of standard deviation / mean of the stored
                     values; empty background has about 0.05 to 0.1, cells above 0.2.
     threads:        of the native reader within a batch, 0 for every core.
+    value_range:    lowest and highest possible value of the planes, which every batch carries.
 
     Sites may have different channel sets; all must have one dtype. A CamaeError names row, file and channel.
     """
@@ -59,6 +60,7 @@ class CropLoader(ReadAhead):
         max_bad_share: float = 0.0,
         min_signal: float = 0.0,
         threads: int = 0,
+        value_range: ValueRange | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise CamaeError(f"rank {rank} is not one of 0..{world_size - 1}")
@@ -68,7 +70,7 @@ class CropLoader(ReadAhead):
         self.crop, self.batch_size, self.seed = crop, batch_size, seed
         self.rank, self.world_size = rank, world_size
         super().__init__(start_step, workers)
-        self.augment = augment
+        self.augment, self.value_range = augment, value_range
         self.crops_per_site, self.max_bad_share, self.min_signal = crops_per_site, max_bad_share, min_signal
         self.bad_sites: dict[int, str] = {}
         self._reader = SiteReader(manifest, backend, cache_bytes, threads)
@@ -98,6 +100,7 @@ class CropLoader(ReadAhead):
             channels=tuple([self.manifest.channels[c] for c in present]),
             rows_B=np.array([site.row for site in sites], np.int64),
             slots_B=slots_B,
+            value_range=self.value_range,
         )
 
     def _filled(self, slots_B: np.ndarray) -> tuple[list[Site], torch.Tensor]:

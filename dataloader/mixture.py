@@ -160,4 +160,5 @@ def _joined(parts: list[tuple[int, np.ndarray, PlaneBatch]], sources: Sequence[S
         np.concatenate([batch.rows_B for batch in batches]),
         np.concatenate([slots for _, slots, _ in parts]),
         np.repeat([s for s, _, _ in parts], [batch.n_samples for batch in batches]),
+        batches[0].value_range,
     )

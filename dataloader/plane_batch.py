@@ -11,6 +11,8 @@ import torch
 
 from camae.errors import CamaeError
 
+ValueRange = tuple[float, float]  # lowest and highest possible value, in stored units
+
 
 @dataclass(frozen=True)
 class PlaneBatch:
@@ -23,6 +25,7 @@ class PlaneBatch:
     rows_B:     (B,) int64, the manifest row each sample came from (-1 when it came from memory).
     slots_B:    (B,) int64, the number of each sample among all a run draws; empty when it came from memory.
     source_B:   (B,) int64, which of several data sets each sample came from; empty when there is one.
+    value_range: lowest and highest possible value of the planes; None where it was not said. Float planes need it.
     """
 
     planes_KHW: torch.Tensor
@@ -32,6 +35,7 @@ class PlaneBatch:
     rows_B: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     slots_B: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     source_B: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    value_range: ValueRange | None = None
 
     def __post_init__(self) -> None:
         K = self.planes_KHW.shape[0]
@@ -87,6 +91,7 @@ class PlaneBatch:
         images: Sequence[np.ndarray | torch.Tensor],
         channels: Sequence[Sequence[str]],
         rows: Sequence[int] | None = None,
+        value_range: ValueRange | None = None,
     ) -> PlaneBatch:
         """Pack images (C_i, H, W), all of one H, W and dtype, with their channel names.
 
@@ -112,4 +117,4 @@ class PlaneBatch:
         sample_K = torch.repeat_interleave(torch.arange(len(tensors)), counts).to(device)
         channel_K = torch.tensor([index[n] for names in channels for n in names], device=device)
         rows_B = np.full(len(tensors), -1, np.int64) if rows is None else np.asarray(rows, np.int64)
-        return cls(torch.cat(tensors), sample_K, channel_K, vocabulary, rows_B)
+        return cls(torch.cat(tensors), sample_K, channel_K, vocabulary, rows_B, value_range=value_range)

@@ -106,12 +106,13 @@ def embed(
         counts = plan.add_regions(regions_per_image(region, len(samples), is_list, ndim), region_size)
     reading = Reading(
         pool,
-        value_range,
         how == "interpolate",
         compute,
         check_layers(layers, getattr(net.config, "depth", 0)),
     )
-    parts = encode_pieces(net, tensors, names, plan.pieces, reading, tokens_per_pass or token_budget(net))
+    parts = encode_pieces(
+        net, tensors, names, plan.pieces, reading, tokens_per_pass or token_budget(net), value_range
+    )
     vectors = plan.combine(parts, pool, net.config.patch)
     if isinstance(layers, int):
         vectors = [v[0] for v in vectors]

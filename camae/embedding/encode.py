@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from camae.dataloader.plane_batch import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.errors import CamaeError
 from camae.model.pooling import pool_tokens
 from camae.model.token_layout import TokenLayout, planes_per_sample
@@ -59,7 +59,6 @@ class Reading:
     """
 
     pool: str = "mean"
-    value_range: tuple[float, float] | None = None
     interpolate: bool = False
     dtype: torch.dtype | None = None
     layers: tuple[int, ...] = ()
@@ -121,6 +120,7 @@ def encode_pieces(
     pieces: Sequence[Piece],
     reading: Reading,
     budget: int,
+    value_range: ValueRange | None = None,
 ) -> list[torch.Tensor]:
     """The float32 vector of every piece, in order, on the model's device; packed by size and dtype, then by tokens."""
     patch = model.config.patch
@@ -137,7 +137,9 @@ def encode_pieces(
     vectors: list[Any] = [None] * len(pieces)
     for run in pack(order, kind, tokens, budget):
         batch = PlaneBatch.from_images(
-            [pieces[i].cut(images[pieces[i].image]) for i in run], [names[pieces[i].image] for i in run]
+            [pieces[i].cut(images[pieces[i].image]) for i in run],
+            [names[pieces[i].image] for i in run],
+            value_range=value_range,
         )
         patches = [pieces[i].patches for i in run]
         for i, vector in zip(run, encode_batch(model, batch, patches, reading), strict=True):
@@ -174,13 +176,10 @@ def _encode(
     if not hasattr(model, "encode"):
         if partial or reading.layers:
             raise CamaeError(f"{model.config.name} has no tokens: region= and layers= need a CA-MAE")
-        return model.embed_batch(
-            batch, reading.pool, value_range=reading.value_range, interpolate=reading.interpolate
-        )
+        return model.embed_batch(batch, reading.pool, interpolate=reading.interpolate)
     tokens, layout = model.encode(
         batch,
         visible_layout(batch, model.n_patches(batch), patches) if partial else None,
-        value_range=reading.value_range,
         interpolate=reading.interpolate,
         layers=reading.layers,
     )

@@ -81,9 +81,9 @@ class ShardWorker:
         self.reader = reader
         self.threads = threads or min(8, max(1, (os.cpu_count() or 1) // 2))
         self.rows = shard_rows(ledger)
+        self.value_range = tuple(ledger["value_range"]) if ledger["value_range"] else None
         self.reading = Reading(
             ledger["pool"],
-            tuple(ledger["value_range"]) if ledger["value_range"] else None,
             dtype=check_dtype(ledger["dtype"]),
             layers=tuple(ledger["layers"] or ()),
         )
@@ -151,7 +151,9 @@ class ShardWorker:
             batch = None
             if seen:
                 batch = PlaneBatch.from_images(
-                    [t.planes_CHW for t in seen if t.planes_CHW is not None], [t.names for t in seen]
+                    [t.planes_CHW for t in seen if t.planes_CHW is not None],
+                    [t.names for t in seen],
+                    value_range=self.value_range,
                 )
                 if self.model.device.type == "cuda":
                     batch = _pinned(batch)
@@ -171,7 +173,7 @@ class ShardWorker:
         """The tiles of a site; at least one has signal in every plane."""
         image, names = read_site(self.manifest, row, check_constant=True, backend=self.reader)
         planes_CHW, size = torch.from_numpy(image), self.model.config.crop
-        value_range = self.reading.value_range
+        value_range = self.value_range
         try:
             check_values(planes_CHW, "the site", names, self.model.config.standardization, value_range)
             height, width = image.shape[1:]

@@ -51,13 +51,11 @@ class BagOfChannels(nn.Module):
     def check_channels(self, names: Sequence[str]) -> None:
         """Any distinct names will do."""
 
-    def embed_batch(
-        self, batch: PlaneBatch, pool: str, *, value_range: tuple[float, float] | None, interpolate: bool
-    ) -> list[torch.Tensor]:
+    def embed_batch(self, batch: PlaneBatch, pool: str, *, interpolate: bool) -> list[torch.Tensor]:
         """One float32 vector per sample, (D,) or (C, D)."""
         counts = planes_per_sample(batch)
         alone = replace(batch, sample_K=torch.arange(len(batch.planes_KHW), device=batch.planes_KHW.device))
-        tokens, layout = self.model.encode(alone, value_range=value_range, interpolate=interpolate)
+        tokens, layout = self.model.encode(alone, interpolate=interpolate)
         vectors_KD = torch.stack(pool_tokens(tokens, layout, "cls" if pool == "cls" else "mean"))  # type: ignore[arg-type]
         samples = vectors_KD.split(counts)
         return list(samples) if pool == "per_channel" else [planes.mean(0) for planes in samples]

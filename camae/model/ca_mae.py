@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from camae.dataloader.plane_batch import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.errors import CamaeError
 from camae.kernels._patches import standardized_patches
 from camae.kernels.reconstruction_loss import patch_losses_reference, reconstruction_losses
@@ -58,9 +58,9 @@ class CAMAE(nn.Module):
         """Raises CamaeError for a channel that no decoder was made for."""
         self.decoder.channel_indices(names)
 
-    def eps(self, batch: PlaneBatch, value_range: tuple[float, float] | None) -> float:
+    def eps(self, batch: PlaneBatch) -> float:
         """Standardization eps for the stored values of `batch`, by the model's family."""
-        return standardization_eps(self.config.standardization, batch.planes_KHW.dtype, value_range)
+        return standardization_eps(self.config.standardization, batch.planes_KHW.dtype, batch.value_range)
 
     def n_patches(self, batch: PlaneBatch) -> int:
         """N, patches per plane of this batch."""
@@ -72,7 +72,6 @@ class CAMAE(nn.Module):
         batch: PlaneBatch,
         layout: TokenLayout | None = None,
         *,
-        value_range: tuple[float, float] | None = None,
         interpolate: bool = False,
         layers: tuple[int, ...] = (),
         statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
@@ -85,7 +84,7 @@ class CAMAE(nn.Module):
         tokens = self.encoder(
             batch,
             layout,
-            eps=self.eps(batch, value_range),
+            eps=self.eps(batch),
             interpolate=interpolate,
             tokenize_backend=self.backends.tokenize,
             attention_backend=self.backends.attention,
@@ -110,7 +109,6 @@ class CAMAE(nn.Module):
         *,
         mask_ratio: float | None = None,
         alpha: float | None = None,
-        value_range: tuple[float, float] | None = None,
         n_samples: int | None = None,
         reduction: str = "samples",
         by_plane: bool = False,
@@ -139,9 +137,9 @@ class CAMAE(nn.Module):
         plane_M, patch_M = decoded.index_M // layout.n_patches, decoded.index_M % layout.n_patches
         # Once for the tokenizer and the loss: a pass over every pixel.
         statistics = plane_statistics(batch.planes_KHW, self.backends.tokenize)
-        tokens_TD, _ = self.encode(batch, layout, value_range=value_range, statistics=statistics)
+        tokens_TD, _ = self.encode(batch, layout, statistics=statistics)
         pred_MP2 = self.decoder(tokens_TD, layout, names_K, self.backends.attention, decoded)
-        eps = self.eps(batch, value_range)
+        eps = self.eps(batch)
         total, mse, fourier = reconstruction_losses(
             pred_MP2,
             batch.planes_KHW,
@@ -171,19 +169,18 @@ class CAMAE(nn.Module):
         alpha: float = 0.01,
         *,
         reduction: str = "samples",
-        value_range: tuple[float, float] | None = None,
+        value_range: ValueRange | None = None,
     ) -> dict[str, torch.Tensor]:
         """Loss of images (C,H,W), (B,C,H,W) or a list of (C_i,H,W); keys "total", "mse", "fourier".
 
         noise: (B, C*N) or a list of (C_i*N,), mask 1 where it is not among the smallest; random when omitted.
         """
-        batch = self.as_batch(images, channels)
+        batch = self.as_batch(images, channels, value_range)
         return self.batch_loss(
             batch,
             self._noise(batch, noise),
             mask_ratio=mask_ratio,
             alpha=alpha,
-            value_range=value_range,
             reduction=reduction,
         )
 
@@ -194,18 +191,18 @@ class CAMAE(nn.Module):
         noise: Image | Sequence[Image] | None = None,
         mask_ratio: float = 0.75,
         *,
-        value_range: tuple[float, float] | None = None,
+        value_range: ValueRange | None = None,
     ) -> tuple:
         """Predicted patches and mask of images, in self-standardized units.
 
         Returns (patches (B, C*N, P*P), mask (B, C*N) with 1 = masked); without the leading B for a single
         image, and two lists for a ragged list.
         """
-        batch = self.as_batch(images, channels)
+        batch = self.as_batch(images, channels, value_range)
         names_K = batch.names_K
         self.decoder.channel_indices(names_K)
         layout = self._masked_layout(batch, self._noise(batch, noise), mask_ratio, 1.0)
-        tokens_TD, _ = self.encode(batch, layout, value_range=value_range)
+        tokens_TD, _ = self.encode(batch, layout)
         pred_LP2 = self.decoder(tokens_TD, layout, names_K, self.backends.attention)
         mask_L = torch.ones(len(pred_LP2), device=pred_LP2.device)
         mask_L[layout.kept] = 0
@@ -217,10 +214,16 @@ class CAMAE(nn.Module):
             return patches[0], masks[0]
         return torch.stack(patches), torch.stack(masks)
 
-    def as_batch(self, images: Images, channels: Sequence[str] | Sequence[Sequence[str]]) -> PlaneBatch:
+    def as_batch(
+        self,
+        images: Images,
+        channels: Sequence[str] | Sequence[Sequence[str]],
+        value_range: ValueRange | None = None,
+    ) -> PlaneBatch:
         """Plain arrays as a plane batch on the model's device."""
         samples = split_images(images)
-        return PlaneBatch.from_images(samples, channel_lists(channels, samples)).to(self.device)
+        names = channel_lists(channels, samples)
+        return PlaneBatch.from_images(samples, names, value_range=value_range).to(self.device)
 
     def _noise(self, batch: PlaneBatch, noise: Image | Sequence[Image] | None) -> torch.Tensor:
         total = len(batch.planes_KHW) * self.n_patches(batch)

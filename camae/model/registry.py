@@ -44,7 +44,7 @@ class Config(Protocol):
 class Model(Protocol):
     """What the training loop and `embed_screen` ask of a model of any family (besides being an `nn.Module`).
 
-    forward(batch, noise, *, mask_ratio, alpha, value_range, n_samples[, label_B]) returns scalars: "total", which
+    forward(batch, noise, *, mask_ratio, alpha, n_samples[, label_B]) returns scalars: "total", which
     is trained, and others, which are logged. noise: (K * n_patches(batch),) uniform.
     embed_batch(batch, pool, ...) returns one float32 vector per sample (CA-MAE pools its tokens instead).
     Models that reconstruct also have `reconstruct`; models trained on labels have `config.classes`; a model with
@@ -59,9 +59,7 @@ class Model(Protocol):
     def device(self) -> torch.device: ...
     def n_patches(self, batch: PlaneBatch) -> int: ...
     def check_channels(self, names: Sequence[str]) -> None: ...
-    def embed_batch(
-        self, batch: PlaneBatch, pool: str, *, value_range: tuple[float, float] | None, interpolate: bool
-    ) -> list[torch.Tensor]: ...
+    def embed_batch(self, batch: PlaneBatch, pool: str, *, interpolate: bool) -> list[torch.Tensor]: ...
 
 
 @dataclass(frozen=True)

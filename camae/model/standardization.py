@@ -9,6 +9,7 @@ import math
 
 import torch
 
+from camae.dataloader.plane_batch import ValueRange
 from camae.errors import CamaeError
 from camae.kernels import tokenize
 
@@ -19,7 +20,7 @@ OPENPHENOM_VARIANCE = 1e-5  # added to the variance on the [0, 1] scale
 _INTEGER = (torch.uint8, torch.uint16)
 
 
-def standardization_eps(mode: str, dtype: torch.dtype, value_range: tuple[float, float] | None) -> float:
+def standardization_eps(mode: str, dtype: torch.dtype, value_range: ValueRange | None) -> float:
     """eps in stored gray levels for planes of `dtype`.
 
     Raises CamaeError where the contract asks for an explicit `value_range=(lo, hi)`: float planes always,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from camae.dataloader.plane_batch import ValueRange
 from camae.errors import CamaeError, MissingFileError
 from camae.training.schedule import is_mask_schedule
 
@@ -98,7 +99,7 @@ class Recipe:
     augment: bool = True
     precision: str | None = None
     device: str | None = None
-    value_range: tuple[float, float] | None = None
+    value_range: ValueRange | None = None
     token_budget: int | None = None
     parallel: str = "ddp"
     checkpoint_every: int = 1000

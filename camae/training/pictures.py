@@ -10,7 +10,7 @@ import torch
 
 from camae.dataloader.center_crops import center_batch
 from camae.dataloader.manifest import Manifest
-from camae.dataloader.plane_batch import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.files import write_atomic
 from camae.model.ca_mae import CAMAE
 from camae.training.run_log import read_log
@@ -49,7 +49,6 @@ def reconstruct_rows(
     labels: list[str],
     *,
     mask_ratio: float,
-    value_range: tuple[float, float] | None = None,
 ) -> Reconstructions:
     """Masked input, reconstruction (visible patches as they are) and original of each sample of `batch`.
 
@@ -60,12 +59,12 @@ def reconstruct_rows(
     C, (H, W), P = len(batch.channels), batch.planes_KHW.shape[1:], model.config.patch
     B, N = batch.n_samples, model.n_patches(batch)
     images = batch.planes_KHW.float().reshape(B, C, H, W)
-    eps = model.eps(batch, value_range)
+    eps = model.eps(batch)
     mean = images.mean((2, 3), keepdim=True)
     original = (images - mean) / (images.var((2, 3), unbiased=False, keepdim=True) + eps**2).sqrt()
     noise = torch.rand(B, C * N, generator=torch.Generator().manual_seed(0))
     patches, mask = model.reconstruct(
-        batch.planes_KHW.reshape(B, C, H, W), batch.channels, noise, mask_ratio, value_range=value_range
+        batch.planes_KHW.reshape(B, C, H, W), batch.channels, noise, mask_ratio, value_range=batch.value_range
     )
     model.train(was_training)
     pixels = _unpatchify(patches.float(), B, C, H, W, P)
@@ -90,15 +89,16 @@ def write_pictures(
     model: CAMAE,
     manifest: Manifest,
     mask_ratio: float,
-    value_range: tuple[float, float] | None = None,
+    value_range: ValueRange | None = None,
+    reader: str | None = None,
 ) -> None:
     """`reconstructions.npz`, `reconstructions.png` (Figure 2) and `loss.png` (Figure 3) in a run folder."""
     from camae.reporting.figures import loss_curves, reconstruction_grid, save_png
 
-    batch, labels = center_batch(manifest, picture_rows(manifest), model.config.crop)
-    r = reconstruct_rows(
-        model, batch.to(model.device), labels, mask_ratio=mask_ratio, value_range=value_range
+    batch, labels = center_batch(
+        manifest, picture_rows(manifest), model.config.crop, value_range=value_range, reader=reader
     )
+    r = reconstruct_rows(model, batch.to(model.device), labels, mask_ratio=mask_ratio)
     write_atomic(out / "reconstructions.npz", lambda p: _save_npz(p, r))
     save_png(
         reconstruction_grid(r.masked, r.reconstruction, r.original, r.labels, r.channels),

@@ -12,6 +12,7 @@ import torch
 
 from camae.dataloader.datasets import read_manifest
 from camae.dataloader.manifest import Manifest
+from camae.dataloader.plane_batch import ValueRange
 from camae.errors import CamaeError
 
 _AT_ONCE = 8
@@ -60,12 +61,14 @@ class Probe:
             raise CamaeError("probe needs data, a small manifest with labels")
         return cls(**settings)
 
-    def look(self, model: Any, value_range: tuple[float, float] | None = None) -> dict[str, float]:
+    def look(
+        self, model: Any, value_range: ValueRange | None = None, reader: str | None = None
+    ) -> dict[str, float]:
         """Embed the center crop of every site with the model as it is now, and score."""
         manifest = read_manifest(self.data)
         if self.kind == "linear" and self.label not in manifest.table:
             raise CamaeError(f"the probe's manifest has no column {self.label}")
-        features_ND = _center_embeddings(model, manifest, self.pool, value_range)
+        features_ND = _center_embeddings(model, manifest, self.pool, value_range, reader)
         if self.kind == "linear":
             return _linear(features_ND, manifest, self.label)
         return {"probe_recall": self._recall(features_ND, manifest)}
@@ -73,8 +76,8 @@ class Probe:
     def _recall(self, features_ND: np.ndarray, manifest: Manifest) -> float:
         from camae import maps
         from camae.embedding_table import make_table
-        from camae.maps.pair_files import read_pairs
-        from camae.maps.screen import map_screen
+        from camae.maps.pairs import read_pairs
+        from camae.maps.perturbation_map import map_screen
 
         metadata = manifest.table.filter(regex="^Metadata_").reset_index(drop=True)
         result = map_screen(make_table(metadata, features_ND), self.alignment)
@@ -84,7 +87,7 @@ class Probe:
 
 @torch.no_grad()
 def _center_embeddings(
-    model: Any, manifest: Manifest, pool: str, value_range: tuple[float, float] | None
+    model: Any, manifest: Manifest, pool: str, value_range: ValueRange | None, reader: str | None
 ) -> np.ndarray:
     """(N, D) one vector per site."""
     from camae.dataloader.center_crops import center_batch
@@ -94,7 +97,7 @@ def _center_embeddings(
     model.eval()
     for start in range(0, len(manifest), _AT_ONCE):
         rows = list(range(start, min(start + _AT_ONCE, len(manifest))))
-        batch, _ = center_batch(manifest, rows, model.config.crop)
+        batch, _ = center_batch(manifest, rows, model.config.crop, value_range=value_range, reader=reader)
         counts = torch.bincount(batch.sample_K).tolist()
         images = list(batch.planes_KHW.split(counts))
         names, at = [], 0

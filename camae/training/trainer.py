@@ -206,6 +206,7 @@ class _Trainer:
             augment=r.augment,
             backend=r.reader,
             max_bad_share=r.max_bad_share,
+            value_range=r.value_range,
         )
 
     def _steps(self, first: int, log: RunLog | None, live: LiveTable) -> None:
@@ -232,7 +233,7 @@ class _Trainer:
                 if due or self._is_due(done, r.val_every):
                     row |= self._validate()
                 if self._is_probed(done) and self.probe is not None and self.world.main:
-                    row |= self.probe.look(self.model, r.value_range)
+                    row |= self.probe.look(self.model, r.value_range, r.reader)
                 clock = time.perf_counter()  # speed is that of training, without validation and probe
                 if streak >= r.rollback_after:
                     row["rolled_back_to"] = self.keeper.roll_back(done)
@@ -331,7 +332,6 @@ class _Trainer:
                 batch,
                 noise.to(self.device),
                 alpha=self.alpha,
-                value_range=self.recipe.value_range,
                 **families.labels(self.model, manifest, batch),
                 **options,
             )
@@ -368,7 +368,7 @@ class _Trainer:
             options = {"mask_ratio": self.mask_ratio, "n_samples": batch.n_samples}
             return self._losses(net, batch, noise, manifest, **options)
 
-        return validate(self.validation, self.model, losses)
+        return validate(self.validation, self.model, losses, self.recipe.value_range, self.recipe.reader)
 
     def _checkpoint(self, step: int) -> None:
         """Write the state after `step`; not within a row of skipped steps, unless asked for or at the end."""
@@ -396,7 +396,9 @@ class _Trainer:
         from camae.training.pictures import write_pictures
 
         source = (self.validation or self.training)[0]
-        write_pictures(self.out, model, source.manifest, self.mask_ratio, self.recipe.value_range)
+        write_pictures(
+            self.out, model, source.manifest, self.mask_ratio, self.recipe.value_range, self.recipe.reader
+        )
 
 
 def _on_host(values: dict[str, torch.Tensor | float]) -> dict[str, float]:

@@ -8,7 +8,7 @@ import torch
 
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.mixture import Source
-from camae.dataloader.plane_batch import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 
 SITES = 32
 _AT_ONCE = 8
@@ -17,7 +17,13 @@ Losses = Callable[[PlaneBatch, torch.Tensor, Manifest], dict[str, torch.Tensor]]
 
 
 @torch.no_grad()
-def validate(sources: Sequence[Source], model: torch.nn.Module, losses: Losses) -> dict[str, float]:
+def validate(
+    sources: Sequence[Source],
+    model: torch.nn.Module,
+    losses: Losses,
+    value_range: ValueRange | None = None,
+    reader: str | None = None,
+) -> dict[str, float]:
     """Mean losses over up to 32 evenly spaced sites of each data set, as `val_loss`, `val_mse` ...
 
     losses: (batch on the host, noise, manifest) -> losses, "total" among them. Several data sets count equally
@@ -34,7 +40,13 @@ def validate(sources: Sequence[Source], model: torch.nn.Module, losses: Losses) 
         rows = list(range(0, len(manifest), max(1, len(manifest) // SITES)))[:SITES]
         for start in range(0, len(rows), _AT_ONCE):
             chunk = rows[start : start + _AT_ONCE]
-            batch, _ = center_batch(manifest, chunk, model.config.crop)  # type: ignore[union-attr,arg-type]
+            batch, _ = center_batch(
+                manifest,
+                chunk,
+                model.config.crop,  # type: ignore[union-attr,arg-type]
+                value_range=value_range,
+                reader=reader,
+            )
             patches = len(batch.planes_KHW) * model.n_patches(batch)  # type: ignore[operator]
             found = losses(batch, torch.rand(patches, generator=generator), manifest)
             for key, value in found.items():

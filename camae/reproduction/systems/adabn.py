@@ -15,6 +15,7 @@ from torch import nn
 
 from camae.dataloader.loader import CropLoader
 from camae.dataloader.manifest import Manifest
+from camae.dataloader.plane_batch import ValueRange
 
 
 class GhostBatchNorm(nn.Module):
@@ -50,7 +51,7 @@ def adapted(
     model: Any,
     manifest: Manifest,
     *,
-    value_range: tuple[float, float] | None = None,
+    value_range: ValueRange | None = None,
     reader: str | None = None,
     crops: int = 128,
     batch_size: int = 32,
@@ -69,10 +70,16 @@ def adapted(
             norm.train()
     batch_size = min(batch_size, max(2, len(manifest)))
     loader = CropLoader(
-        manifest, crop=copy.config.crop, batch_size=batch_size, seed=0, augment=False, backend=reader
+        manifest,
+        crop=copy.config.crop,
+        batch_size=batch_size,
+        seed=0,
+        augment=False,
+        backend=reader,
+        value_range=value_range,
     )
     for step in range(max(1, -(-crops // batch_size))):
         batch = loader.batch_at(step).to(copy.device)
-        copy.features(batch, copy.eps(batch, value_range))
+        copy.features(batch, copy.eps(batch))
     copy.adapted = True
     return copy.eval()

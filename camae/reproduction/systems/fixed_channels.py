@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from camae.dataloader.plane_batch import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.errors import CamaeError
 from camae.kernels._patches import plane_statistics
 from camae.kernels.reconstruction_loss import reconstruction_losses
@@ -98,9 +98,9 @@ class FixedChannelModel(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def eps(self, batch: PlaneBatch, value_range: tuple[float, float] | None) -> float:
+    def eps(self, batch: PlaneBatch) -> float:
         """Standardization eps for the stored values of `batch`."""
-        return standardization_eps(self.config.standardization, batch.planes_KHW.dtype, value_range)
+        return standardization_eps(self.config.standardization, batch.planes_KHW.dtype, batch.value_range)
 
     def n_patches(self, batch: PlaneBatch) -> int:
         """N, patches per plane of this batch."""
@@ -169,13 +169,12 @@ class FixedChannelAutoencoder(FixedChannelModel):
         *,
         mask_ratio: float | None = None,
         alpha: float | None = None,
-        value_range: tuple[float, float] | None = None,
         n_samples: int | None = None,
     ) -> dict[str, torch.Tensor]:
         """Eq. 1-3 of the paper over the masked patches of every channel, as `CAMAE.batch_loss`."""
         c = self.config
         layout = self.sample_layout(batch, c.mask_ratio if mask_ratio is None else mask_ratio, noise)
-        eps, index_BC = self.eps(batch, value_range), self.plane_index(batch)
+        eps, index_BC = self.eps(batch), self.plane_index(batch)
         B, C = index_BC.shape
         pred_MCP2 = self.predict(batch, layout, eps)[layout.masked].unflatten(1, (C, -1))
         sample_M, patch_M = layout.masked // layout.n_patches, layout.masked % layout.n_patches
@@ -200,18 +199,20 @@ class FixedChannelAutoencoder(FixedChannelModel):
         noise: Image | Sequence[Image] | None = None,
         mask_ratio: float = 0.75,
         *,
-        value_range: tuple[float, float] | None = None,
+        value_range: ValueRange | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `CAMAE.reconstruct`: patches (B, C*N, P*P) and mask (B, C*N), here the same for all channels.
 
         noise: (B, at least N); the first N of each sample decide.
         """
         samples = split_images(images)
-        batch = PlaneBatch.from_images(samples, channel_lists(channels, samples)).to(self.device)
+        batch = PlaneBatch.from_images(samples, channel_lists(channels, samples), value_range=value_range).to(
+            self.device
+        )
         B, C, N = batch.n_samples, len(self.channels), self.n_patches(batch)
         noise_BN = torch.rand(B, N) if noise is None else torch.as_tensor(noise).reshape(B, -1)[:, :N]
         layout = self.sample_layout(batch, mask_ratio, noise_BN.flatten())
-        pred_LCP2 = self.predict(batch, layout, self.eps(batch, value_range)).unflatten(1, (C, -1))
+        pred_LCP2 = self.predict(batch, layout, self.eps(batch)).unflatten(1, (C, -1))
         mask_L = torch.ones(B * N, device=pred_LCP2.device)
         mask_L[layout.kept] = 0
         patches = pred_LCP2.unflatten(0, (B, N)).transpose(1, 2).flatten(1, 2)

@@ -69,7 +69,6 @@ class ImageNetViT(FixedChannelModel):
         batch: PlaneBatch,
         pool: str,
         *,
-        value_range: tuple[float, float] | None,
         interpolate: bool = False,
     ) -> list[torch.Tensor]:
         """(D,) per sample: pool="cls" the class token, "mean" the mean of the patch tokens."""
@@ -77,7 +76,7 @@ class ImageNetViT(FixedChannelModel):
             raise CamaeError(
                 f"{self.config.name} mixes all channels in every token: use pool='cls' or 'mean'"
             )
-        images_BCHW = self.images(batch, self.eps(batch, value_range))
+        images_BCHW = self.images(batch, self.eps(batch))
         tokens_BTD = self.encoder.forward_features(images_BCHW).float()  # type: ignore[operator]
         return list((tokens_BTD[:, 0] if pool == "cls" else tokens_BTD[:, 1:].mean(1)).unbind(0))
 

@@ -127,12 +127,11 @@ class MAEViT(FixedChannelAutoencoder):
         batch: PlaneBatch,
         pool: str,
         *,
-        value_range: tuple[float, float] | None,
         interpolate: bool = False,
     ) -> list[torch.Tensor]:
         """(D,) per sample: the mean of the patch tokens, or with pool="cls" the class token."""
         layout = self.full_layout(batch)
-        tokens_TD = image_tokens(self, batch, layout, self.eps(batch, value_range), interpolate)
+        tokens_TD = image_tokens(self, batch, layout, self.eps(batch), interpolate)
         return pooled(tokens_TD, layout, pool, self.config.name)
 
 

@@ -145,13 +145,12 @@ class MUNet(FixedChannelAutoencoder):
         batch: PlaneBatch,
         pool: str,
         *,
-        value_range: tuple[float, float] | None,
         interpolate: bool = False,
     ) -> list[torch.Tensor]:
         """(D,) per sample: the mean over the bottleneck's positions; nothing is masked."""
         if pool != "mean":
             raise CamaeError(f"{self.config.name} has one embedding, the bottleneck's mean: use pool='mean'")
-        images_BCHW = self.images(batch, self.eps(batch, value_range))
+        images_BCHW = self.images(batch, self.eps(batch))
         return list(self.encoder(images_BCHW)[-1].float().mean((2, 3)).unbind(0))
 
 

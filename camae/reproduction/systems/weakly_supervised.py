@@ -39,11 +39,10 @@ class Classifier(FixedChannelModel):
         label_B: torch.Tensor,
         mask_ratio: float | None = None,
         alpha: float | None = None,
-        value_range: tuple[float, float] | None = None,
         n_samples: int | None = None,
     ) -> dict[str, torch.Tensor]:
         """Cross-entropy ("total") and accuracy; samples with label -1 count as nothing. Nothing is masked."""
-        logits_BK = self.logits(batch, self.eps(batch, value_range)).float()
+        logits_BK = self.logits(batch, self.eps(batch)).float()
         total = F.cross_entropy(logits_BK, label_B, ignore_index=-1, reduction="sum")
         hits = (logits_BK.argmax(1) == label_B).sum()
         count = n_samples or batch.n_samples

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from camae.dataloader.manifest import Manifest
-from camae.dataloader.plane_batch import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.errors import CamaeError
 from camae.model.registry import ModelFamily, register
 from camae.reproduction.systems._torchvision import import_timm
@@ -94,7 +94,7 @@ class DenseNetClassifier(Classifier):
         return self.config.ghost > 0 and not self.adapted
 
     def adapted_to(
-        self, manifest: Manifest, *, value_range: tuple[float, float] | None, reader: str | None
+        self, manifest: Manifest, *, value_range: ValueRange | None, reader: str | None
     ) -> DenseNetClassifier:
         """A copy with batch-norm statistics of the sites in `manifest` (one plate)."""
         return adapted(self, manifest, value_range=value_range, reader=reader)
@@ -117,13 +117,12 @@ class DenseNetClassifier(Classifier):
         batch: PlaneBatch,
         pool: str,
         *,
-        value_range: tuple[float, float] | None,
         interpolate: bool = False,
     ) -> list[torch.Tensor]:
         """(embedding,) per sample."""
         if pool != "mean":
             raise CamaeError(f"{self.config.name} has one embedding, the neck's output: use pool='mean'")
-        return list(self.features(batch, self.eps(batch, value_range)).float().unbind(0))
+        return list(self.features(batch, self.eps(batch)).float().unbind(0))
 
 
 register(ModelFamily("wsl_densenet", DenseNetClassifier, DenseNetConfig, preset))

@@ -59,13 +59,12 @@ class ViTClassifier(Classifier):
         batch: PlaneBatch,
         pool: str,
         *,
-        value_range: tuple[float, float] | None,
         interpolate: bool = False,
     ) -> list[torch.Tensor]:
         """(D,) per sample: the class token, as the paper's classifiers; pool="mean" is refused."""
         if pool != "cls":
             raise CamaeError(f"{self.config.name} was trained on its class token: use pool='cls'")
-        return self._class_tokens(batch, self.eps(batch, value_range), interpolate)
+        return self._class_tokens(batch, self.eps(batch), interpolate)
 
     def _class_tokens(self, batch: PlaneBatch, eps: float, interpolate: bool) -> list[torch.Tensor]:
         layout = self.full_layout(batch)

@@ -95,7 +95,7 @@ def test_loss_is_the_papers_equations_on_masked_patches(name):
     images, batch = _batch()
     noise_BN = torch.rand(2, 4)
     with torch.no_grad():
-        losses = model(batch, noise_BN.flatten(), mask_ratio=0.5, alpha=0.01, value_range=None, n_samples=2)
+        losses = model(batch, noise_BN.flatten(), mask_ratio=0.5, alpha=0.01, n_samples=2)
         pred, mask = model.reconstruct(images, CHANNELS, noise_BN, 0.5)
     mse, fourier = [], []
     for b, image in enumerate(images):
