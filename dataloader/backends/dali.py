@@ -1,4 +1,4 @@
-"""The DALI back-end: 16-bit windows decoded, cropped and optionally standardized by a DALI pipeline.
+"""DALI back-end: TIFF windows decoded, cropped and optionally standardized by an NVIDIA DALI pipeline.
 
 Exact only in one configuration, fixed here: output_type=ANY_DATA and dtype of the file. DALI silently reads page 0
 of multi-page files, so every file's directory is checked by the native reader first and several planes are refused.
@@ -10,29 +10,39 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from camae.dataloader.backends import native
-from camae.dataloader.backends.decoders import is_tiff, refuse_remote
+from camae.dataloader.backends.addresses import check_window, is_tiff, refuse_remote
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError, MissingBackendError
 
+if TYPE_CHECKING:
+    from nvidia import dali
 
-def _dali() -> Any:
+
+def _dali() -> ModuleType:
     try:
         from nvidia import dali
     except ImportError as error:
         raise MissingBackendError(
-            f"backend='dali' needs the package nvidia-dali-cuda130, which is not installed ({error})"
+            f"reader='dali' needs the package nvidia-dali-cuda130, which is not installed ({error})"
         ) from None
     return dali
 
 
+def _synchronous(max_planes: int, threads: int, device_id: int | None) -> dali.Pipeline:
+    return _dali().Pipeline(
+        max_planes, threads, device_id, prefetch_queue_depth=1, exec_async=False, exec_pipelined=False
+    )
+
+
 class DaliCrops:
-    """A pipeline that reads square windows of single-plane TIFFs.
+    """DALI pipeline that reads square windows of single-plane TIFFs.
 
     size:        edge of the windows in pixels.
     max_planes:  most windows per call.
@@ -60,14 +70,7 @@ class DaliCrops:
         fn, types = dali.fn, dali.types
         self.size, self.max_planes, self.dtype, self.device = size, max_planes, np.dtype(dtype), device
         stored = {np.dtype(np.uint8): types.UINT8, np.dtype(np.uint16): types.UINT16}[self.dtype]
-        self._pipeline = dali.Pipeline(
-            max_planes,
-            threads,
-            device_id if device == "mixed" else None,
-            prefetch_queue_depth=1,
-            exec_async=False,
-            exec_pipelined=False,
-        )
+        self._pipeline = _synchronous(max_planes, threads, device_id if device == "mixed" else None)
         with self._pipeline:
             encoded = fn.io.file.read(fn.external_source(name="paths", dtype=types.UINT8))
             corner = fn.external_source(name="corners", dtype=types.INT32)
@@ -107,19 +110,15 @@ class DaliCrops:
         refuse_remote(path)
         if not is_tiff(path) or "#" in path:
             raise CamaeError(f"{path}: the DALI back-end reads single-plane TIFF files only")
-        about = native.describe(path)
-        if about["pages"] != 1 or about["planes"] != 1:
+        layout = native.describe(path)
+        if layout.pages != 1 or layout.planes != 1:
             raise CamaeError(
-                f"{path}: holds {about['planes']} planes on {about['pages']} pages and DALI would silently read the "
-                f"first only: use backend='native'"
+                f"{path}: holds {layout.planes} planes on {layout.pages} pages and DALI would silently read the "
+                f"first only: use reader='native'"
             )
-        if about["bits"] != 8 * self.dtype.itemsize:
-            raise CamaeError(f"{path}: is uint{about['bits']} but this pipeline reads {self.dtype}")
-        if min(y, x) < 0 or y + self.size > about["height"] or x + self.size > about["width"]:
-            raise CamaeError(
-                f"{path}: a crop of {self.size} pixels at ({y}, {x}) does not fit into the image of "
-                f"{about['height']}x{about['width']} pixels"
-            )
+        if layout.dtype != self.dtype:
+            raise CamaeError(f"{path}: is {layout.dtype} but this pipeline reads {self.dtype}")
+        check_window(path, y, x, self.size, layout.height, layout.width)
 
 
 _lock = threading.Lock()
@@ -134,25 +133,23 @@ def read_windows(paths: Sequence[str], y: Sequence[int], x: Sequence[int], size:
     """Windows (K, size, size) in the files' dtype through a cached CPU pipeline; the first file sets the dtype."""
     for path in paths:
         refuse_remote(path)
-    bits = native.describe(paths[0])["bits"]
+    dtype = native.describe(paths[0]).dtype
     room = 1 << (len(paths) - 1).bit_length()
     with _lock:
-        return _pipeline(size, room, f"u{bits // 8}").read(paths, y, x).numpy().copy()
+        return _pipeline(size, room, dtype.name).read(paths, y, x).numpy().copy()
 
 
 def standardized(
     batches: Iterable[PlaneBatch], max_planes: int, device_id: int | None = None, threads: int = 2
 ) -> Iterator[torch.Tensor]:
-    """Planes of a CropLoader standardized by DALI: the native reader feeds the pipeline.
+    """Standardization of a CropLoader's planes by DALI: the native reader feeds the pipeline.
 
     Yields (K, H, W) float32 per batch, on the GPU `device_id` or on the CPU for None; each tensor is valid until
     the next one. max_planes: the most planes of any batch.
     """
     dali = _dali()
     fn, types = dali.fn, dali.types
-    pipeline = dali.Pipeline(
-        max_planes, threads, device_id, prefetch_queue_depth=1, exec_async=False, exec_pipelined=False
-    )
+    pipeline = _synchronous(max_planes, threads, device_id)
     with pipeline:
         planes = fn.external_source(name="planes", batch=True, layout="HW")
         planes = planes if device_id is None else planes.gpu()

@@ -1,74 +1,49 @@
-"""Whole planes of the formats that Python packages decode: PNG, JPEG 2000, Zarr, Parquet, and TIFF by tifffile."""
+"""Image decoders of Python packages, whole planes: PNG, JPEG 2000, Zarr, Parquet, and TIFF by tifffile."""
 
 from __future__ import annotations
 
 import io
 import os
-import re
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from camae.errors import CamaeError, MissingBackendError, MissingFileError
+from camae.dataloader.backends.addresses import is_tiff, refuse_remote, require, split_address  # noqa: F401
+from camae.errors import CamaeError, MissingBackendError
 
-_ADDRESS = re.compile(r"^(?P<file>.+?)(?:#(?P<index>\d+(?:,\d+)*))?$", re.DOTALL)
+if TYPE_CHECKING:
+    import pyarrow
+
 ACCEPTED = (np.uint8, np.uint16, np.float32)
 
 
-def split_address(address: str) -> tuple[str, tuple[int, ...]]:
-    """`file.tif#2` -> ("file.tif", (2,)); `images.zarr#0,3` -> ("images.zarr", (0, 3)); no `#` -> ()."""
-    if address and "#" not in address:
-        return address, ()
-    match = _ADDRESS.match(address)
-    if match is None:
-        raise CamaeError("an empty path was given where an image is meant")
-    index = match["index"]
-    return match["file"], tuple(int(i) for i in index.split(",")) if index else ()
+class Decoder(Protocol):
+    """Decoder of one file format.
 
+    path, index: the address, split at `#`. sizes_only: the pixels may be left unread.
+    Returns (H, W) or (pages, H, W). May raise anything on a damaged file.
+    """
 
-def is_tiff(address: str) -> bool:
-    """Whether the name says TIFF."""
-    return split_address(address)[0].lower().endswith((".tif", ".tiff"))
-
-
-def refuse_remote(path: str) -> None:
-    """Raises CamaeError for an address on the network, with the command that fetches it."""
-    if path.startswith("s3://"):
-        raise CamaeError(
-            f"{path}: is on S3 and camae reads local files only: fetch it with "
-            f"`aws s3 cp --no-sign-request {path} .` and point the manifest at the copy"
-        )
-    if "://" in path:
-        raise CamaeError(f"{path}: is a network address and camae reads local files only: download it first")
-
-
-def require(path: str) -> os.stat_result:
-    """The status of a local file. Raises MissingFileError when it is not there, CamaeError when it may not be seen."""
-    try:
-        return os.stat(path)
-    except PermissionError:
-        raise CamaeError(f"{path}: no permission to read it") from None
-    except OSError:
-        raise MissingFileError(f"{path}: no such file") from None
+    def __call__(self, path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray: ...
 
 
 def decode(address: str, sizes_only: bool = False) -> np.ndarray:
-    """(H, W), or (pages, H, W) for a file of several planes without `#`; uint8, uint16 or float32.
+    """Pixels of an address by a Python package: uint8, uint16 or float32.
 
     sizes_only: the pixels may be left unread, only shape and dtype count.
+    Returns (H, W), or (pages, H, W) for a file of several planes without `#`.
     Raises MissingFileError or CamaeError with one sentence naming the file.
     """
     refuse_remote(address)
     path, index = split_address(address)
     require(path)
     in_zarr = any(part.endswith(".zarr") for part in path.split(os.sep))
-    reader = _READERS.get(".zarr" if in_zarr else os.path.splitext(path)[1].lower())
-    if reader is None:
-        raise CamaeError(f"{path}: not an image format that can be read ({', '.join(_READERS)})")
+    decoder = _DECODERS.get(".zarr" if in_zarr else os.path.splitext(path)[1].lower())
+    if decoder is None:
+        raise CamaeError(f"{path}: not an image format that can be read ({', '.join(_DECODERS)})")
     try:
-        image = reader(path, index, sizes_only)
+        image = decoder(path, index, sizes_only)
     except CamaeError:
         raise
     except PermissionError:
@@ -87,7 +62,7 @@ def _needs(package: str, purpose: str) -> MissingBackendError:
     return MissingBackendError(f"{purpose} needs the package {package}, which is not installed")
 
 
-def _read_tiff(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
+def _tiff(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
@@ -104,7 +79,7 @@ def _read_tiff(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarra
     return stacked[0] if len(stacked) == 1 else stacked
 
 
-def _read_png(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
+def _png(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
     from PIL import Image
 
     with Image.open(path) as picture:
@@ -129,12 +104,12 @@ def _jpeg2000(path: str, data: bytes) -> np.ndarray:
     return image
 
 
-def _read_jp2(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
+def _jp2(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
     with open(path, "rb") as stream:
         return _jpeg2000(path, stream.read())
 
 
-def _read_parquet(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
+def _parquet(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
     """One encoded image of a Parquet file, as RxRx3-core keeps them: `#row` in a struct column with `bytes`."""
     import pyarrow.parquet
 
@@ -146,7 +121,7 @@ def _read_parquet(path: str, index: tuple[int, ...], sizes_only: bool) -> np.nda
         if row < n:
             data = _row_group(path, os.stat(path).st_mtime_ns, group)[row]
             if data[:4] == b"\x89PNG":
-                return _read_png_bytes(data)
+                return _png_bytes(data)
             return _jpeg2000(f"{path}#{index[0]}", data)
         row -= n
     raise CamaeError(f"{path}: has no row {index[0]}")
@@ -162,8 +137,8 @@ def _row_group(path: str, mtime_ns: int, group: int) -> list[bytes]:
     return [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
 
 
-def image_column(schema: Any) -> str:
-    """The name of the column that holds encoded images: a struct with `bytes` first, then a binary one."""
+def image_column(schema: pyarrow.Schema) -> str:
+    """Name of the Parquet column of encoded images: a struct with `bytes` first, then a binary one."""
     import pyarrow as pa
 
     for wanted in (pa.types.is_struct, pa.types.is_binary, pa.types.is_large_binary):
@@ -173,14 +148,14 @@ def image_column(schema: Any) -> str:
     raise CamaeError(f"the Parquet file has no column of encoded images: it has {', '.join(schema.names)}")
 
 
-def _read_png_bytes(data: bytes) -> np.ndarray:
+def _png_bytes(data: bytes) -> np.ndarray:
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as picture:
         return np.asarray(picture)
 
 
-def _read_zarr(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
+def _zarr(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
     try:
         import zarr
     except ImportError:
@@ -198,11 +173,11 @@ def _read_zarr(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarra
     return np.asarray(array[index]).astype(array.dtype.newbyteorder("="), copy=False)
 
 
-_READERS: dict[str, Callable[[str, tuple[int, ...], bool], np.ndarray]] = {
-    ".tif": _read_tiff,
-    ".tiff": _read_tiff,
-    ".png": _read_png,
-    ".jp2": _read_jp2,
-    ".parquet": _read_parquet,
-    ".zarr": _read_zarr,
+_DECODERS: dict[str, Decoder] = {
+    ".tif": _tiff,
+    ".tiff": _tiff,
+    ".png": _png,
+    ".jp2": _jp2,
+    ".parquet": _parquet,
+    ".zarr": _zarr,
 }

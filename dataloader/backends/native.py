@@ -1,91 +1,148 @@
-"""The native TIFF reader with Python's face: registration of codecs that were not linked, errors with file names."""
+"""Python wrapper of the C++ TIFF reader (csrc/): codec registration, file layout, windows, plane moments.
+
+Code that decodes files takes `camae._native` from here: importing this file registers the codecs that were not linked.
+"""
 
 from __future__ import annotations
 
 import importlib
 import zlib
 from collections.abc import Sequence
-from functools import cache
-from importlib.util import find_spec
+from dataclasses import dataclass
+from importlib import metadata
 from types import ModuleType
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from camae.dataloader.backends.decoders import split_address
+from camae.dataloader.backends.addresses import split_address
 from camae.errors import CamaeError, MissingBackendError, MissingFileError
 
-_MISSING = 1
+_MISSING = 1  # Reason::missing in csrc/refused.h
+_CODECS = ("uncompressed", "LZW", "PackBits", "deflate", "zstd")
+Integers = Sequence[int] | npt.NDArray[np.integer]
 
 
-@cache
-def module() -> ModuleType:
-    """camae._native with every codec that this machine can serve.
+@dataclass(frozen=True, slots=True)
+class TiffLayout:
+    """Header of a TIFF: all its pages, or the one that was named.
 
-    Raises MissingBackendError when the package was installed without its native part.
+    pages, planes: number of pages in the file, and of planes (samples) on the chosen ones.
+    height, width: of a plane in pixels.
+    bits:          per sample, 8 or 16.
+    codec:         one of the names that `codecs` gives.
+    predictor:     TIFF tag 317: 1 none, 2 horizontal differences.
+    tiled:         blocks are tiles, not strips; block_height, block_width: their size in pixels.
+    min_is_white:  the photometric tag says that 0 is white.
     """
-    try:
-        from camae import _native
-    except ImportError as error:
-        raise MissingBackendError(f"the native reader is not built: reinstall camae ({error})") from None
-    imagecodecs = importlib.import_module("imagecodecs") if find_spec("imagecodecs") else None
-    if not _native.codec_provider("deflate"):
-        if imagecodecs is not None:
-            _native.use_external(
-                "deflate", f"imagecodecs {imagecodecs.__version__}", _with(imagecodecs.zlib_decode)
-            )
-        else:
-            _native.use_external("deflate", f"zlib {zlib.ZLIB_RUNTIME_VERSION} (Python's own)", _inflate)
-    if not _native.codec_provider("zstd") and imagecodecs is not None:
-        _native.use_external("zstd", f"imagecodecs {imagecodecs.__version__}", _with(imagecodecs.zstd_decode))
-    return _native
+
+    pages: int
+    planes: int
+    height: int
+    width: int
+    bits: int
+    codec: str
+    predictor: int
+    tiled: bool
+    block_height: int
+    block_width: int
+    min_is_white: bool
+
+    def __getitem__(self, name: str) -> object:
+        return getattr(self, name)
+
+    @property
+    def dtype(self) -> np.dtype[np.unsignedinteger]:
+        """uint8 or uint16."""
+        return np.dtype(f"u{self.bits // 8}")
 
 
-def _with(decoder: Any) -> Any:
-    return lambda data, capacity: bytes(decoder(data, out=capacity))
+def _use_imagecodecs(native: ModuleType, codec: str, function: str, version: str) -> None:
+    """Serve a codec by imagecodecs, which is imported when the first block is decoded."""
+
+    def decode(data: bytes, capacity: int) -> bytes:
+        return bytes(getattr(importlib.import_module("imagecodecs"), function)(data, out=capacity))
+
+    native.use_external(codec, f"imagecodecs {version}", decode)
 
 
 def _inflate(data: bytes, capacity: int) -> bytes:
     return zlib.decompressobj().decompress(data, capacity)
 
 
+def _register_codecs(native: ModuleType) -> None:
+    """Serve by Python packages the codecs that were not linked when the native module was built."""
+    try:
+        imagecodecs = metadata.version("imagecodecs")
+    except metadata.PackageNotFoundError:
+        imagecodecs = ""
+    if not native.codec_provider("deflate"):
+        if imagecodecs:
+            _use_imagecodecs(native, "deflate", "zlib_decode", imagecodecs)
+        else:
+            native.use_external("deflate", f"zlib {zlib.ZLIB_RUNTIME_VERSION} (Python's own)", _inflate)
+    if not native.codec_provider("zstd") and imagecodecs:
+        _use_imagecodecs(native, "zstd", "zstd_decode", imagecodecs)
+
+
+_native: ModuleType | None = None
+_why_missing = ""
+try:
+    _native = importlib.import_module("camae._native")
+except ImportError as error:
+    _why_missing = str(error)
+else:
+    _register_codecs(_native)
+
+
+def module() -> ModuleType:
+    """camae._native with every codec that this machine can serve.
+
+    Raises MissingBackendError when the package was installed without its native part.
+    """
+    if _native is None:
+        raise MissingBackendError(f"the native reader is not built: reinstall camae ({_why_missing})")
+    return _native
+
+
 def codecs() -> dict[str, str]:
-    """Which code decodes what: codec name -> "own", a library and its version, or "not available"."""
-    native = module()
-    names = ("uncompressed", "LZW", "PackBits", "deflate", "zstd")
-    return {name: native.codec_provider(name) or "not available" for name in names}
+    """Provider of each TIFF codec: codec name -> "own", a library and its version, or "not available"."""
+    return {name: module().codec_provider(name) or "not available" for name in _CODECS}
 
 
-def describe(address: str) -> dict[str, Any]:
-    """Size, depth, codec and layout of a TIFF (see camae._native.describe). Raises CamaeError naming the file."""
+def describe(address: str) -> TiffLayout:
+    """Header of a TIFF, of one page for `file.tif#page`. Raises MissingFileError or CamaeError naming the file."""
     native = module()
     path, index = split_address(address)
     try:
-        return native.describe(path, index[0] if index else -1)
+        return TiffLayout(**native.describe(path, index[0] if index else -1))
     except native.Refused as refused:
         raise error_of(path, refused.args[1], refused.args[0]) from None
 
 
 def error_of(path: str, reason: int, sentence: str) -> CamaeError:
-    """The error a person sees for what the native reader refused."""
+    """Error for a file that the native reader refused, from the reason and sentence it gave."""
     kind = MissingFileError if reason == _MISSING else CamaeError
-    advice = "; the back-end 'tifffile' may read it" if "not read by the native reader" in sentence else ""
+    advice = "; reader='tifffile' may read it" if "not read by the native reader" in sentence else ""
     return kind(f"{path}: {sentence}{advice}")
 
 
 def read_windows(
     addresses: Sequence[str],
-    y: Sequence[int] | np.ndarray,
-    x: Sequence[int] | np.ndarray,
+    y: Integers,
+    x: Integers,
     out: np.ndarray,
-    symmetry: Sequence[int] | np.ndarray | None = None,
-    n_planes: Sequence[int] | np.ndarray | None = None,
+    symmetry: Integers | None = None,
+    n_planes: Integers | None = None,
     threads: int = 0,
 ) -> list[tuple[int, CamaeError]]:
-    """Fill out (K, h, w), uint8 or uint16, with one window per address; returns (job, error) of those that failed.
+    """Windows of TIFF planes, one per address, written into out (K, h, w), uint8 or uint16.
 
+    y, x:     top left corners in pixels, one per address.
     symmetry: per address, which of the eight flips and rotations (see sampling.symmetric); default none.
-    n_planes: planes per address; default one each. threads: 0 uses every core.
+    n_planes: planes per address; default one each.
+    threads:  0 uses every core.
+    Returns (job, error) of those that failed, job counting the addresses; the others' planes are complete.
     """
     n = len(addresses)
     if "#" in "".join(addresses):
@@ -97,3 +154,20 @@ def read_windows(
     counts = np.ones(n, np.int64) if n_planes is None else n_planes
     failures = module().read_windows(paths, pages, y, x, turns, counts, out, threads)
     return [(job, error_of(paths[job], reason, sentence)) for job, reason, sentence in failures]
+
+
+def copy_window(image_CHW: np.ndarray, y: int, x: int, symmetry: int, out_Chw: np.ndarray) -> None:
+    """One flipped or rotated window of an image in memory, uint8 or uint16, written into out_Chw."""
+    module().copy_windows(np.ascontiguousarray(image_CHW), y, x, symmetry, out_Chw)
+
+
+def plane_moments(planes_KHW: np.ndarray, threads: int = 0) -> npt.NDArray[np.float64]:
+    """Mean and biased variance of every plane in stored values, (K, 2) float64.
+
+    planes_KHW: uint8 and uint16 go through exact integer sums in C++; floats through NumPy in float64.
+    threads:    of the C++ sums, 0 uses every core.
+    """
+    if planes_KHW.dtype in (np.uint8, np.uint16):
+        return module().plane_statistics(np.ascontiguousarray(planes_KHW), threads)
+    values = planes_KHW.astype(np.float64)
+    return np.stack([values.mean((1, 2)), values.var((1, 2))], axis=1)

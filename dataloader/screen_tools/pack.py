@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import tifffile
 
-from camae.dataloader.backends.decoders import refuse_remote, require, split_address
+from camae.dataloader.backends.addresses import refuse_remote, require, split_address
 from camae.dataloader.images import image_size, read_plane, read_window
 from camae.dataloader.manifest import ILLUMINATION, Manifest
 from camae.errors import CamaeError, MissingBackendError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from camae.dataloader.backends.decoders import split_address
+from camae.dataloader.backends.addresses import split_address
 from camae.dataloader.manifest import Manifest
 
 
