@@ -19,8 +19,8 @@ import pytest
 import torch
 from rows import RESULTS, SCRATCH, commit, device_name, versions
 
-from camae import _native
 from camae.dataloader import CropLoader, Manifest
+from camae.dataloader.backends.native import module
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 import field
@@ -57,7 +57,7 @@ def test_loader(
         places = rng.integers(0, edge - crop + 1, (batch, 2)).repeat(6, 0)
         chosen = [p for f in rng.integers(0, fields, batch) for p in paths[f]]
         n = len(chosen)
-        failed = _native.read_windows(chosen, [-1] * n, places[:, 0], places[:, 1], [0] * n, [1] * n, out, 1)
+        failed = module().read_windows(chosen, [-1] * n, places[:, 0], places[:, 1], [0] * n, [1] * n, out, 1)
         assert not failed
 
     times: dict[str, list[float]] = {"bare": [], "loader": []}

@@ -22,8 +22,8 @@ import pytest
 import tifffile
 from rows import RESULTS, SCRATCH, commit, device_name, versions
 
-from camae import _native
 from camae.dataloader import read_crops
+from camae.dataloader.backends.native import module
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 import field
@@ -41,7 +41,7 @@ class Crop:
 def native(crop: Crop, out: np.ndarray) -> np.ndarray:
     """Into a given buffer, as the loader does: the batch's own planes."""
     n = len(crop.paths)
-    failures = _native.read_windows(
+    failures = module().read_windows(
         crop.paths, [-1] * n, [crop.y] * n, [crop.x] * n, [0] * n, [1] * n, out, threads=1
     )
     assert not failures
@@ -93,9 +93,9 @@ def codec_alone(crops: list[Crop], size: int) -> Callable[[int], None]:
                 for index, _, _ in touched(page, crop, size):
                     file.filehandle.seek(page.dataoffsets[index])
                     blocks[-1].append(file.filehandle.read(page.databytecounts[index]))
-    about = _native.describe(crops[0].paths[0])
+    about = module().describe(crops[0].paths[0])
     whole = about["block_height"] * about["block_width"] * 2
-    return lambda i: _native.decode_blocks(about["codec"], blocks[i], whole)
+    return lambda i: module().decode_blocks(about["codec"], blocks[i], whole)
 
 
 def copy_alone(crops: list[Crop], size: int) -> Callable[[int], None]:

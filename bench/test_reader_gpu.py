@@ -21,8 +21,8 @@ import pytest
 import torch
 from rows import RESULTS, SCRATCH, commit, device_name, versions
 
-from camae import _native
 from camae.dataloader.backends.dali import DaliCrops
+from camae.dataloader.backends.native import module
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 import field
@@ -87,7 +87,7 @@ def test_reader_mixed_against_native_and_copy(
     n = len(chosen)
 
     def native_and_copy() -> torch.Tensor:
-        assert not _native.read_windows(chosen, [-1] * n, y, x, [0] * n, [1] * n, pinned.numpy())
+        assert not module().read_windows(chosen, [-1] * n, y, x, [0] * n, [1] * n, pinned.numpy())
         planes = pinned.to("cuda", non_blocking=True)
         torch.cuda.synchronize()
         return planes

@@ -9,6 +9,7 @@ import math
 
 import torch
 
+from camae.dataloader.backends.native import plane_moments
 from camae.dataloader.plane_batch import ValueRange
 from camae.errors import CamaeError
 from camae.kernels import tokenize
@@ -64,9 +65,7 @@ def plane_statistics(
         and planes_KHW.numel()
         and not backend
     ):
-        from camae import _native
-
-        found_K2 = _native.plane_statistics(planes_KHW.contiguous().numpy(), torch.get_num_threads())
-        mean_K, var_K = torch.from_numpy(found_K2).unbind(1)
+        moments_K2 = plane_moments(planes_KHW.numpy(), torch.get_num_threads())
+        mean_K, var_K = torch.from_numpy(moments_K2).unbind(1)
         return mean_K, var_K
     return tokenize.plane_statistics(planes_KHW, backend=backend)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from camae import _native
+from camae.dataloader.backends.native import module
 
 CODECS = {"none": None, "lzw": "lzw", "deflate": "zlib", "zstd": "zstd", "packbits": "packbits"}
 LAYOUTS = {
@@ -33,7 +33,7 @@ def windows(
     path: Path, page: int, y: int, x: int, h: int, w: int, planes: int, dtype: np.dtype, symmetry: int = 0
 ) -> np.ndarray:
     out = np.full((planes, h, w), 171, dtype.newbyteorder("="))
-    assert _native.read_windows([str(path)], [page], [y], [x], [symmetry], [planes], out) == []
+    assert module().read_windows([str(path)], [page], [y], [x], [symmetry], [planes], out) == []
     return out
 
 
@@ -122,7 +122,7 @@ def test_min_is_white_comes_as_stored(tmp_path: Path) -> None:
     image = field("u1", (H, W))
     tifffile.imwrite(tmp_path / "white.tif", image, photometric="miniswhite")
     assert_equal_everywhere(tmp_path / "white.tif")
-    assert _native.describe(str(tmp_path / "white.tif"))["min_is_white"]
+    assert module().describe(str(tmp_path / "white.tif"))["min_is_white"]
 
 
 def test_noise_in_lzw_fills_its_table(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_real_files(real_images: Path) -> None:
 def test_what_is_not_read_is_named(tmp_path: Path, options: dict, dtype: str, feature: str) -> None:
     path = tmp_path / "other.tif"
     tifffile.imwrite(path, np.ones((32, 32), dtype), **options)
-    failures = _native.read_windows([str(path)], [-1], [0], [0], [0], [1], np.zeros((1, 8, 8), np.uint16))
+    failures = module().read_windows([str(path)], [-1], [0], [0], [0], [1], np.zeros((1, 8, 8), np.uint16))
     assert len(failures) == 1
     assert feature in failures[0][2]
 
@@ -173,5 +173,5 @@ def test_planes_hidden_behind_one_page_are_refused(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "ij.tif", imagej=True) as file:
         file.write(image, photometric="minisblack", truncate=True)
     for name in ("cut.tif", "ij.tif"):
-        with pytest.raises(_native.Refused, match=r"in one page|truncated"):
-            _native.describe(str(tmp_path / name))
+        with pytest.raises(module().Refused, match=r"in one page|truncated"):
+            module().describe(str(tmp_path / name))

@@ -17,8 +17,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from camae import _native
 from camae.dataloader import read_crops, read_manifest, read_plane
+from camae.dataloader.backends.native import module
 from camae.errors import CamaeError, MissingFileError
 
 # Minimized by libFuzzer from its run under address and undefined-behavior sanitizers (csrc/fuzz_tiff.cpp).
@@ -45,7 +45,7 @@ def write_fresh(path: Path, data: bytes) -> None:
 def attempt(path: Path, shape: tuple[int, int]) -> np.ndarray | str:
     """The pixels, or the sentence the file is refused with."""
     out = np.zeros((1, *shape), np.uint16)
-    failures = _native.read_windows([str(path)], [-1], [0], [0], [0], [1], out)
+    failures = module().read_windows([str(path)], [-1], [0], [0], [0], [1], out)
     return failures[0][2] if failures else out[0]
 
 
@@ -106,12 +106,12 @@ def test_fuzz_corpus_is_refused_or_read(tmp_path: Path) -> None:
     for path in files:
         for pages in (-1, 0):
             try:
-                about = _native.describe(str(path), pages)
-            except _native.Refused:
+                about = module().describe(str(path), pages)
+            except module().Refused:
                 continue
             side = min(about["height"], about["width"], 64)
             out = np.zeros((about["planes"], side, side), f"u{about['bits'] // 8}")
-            _native.read_windows([str(path)], [pages], [0], [0], [0], [len(out)], out)
+            module().read_windows([str(path)], [pages], [0], [0], [0], [len(out)], out)
 
 
 def test_what_is_not_a_tiff(tmp_path: Path) -> None:
@@ -187,24 +187,24 @@ def test_replaced_and_rewritten_files_are_read_anew(tmp_path: Path) -> None:
 
 
 def test_mappings_are_bounded(tmp_path: Path) -> None:
-    before = _native.mapping_limit()
+    before = module().mapping_limit()
     assert before <= int(Path("/proc/sys/vm/max_map_count").read_text()) // 2
     try:
-        _native.mapping_limit(3)
+        module().mapping_limit(3)
         for i in range(10):
             tifffile.imwrite(tmp_path / f"{i}.tif", np.full((8, 8), i, np.uint8))
             assert (read_plane(tmp_path / f"{i}.tif") == i).all()
-        assert _native.mappings_held() == 3
+        assert module().mappings_held() == 3
         assert (read_plane(tmp_path / "0.tif") == 0).all()
     finally:
-        _native.mapping_limit(before)
+        module().mapping_limit(before)
 
 
 def test_a_file_cut_short_while_it_is_read_does_not_kill_the_process(tmp_path: Path) -> None:
     script = """
         import faulthandler, os, sys, threading
         import numpy as np, tifffile
-        from camae import _native
+        from camae.dataloader.backends.native import module
         faulthandler.enable()  # takes the signal for itself; the reader must take it back
         path = sys.argv[1]
         image = np.arange(2048 * 2048, dtype=np.uint16).reshape(2048, 2048)
@@ -221,10 +221,10 @@ def test_a_file_cut_short_while_it_is_read_does_not_kill_the_process(tmp_path: P
         thread = threading.Thread(target=disturb)
         thread.start()
         out = np.zeros((1, 2048, 2048), np.uint16)
-        seen = [_native.read_windows([path], [-1], [0], [0], [0], [1], out) for _ in range(300)]
+        seen = [module().read_windows([path], [-1], [0], [0], [0], [1], out) for _ in range(300)]
         stop.set()
         thread.join()
-        assert _native.read_windows([path], [-1], [0], [0], [0], [1], out) == []
+        assert module().read_windows([path], [-1], [0], [0], [0], [1], out) == []
         assert np.array_equal(out[0], image)
         print(sum(bool(failures) for failures in seen), "refused")
     """
@@ -253,7 +253,7 @@ def test_memory_stays_flat_over_100_000_crops(tmp_path: Path) -> None:
     for crop in range(100_000):
         chosen = [paths[25 * c + rng.integers(25)] for c in range(4)]
         y, x = rng.integers(0, 48, 2)
-        assert not _native.read_windows(
+        assert not module().read_windows(
             chosen, [-1] * 4, [y] * 4, [x] * 4, [crop % 8] * 4, [1] * 4, out, 1 + crop % 2
         )
         if crop % 10_000 == 9_999:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from camae import _native
+from camae.dataloader.backends.native import plane_moments
 from camae.dataloader.images import read_site
 from camae.dataloader.manifest import Manifest
 from camae.embedding_table import by_well, make_table
@@ -32,13 +32,9 @@ def pixel_statistics(planes_CHW: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     planes_CHW = np.asarray(planes_CHW)
     if planes_CHW.ndim != 3 or planes_CHW.size == 0:
         raise CamaeError(f"pixel statistics need planes of shape (C, H, W), got {planes_CHW.shape}")
-    if planes_CHW.dtype in (np.uint8, np.uint16):
-        moments_C2 = _native.plane_statistics(np.ascontiguousarray(planes_CHW))
-    elif planes_CHW.dtype.kind == "f":
-        values = planes_CHW.astype(np.float64)
-        moments_C2 = np.stack([values.mean((1, 2)), values.var((1, 2))], axis=1)
-    else:
+    if planes_CHW.dtype not in (np.uint8, np.uint16) and planes_CHW.dtype.kind != "f":
         raise CamaeError(f"pixel statistics need uint8, uint16 or float planes, got {planes_CHW.dtype}")
+    moments_C2 = plane_moments(planes_CHW)
     ranks_CP = np.percentile(planes_CHW.reshape(len(planes_CHW), -1), PERCENTILES, axis=1).T
     return np.concatenate([moments_C2[:, :1], np.sqrt(moments_C2[:, 1:]), ranks_CP], axis=1).ravel()
 
