@@ -32,7 +32,7 @@ from camae.embedding.validate import (
 )
 from camae.embedding.windows import check_overlap, tile_corners
 from camae.errors import CamaeError
-from camae.model.ca_mae import Images
+from camae.model.interface import Images
 from camae.model.pooling import average, check_pool
 
 TILES = ("cover", "grid", "interpolate")

@@ -177,17 +177,14 @@ def _encode(
         if partial or reading.layers:
             raise CamaeError(f"{model.config.name} has no tokens: region= and layers= need a CA-MAE")
         return model.embed_batch(batch, reading.pool, interpolate=reading.interpolate)
-    tokens, layout = model.encode(
-        batch,
-        visible_layout(batch, model.n_patches(batch), patches) if partial else None,
-        interpolate=reading.interpolate,
-        layers=reading.layers,
-    )
+    partial_layout = visible_layout(batch, model.n_patches(batch), patches) if partial else None
     if not reading.layers:
-        return pool_tokens(tokens, layout, reading.pool)
-    blocks = sorted(set(reading.layers))
-    outputs = [pool_tokens(tokens[blocks.index(i)], layout, reading.pool) for i in reading.layers]
-    return [torch.stack(layers) for layers in zip(*outputs, strict=True)]
+        tokens_TD, layout = model.encode(batch, partial_layout, interpolate=reading.interpolate)
+        return pool_tokens(tokens_TD, layout, reading.pool)
+    blocks = tuple(sorted(set(reading.layers)))
+    outputs, layout = model.encode_layers(batch, blocks, partial_layout, interpolate=reading.interpolate)
+    pooled = [pool_tokens(outputs[blocks.index(i)], layout, reading.pool) for i in reading.layers]
+    return [torch.stack(layers) for layers in zip(*pooled, strict=True)]
 
 
 def visible_layout(batch: PlaneBatch, n_patches: int, patches: Sequence[torch.Tensor | None]) -> TokenLayout:

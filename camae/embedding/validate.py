@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from camae.errors import CamaeError
-from camae.model.ca_mae import Image, Images, channel_lists, split_images
+from camae.model.ca_mae import channel_lists, split_images
+from camae.model.interface import Image, Images
 from camae.model.standardization import OWN_EPS, OWN_EPS_FLOAT, standardization_eps
 
 _SHAPES = "give (C, H, W), (B, C, H, W) or a list of (C, H, W), NumPy or torch"

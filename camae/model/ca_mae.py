@@ -4,68 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import nn
 
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.errors import CamaeError
 from camae.kernels._patches import standardized_patches
 from camae.kernels.reconstruction_loss import patch_losses_reference, reconstruction_losses
+from camae.model.backends import Backends
 from camae.model.config import ModelConfig, preset
 from camae.model.decoder import Decoder
 from camae.model.encoder import Encoder
+from camae.model.interface import Image, Images, Model
+from camae.model.pooling import pool_tokens
 from camae.model.registry import DEFAULT, ModelFamily, register
-from camae.model.standardization import plane_statistics, standardization_eps
+from camae.model.standardization import plane_statistics
 from camae.model.token_layout import TokenLayout, full_layout, masked_layout
 
-Image = np.ndarray | torch.Tensor
-Images = Image | Sequence[Image]
 
-
-@dataclass
-class Backends:
-    """Which implementation each op uses; None is the op's own default for the device."""
-
-    tokenize: str | None = None
-    attention: str | None = None
-    loss: str | None = None
-
-
-class CAMAE(nn.Module):
+class CAMAE(Model):
     """Channel-agnostic masked autoencoder (paper, section 4.2.2 and Figure 4)."""
 
+    config: ModelConfig
+    encoder: Encoder
+
     def __init__(self, config: ModelConfig, backends: Backends | None = None):
-        super().__init__()
-        self.config = config
-        self.backends = backends or Backends()
+        super().__init__(config, backends)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-
-    @property
-    def channels(self) -> list[str]:
-        """The decoders' channel names, in order. The encoder accepts any distinct names."""
-        return list(self.config.channels)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.encoder.cls_D.device
 
     def check_channels(self, names: Sequence[str]) -> None:
         """Raises CamaeError for a channel that no decoder was made for."""
         self.decoder.channel_indices(names)
 
-    def eps(self, batch: PlaneBatch) -> float:
-        """Standardization eps for the stored values of `batch`, by the model's family."""
-        return standardization_eps(self.config.standardization, batch.planes_KHW.dtype, batch.value_range)
-
-    def n_patches(self, batch: PlaneBatch) -> int:
-        """N, patches per plane of this batch."""
-        H, W = batch.planes_KHW.shape[1:]
-        return (H // self.config.patch) * (W // self.config.patch)
+    def embed_batch(self, batch: PlaneBatch, pool: str, *, interpolate: bool = False) -> list[torch.Tensor]:
+        """One float32 vector per sample, pooled from its tokens: (D,), or (C, D) for "per_channel"."""
+        return pool_tokens(*self.encode(batch, interpolate=interpolate), pool)
 
     def encode(
         self,
@@ -73,12 +47,12 @@ class CAMAE(nn.Module):
         layout: TokenLayout | None = None,
         *,
         interpolate: bool = False,
-        layers: tuple[int, ...] = (),
         statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> tuple[torch.Tensor | list[torch.Tensor], TokenLayout]:
+    ) -> tuple[torch.Tensor, TokenLayout]:
         """Encoder tokens (T, D) and their layout; all tokens visible unless `layout` says otherwise.
 
-        statistics: mean and variance of the planes, where the caller has them.
+        statistics: mean and variance of the planes, (K,) float64 each, where the caller has them.
+        Raises CamaeError for planes that are not of the model's crop, unless `interpolate`.
         """
         layout = layout or full_layout(batch, self.n_patches(batch))
         tokens = self.encoder(
@@ -88,8 +62,28 @@ class CAMAE(nn.Module):
             interpolate=interpolate,
             tokenize_backend=self.backends.tokenize,
             attention_backend=self.backends.attention,
-            layers=layers,
             statistics=statistics,
+        )
+        return tokens, layout
+
+    def encode_layers(
+        self,
+        batch: PlaneBatch,
+        layers: tuple[int, ...],
+        layout: TokenLayout | None = None,
+        *,
+        interpolate: bool = False,
+    ) -> tuple[list[torch.Tensor], TokenLayout]:
+        """Tokens (T, D) of the blocks numbered `layers`, in ascending order, and their layout, as `encode`."""
+        layout = layout or full_layout(batch, self.n_patches(batch))
+        tokens = self.encoder(
+            batch,
+            layout,
+            eps=self.eps(batch),
+            interpolate=interpolate,
+            tokenize_backend=self.backends.tokenize,
+            attention_backend=self.backends.attention,
+            layers=layers,
         )
         return tokens, layout
 

@@ -13,7 +13,7 @@ from camae.inference.bag_of_channels import BagOfChannels
 from camae.inference.fast_linear import FastLinear, to_fp8
 from camae.kernels._cpu import instructions
 from camae.model import CAMAE, preset, save
-from camae.model.ca_mae import Backends
+from camae.model.backends import Backends
 from camae.model.weights import model_hash
 
 NAMES = ["DNA", "ER", "Mito"]

@@ -215,7 +215,7 @@ def test_gradients_reach_every_parameter(tiny, image):
 def test_layers_give_block_outputs(tiny, image):
     model = tiny()
     batch = model.as_batch([image(2)], [NAMES[:2]])
-    outputs, _ = model.encode(batch, layers=(0, 2))
+    outputs, _ = model.encode_layers(batch, (0, 2))
     last, _ = model.encode(batch, full_layout(batch, 16))
     assert len(outputs) == 2
     torch.testing.assert_close(outputs[1], last)

@@ -12,14 +12,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import nn
 
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.errors import CamaeError
 from camae.kernels._patches import plane_statistics
 from camae.kernels.reconstruction_loss import reconstruction_losses
-from camae.model.ca_mae import Backends, Image, Images, channel_lists, split_images
-from camae.model.standardization import standardization_eps
+from camae.model.ca_mae import channel_lists, split_images
+from camae.model.interface import Image, Images, Model
 from camae.model.token_layout import TokenLayout, masked_layout
 
 Config = TypeVar("Config")
@@ -76,36 +75,15 @@ def named(presets: Mapping[str, Config], name: str, changes: Mapping[str, Any]) 
     return changed(presets[name], changes)
 
 
-class FixedChannelModel(nn.Module):
-    """A model whose input is (B, C, H, W) with C named channels in one order."""
+class FixedChannelModel(Model):
+    """Model whose input is (B, C, H, W) with C named channels in one order."""
 
-    encoder: nn.Module
+    config: Any
 
     def __init__(self, config: Any):
-        super().__init__()
+        super().__init__(config)
         if not config.channels:
             raise CamaeError(f"{config.name} needs the names of its channels: channels=(...)")
-        self.config = config
-        self.backends = Backends()
-
-    @property
-    def channels(self) -> list[str]:
-        """Names of the C input channels, in order."""
-        return list(self.config.channels)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    def eps(self, batch: PlaneBatch) -> float:
-        """Standardization eps for the stored values of `batch`."""
-        return standardization_eps(self.config.standardization, batch.planes_KHW.dtype, batch.value_range)
-
-    def n_patches(self, batch: PlaneBatch) -> int:
-        """N, patches per plane of this batch."""
-        H, W = batch.planes_KHW.shape[1:]
-        return (H // self.config.patch) * (W // self.config.patch)
 
     def check_channels(self, names: Sequence[str]) -> None:
         """Raises CamaeError where a channel of the model has no counterpart among `names`."""

@@ -1,0 +1,215 @@
+"""Interfaces of models: the base class `Model` of all families, and protocols of what only some of them can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NotRequired, Protocol, Self, TypedDict, Unpack, runtime_checkable
+
+import numpy as np
+import torch
+from torch import nn
+
+from camae.dataloader.loader import CropLoader
+from camae.dataloader.manifest import Manifest
+from camae.dataloader.plane_batch import PlaneBatch, ValueRange
+from camae.errors import CamaeError
+from camae.model.backends import BackendModule, Backends
+from camae.model.standardization import standardization_eps
+from camae.model.token_layout import TokenLayout
+
+Image = np.ndarray | torch.Tensor  # (C, H, W), where not said otherwise
+Images = Image | Sequence[Image]  # (C, H, W), (B, C, H, W), or a sequence of (C_i, H, W)
+ChannelNames = Sequence[str] | Sequence[Sequence[str]]  # of all images, or of each
+
+
+class Config(Protocol):
+    """Configuration of a model of any family: a frozen dataclass that is stored with the weights as JSON."""
+
+    @property
+    def name(self) -> str:
+        """Name of the preset, or "custom"."""
+
+    @property
+    def crop(self) -> int:
+        """Side of an input image in pixels."""
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch in pixels."""
+
+    @property
+    def n_patches(self) -> int:
+        """N, patches per plane of a crop."""
+
+    @property
+    def mask_ratio(self) -> float:
+        """Share of the patches that training masks."""
+
+    @property
+    def alpha(self) -> float:
+        """Weight of the Fourier loss (paper, Eq. 3)."""
+
+    @property
+    def standardization(self) -> str:
+        """Self-standardization of planes: "own" or "openphenom"."""
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Channel names, in order."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Fields as JSON values."""
+
+
+@runtime_checkable
+class TransformerConfig(Protocol):
+    """Configuration of a transformer encoder."""
+
+    @property
+    def width(self) -> int:
+        """D, features of a token."""
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the encoder."""
+
+
+@runtime_checkable
+class LabelConfig(Protocol):
+    """Configuration of a model that is trained on labels."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits."""
+
+
+class LossOptions(TypedDict):
+    """Keyword arguments of `Model.forward`; None is the configuration's value.
+
+    mask_ratio, alpha: as in `Config`. n_samples: what sums over samples are divided by (the count over accumulated
+    batches and ranks); None is this batch's.
+    """
+
+    mask_ratio: NotRequired[float | None]
+    alpha: NotRequired[float | None]
+    n_samples: NotRequired[int | None]
+
+
+class Model(BackendModule, ABC):
+    """Model of any family, as training and embedding use it.
+
+    config: what it was made from. encoder: the part that embedding uses. A model is made by
+    `camae.model.registry.build` and read from a file by `camae.model.load`.
+    """
+
+    config: Config
+    encoder: nn.Module
+
+    def __init__(self, config: Config, backends: Backends | None = None):
+        super().__init__(backends)
+        self.config = config
+
+    @property
+    def channels(self) -> list[str]:
+        """Channel names of the configuration, in order."""
+        return list(self.config.channels)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    def eps(self, batch: PlaneBatch) -> float:
+        """Standardization eps for the stored values of `batch`.
+
+        Raises CamaeError where the dtype needs a value range and the batch has none.
+        """
+        return standardization_eps(self.config.standardization, batch.planes_KHW.dtype, batch.value_range)
+
+    def n_patches(self, batch: PlaneBatch) -> int:
+        """N, patches per plane of this batch."""
+        H, W = batch.planes_KHW.shape[1:]
+        return (H // self.config.patch) * (W // self.config.patch)
+
+    @abstractmethod
+    def check_channels(self, names: Sequence[str]) -> None:
+        """Raise CamaeError where the model cannot be trained on images of these channels."""
+
+    @abstractmethod
+    def embed_batch(self, batch: PlaneBatch, pool: str, *, interpolate: bool = False) -> list[torch.Tensor]:
+        """One float32 vector per sample, (D,), or (C, D) for pool "per_channel".
+
+        interpolate: interpolate positions where planes are not of the model's crop.
+        Raises CamaeError for a pooling that the family does not have.
+        """
+
+    def forward(
+        self, batch: PlaneBatch, noise: torch.Tensor, **options: Unpack[LossOptions]
+    ) -> dict[str, torch.Tensor]:
+        """Training loss: scalars "total", which is minimized, and others, detached, which are logged.
+
+        noise: (K * n_patches(batch),) uniform in [0, 1). Raises CamaeError for a family that is not trained.
+        """
+        raise CamaeError(f"{self.config.name} has no training loss")
+
+
+@runtime_checkable
+class TokenModel(Protocol):
+    """Model with a token for every patch of every plane: takes regions and layers."""
+
+    def encode(
+        self,
+        batch: PlaneBatch,
+        layout: TokenLayout | None = None,
+        *,
+        interpolate: bool = False,
+    ) -> tuple[torch.Tensor, TokenLayout]:
+        """Tokens (T, D) of the encoder, and their layout."""
+
+    def encode_layers(
+        self,
+        batch: PlaneBatch,
+        layers: tuple[int, ...],
+        layout: TokenLayout | None = None,
+        *,
+        interpolate: bool = False,
+    ) -> tuple[list[torch.Tensor], TokenLayout]:
+        """Tokens (T, D) of the named blocks in ascending order, and their layout."""
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """Model that predicts masked patches."""
+
+    def reconstruct(
+        self,
+        images: Images,
+        channels: ChannelNames,
+        noise: Images | None = None,
+        mask_ratio: float = 0.75,
+        *,
+        value_range: ValueRange | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor] | tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Patches (B, C*N, P*P) in self-standardized units, and mask (B, C*N), 1 = masked."""
+
+
+@runtime_checkable
+class PlateAdaptive(Protocol):
+    """Model whose normalization statistics may be estimated again on each plate before embedding."""
+
+    @property
+    def adapts_to_plates(self) -> bool:
+        """Whether embedding a screen adapts it to each plate."""
+
+    def adapted_to(self, manifest: Manifest, *, value_range: ValueRange | None, reader: str | None) -> Self:
+        """A copy with the statistics of the sites in `manifest`, all of one plate."""
+
+
+@runtime_checkable
+class DefinesCropLoader(Protocol):
+    """Model that defines its own crop loader."""
+
+    @property
+    def crop_loader(self) -> type[CropLoader]:
+        """Loader class of its training batches."""
