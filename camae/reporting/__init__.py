@@ -1,6 +1,6 @@
-"""Figures and the one-file HTML report of a run. Draws from files and plain arrays; computes no result itself.
+"""Figures and the one-file HTML report of a run, drawn from files and plain arrays.
 
-Named `reporting` so that `camae.report` is the function. Imports neither models nor torch.
+No result is computed here. Named `reporting` so that `camae.report` is the function. Imports neither models nor torch.
 """
 
 from camae.reporting.page import report

@@ -1,18 +1,21 @@
-"""The figures: each takes plain arrays or tables and returns a Matplotlib figure."""
+"""Figures of a run: loss curves, recall, reconstructions, relationships. Plain arrays in, Matplotlib figures out."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.spines import Spine
 from matplotlib.ticker import PercentFormatter
 
 from camae.errors import CamaeError
 from camae.reporting.ordering import cluster_order
+from camae.reporting.run_folder import Score
 from camae.reporting.style import CYCLE, INK, color, house_style, new_figure, plain_axes, save_png
 
 __all__ = [
@@ -24,7 +27,8 @@ __all__ = [
     "relationship_wheel",
     "save_png",
 ]
-Log: TypeAlias = pd.DataFrame | Sequence[Mapping[str, Any]]
+Log: TypeAlias = pd.DataFrame | Sequence[Mapping[str, object]]
+HIDDEN = (0.50, 0.55, 0.62)  # RGB of masked patches
 
 
 def loss_curves(logs: Mapping[str, Log], *, x: str = "step", y: str = "loss") -> Figure:
@@ -59,7 +63,7 @@ def loss_curves(logs: Mapping[str, Log], *, x: str = "step", y: str = "loss") ->
     return figure
 
 
-def _smooth(step: npt.NDArray[Any], value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _smooth(step: npt.NDArray[np.float64], value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Mean over the rows of the last tenth of each step count: a constant width on the logarithmic axis."""
     total = np.concatenate([[0.0], np.cumsum(value)])
     start = np.searchsorted(step, 0.9 * step)
@@ -67,24 +71,37 @@ def _smooth(step: npt.NDArray[Any], value: npt.NDArray[Any]) -> npt.NDArray[Any]
     return (total[end] - total[start]) / (end - start)
 
 
-def recall_bars(recall: Mapping[str, Mapping[str, float]], *, chance: float = 0.10) -> Figure:
-    """Recall of each system with its standard error, and the chance level."""
+def standard_error(score: Score) -> float | None:
+    """The standard error of a score; None where it is missing or not finite."""
+    error = score.get("se")
+    return float(error) if error is not None and np.isfinite(error) else None
+
+
+def recall_bars(recall: Mapping[str, Score], *, chance: float = 0.10) -> Figure:
+    """Horizontal bars of recall by system with standard errors, and the chance level."""
     with house_style():
         figure = new_figure(6.4, 0.7 + 0.42 * len(recall))
-        axes = plain_axes(figure, grid="x")
-        for i, (name, score) in enumerate(recall.items()):
-            axes.barh(i, score["value"], color=color(name, i), height=0.62)
-            error = score.get("se")
-            error = 0.0 if error is None or not np.isfinite(error) else float(error)
-            axes.errorbar(score["value"], i, xerr=error, color=INK, linewidth=1, capsize=3)
-            axes.text(score["value"] + error + 0.012, i, f"{score['value']:.2f}", va="center", fontsize=9)
-        axes.axvline(chance, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-        axes.set_yticks(range(len(recall)), list(recall))
-        axes.invert_yaxis()
-        axes.set(xlim=(0, 1.02), xlabel=f"recall of known relationships (dashed: chance, {chance:.0%})")
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.tick_params(axis="y", length=0)
+        draw_recall_bars(plain_axes(figure, grid="x"), recall, chance=chance)
     return figure
+
+
+def draw_recall_bars(
+    axes: Axes, recall: Mapping[str, Score], *, chance: float = 0.10, fontsize: float = 9
+) -> None:
+    """Draw `recall_bars` on axes that are there. fontsize: points."""
+    for i, (name, score) in enumerate(recall.items()):
+        value, error = score["value"], standard_error(score) or 0.0
+        axes.barh(i, value, color=color(name, i), height=0.62)
+        axes.errorbar(value, i, xerr=error, color=INK, linewidth=1, capsize=3)
+        axes.text(value + error + 0.012, i, f"{value:.2f}", va="center", fontsize=fontsize)
+    axes.axvline(chance, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(recall)), list(recall), fontsize=fontsize)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.02)
+    axes.set_xlabel(f"recall of known relationships (dashed: chance, {chance:.0%})", fontsize=fontsize)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.tick_params(axis="x", labelsize=fontsize)
+    axes.tick_params(axis="y", length=0)
 
 
 def recall_against_percentile(curves: pd.DataFrame, *, mark: float = 0.10) -> Figure:
@@ -113,9 +130,9 @@ def recall_against_percentile(curves: pd.DataFrame, *, mark: float = 0.10) -> Fi
 
 
 def reconstruction_grid(
-    masked: npt.NDArray[Any],
-    reconstruction: npt.NDArray[Any],
-    original: npt.NDArray[Any],
+    masked: npt.NDArray[np.floating],
+    reconstruction: npt.NDArray[np.floating],
+    original: npt.NDArray[np.floating],
     labels: Sequence[str],
     channels: Sequence[str],
 ) -> Figure:
@@ -125,16 +142,14 @@ def reconstruction_grid(
     instance negative control and perturbation in turn. channels: C names. Gray levels of a triplet share one
     scale, the 1st to 99.7th percentile of its original.
     """
-    rows_R3CHW = np.stack([masked, reconstruction, original], axis=1).astype(np.float32)
-    if rows_R3CHW.ndim != 5 or (len(labels), len(channels)) != (rows_R3CHW.shape[0], rows_R3CHW.shape[2]):
+    shape = np.shape(original)
+    if len(shape) != 4 or (len(labels), len(channels)) != shape[:2]:
         raise CamaeError(
-            f"reconstructions of shape {np.shape(original)} need as many labels and channels, "
+            f"reconstructions of shape {shape} need as many labels and channels, "
             f"got {len(labels)} and {len(channels)}"
         )
-    R, _, C, H, W = rows_R3CHW.shape
-    low, high = np.percentile(rows_R3CHW[:, 2], (1, 99.7), axis=(2, 3))
-    scale = np.maximum(high - low, 1e-6)[:, None, :, None, None]
-    gray = np.clip((rows_R3CHW - low[:, None, :, None, None]) / scale, 0, 1)
+    panels_R3CHW4 = gray_panels(masked, reconstruction, original)
+    R, C, H, W = shape
     thin, wide = max(1, H // 64), max(4, H // 16)
     height, width = R * (H + wide) - wide, C * (3 * W + 2 * thin + wide) - wide
     mosaic = np.ones((height, width, 4), np.float32)
@@ -143,20 +158,31 @@ def reconstruction_grid(
         for c in range(C):
             for t in range(3):
                 y, x = r * (H + wide), c * (3 * W + 2 * thin + wide) + t * (W + thin)
-                mosaic[y : y + H, x : x + W] = _gray_panel(gray[r, t, c])
+                mosaic[y : y + H, x : x + W] = panels_R3CHW4[r, t, c]
     return _captioned(mosaic, labels, channels, H, wide)
 
 
-def _gray_panel(gray_HW: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    hidden = np.isnan(gray_HW)
-    panel = np.ones((*gray_HW.shape, 4), np.float32)
-    panel[..., :3] = np.where(hidden, 0.55, gray_HW)[..., None]
-    panel[hidden, :3] = (0.50, 0.55, 0.62)
-    return panel
+def gray_panels(
+    masked: npt.NDArray[np.floating],
+    reconstruction: npt.NDArray[np.floating],
+    original: npt.NDArray[np.floating],
+) -> npt.NDArray[np.float32]:
+    """RGBA panels (R, 3, C, H, W, 4) of three arrays (R, C, H, W), on the scale of `reconstruction_grid`.
+
+    NaN becomes the color `HIDDEN`.
+    """
+    values_R3CHW = np.stack([masked, reconstruction, original], axis=1).astype(np.float32)
+    low_RC, high_RC = np.percentile(values_R3CHW[:, 2], (1, 99.7), axis=(2, 3))
+    scale = np.maximum(high_RC - low_RC, 1e-6)[:, None, :, None, None]
+    gray_R3CHW = np.clip((values_R3CHW - low_RC[:, None, :, None, None]) / scale, 0, 1)
+    panels = np.ones((*gray_R3CHW.shape, 4), np.float32)
+    panels[..., :3] = gray_R3CHW[..., None]
+    panels[np.isnan(gray_R3CHW), :3] = HIDDEN
+    return panels
 
 
 def _captioned(
-    mosaic: npt.NDArray[Any], labels: Sequence[str], channels: Sequence[str], row: int, gap: int
+    mosaic: npt.NDArray[np.float32], labels: Sequence[str], channels: Sequence[str], row: int, gap: int
 ) -> Figure:
     height, width = mosaic.shape[:2]
     with house_style():
@@ -176,7 +202,7 @@ def _captioned(
 
 
 def relationship_map(
-    vectors: npt.NDArray[Any],
+    vectors: npt.NDArray[np.floating],
     names: Sequence[str],
     known: Collection[tuple[str, str]] = (),
 ) -> Figure:
@@ -215,7 +241,7 @@ def relationship_map(
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02, label="cosine")
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        cast(Spine, bar.outline).set_visible(False)
     return figure
 
 
@@ -240,20 +266,25 @@ def relationship_wheel(strongest: pd.DataFrame, order: Sequence[str] | None = No
             axes.plot(
                 *arc.T, color=hue, linewidth=0.6 + 1.6 * abs(row["cosine"]), alpha=0.85 if is_known else 0.22
             )
-        for name, a in angle.items():
-            turn = np.degrees(a)
-            flip = 90 < turn < 270
-            axes.plot(np.cos(a), np.sin(a), "o", color=INK, markersize=2.5)
-            axes.text(
-                1.04 * np.cos(a),
-                1.04 * np.sin(a),
-                name,
-                rotation=turn + 180 * flip,
-                rotation_mode="anchor",
-                ha="right" if flip else "left",
-                va="center",
-                fontsize=6.5 if len(names) <= 70 else 4.5,
-            )
+        for name, turn in angle.items():
+            _wheel_label(axes, name, turn, 6.5 if len(names) <= 70 else 4.5)
         axes.set(xlim=(-1.22, 1.22), ylim=(-1.22, 1.22), aspect="equal")
         axes.axis("off")
     return figure
+
+
+def _wheel_label(axes: Axes, name: str, angle: float, fontsize: float) -> None:
+    """A name outside the unit circle at `angle` (radians), upright on the left half as well."""
+    x, y, degrees = np.cos(angle), np.sin(angle), np.degrees(angle)
+    left = 90 < degrees < 270
+    axes.plot(x, y, "o", color=INK, markersize=2.5)
+    axes.text(
+        1.04 * x,
+        1.04 * y,
+        name,
+        rotation=degrees + 180 if left else degrees,
+        rotation_mode="anchor",
+        ha="right" if left else "left",
+        va="center",
+        fontsize=fontsize,
+    )

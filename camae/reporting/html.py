@@ -1,4 +1,4 @@
-"""Small pieces of HTML and the page around them: everything inline, nothing from the network."""
+"""HTML elements and the page template. Style and images are inline, so a page needs no network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.resources import files
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. `body` is HTML."""
+    """Section of the page. `body` is HTML."""
 
     anchor: str
     title: str
@@ -23,7 +23,7 @@ def paragraph(text: str, kind: str = "") -> str:
 
 
 def absent(what: str, source: str) -> str:
-    """The line that stands where a piece is missing."""
+    """Placeholder for a missing part: what is not shown, and which file it would come from."""
     return f'<p class="absent">Not shown: {escape(what)} (no {escape(source)} in the run folder).</p>'
 
 

@@ -1,4 +1,4 @@
-"""Puts similar rows beside each other: average-linkage clustering, for pictures only."""
+"""Average-linkage clustering that orders the rows of a heat map."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Puts the report together: one section per question a reader has, from whatever the run folder holds."""
+"""HTML report of a run folder: recall, map, reconstructions, training, run record."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError
@@ -15,10 +15,11 @@ from camae.files import write_text
 from camae.reporting import figures, html
 from camae.reporting.html import Section
 from camae.reporting.ordering import cluster_order
-from camae.reporting.run_folder import RunFolder
+from camae.reporting.run_folder import RunFolder, Score
 from camae.reporting.style import data_uri, png, svg
 
 Paths = str | Path | Sequence[str | Path]
+MAP_ROWS = 400  # of the heat map
 SYSTEM_MEANING = {
     "random": "random vectors",
     "pixel": "pixel-intensity statistics",
@@ -57,22 +58,25 @@ def report(run: Paths, out: str | Path | None = None, *, title: str | None = Non
     return write_text(Path(out) if out is not None else runs[0].path / "report.html", page)
 
 
-def _each(runs: list[RunFolder], body: Any) -> str:
+def _each(runs: list[RunFolder], body: Callable[[RunFolder], str]) -> str:
     """The section of every run, under the run's name when there are several."""
     if len(runs) == 1:
-        return str(body(runs[0]))
+        return body(runs[0])
     return "".join(f"<h3>{html.escape(run.name)}</h3>{body(run)}" for run in runs)
 
 
 def _subtitle(run: RunFolder) -> str:
     model = run.record.get("model", {})
-    parts = [model.get("name", ""), ", ".join(model.get("channels", [])), str(run.summary.get("device", ""))]
+    channels = model.get("channels")
+    parts = [str(model.get("name", "")), str(run.summary.get("device", ""))]
+    if isinstance(channels, list):
+        parts.insert(1, ", ".join(map(str, channels)))
     return " · ".join(part for part in parts if part)
 
 
-def _score(value: dict[str, float]) -> str:
-    error = value.get("se")
-    return f"{value['value']:.3f}" + (f" ± {error:.3f}" if error is not None and np.isfinite(error) else "")
+def _score(score: Score) -> str:
+    error = figures.standard_error(score)
+    return f"{score['value']:.3f} ± {error:.3f}" if error is not None else f"{score['value']:.3f}"
 
 
 def _duration(seconds: float) -> str:
@@ -80,11 +84,12 @@ def _duration(seconds: float) -> str:
 
 
 def _headline(run: RunFolder) -> str:
-    summary, cells = run.summary, []
+    summary = run.summary
+    cells: list[tuple[str, str, str]] = []
     recall = summary.get("recall", {})
     if "trained" in recall:
-        se = recall["trained"].get("se") or 0.0
-        remark = f"± {100 * se:.0f} points; chance is 10\u00a0%"
+        error = figures.standard_error(recall["trained"]) or 0.0
+        remark = f"± {100 * error:.0f} points; chance is 10\u00a0%"
         cells.append((f"{recall['trained']['value']:.0%}", "of known relationships found", remark))
     gain = summary.get("trained_minus_untrained")
     if gain:
@@ -125,7 +130,7 @@ def _recall(run: RunFolder) -> str:
     return "".join(parts) + html.pair(left, right)
 
 
-def _verdict(gain: dict[str, float]) -> str:
+def _verdict(gain: Score) -> str:
     ratio = gain["value"] / gain["se"] if gain["se"] > 0 else np.inf
     found = "more" if gain["value"] > 0 else "fewer"
     return (
@@ -134,7 +139,7 @@ def _verdict(gain: dict[str, float]) -> str:
     )
 
 
-def _recall_table(recall: dict[str, Any], unaligned: dict[str, Any]) -> str:
+def _recall_table(recall: Mapping[str, Score], unaligned: Mapping[str, Score]) -> str:
     header = ["system", "recall ± s.e."] + (["without alignment"] if unaligned else [])
     rows = []
     for system, score in recall.items():
@@ -146,11 +151,12 @@ def _recall_table(recall: dict[str, Any], unaligned: dict[str, Any]) -> str:
 
 
 def _map(run: RunFolder) -> str:
-    parts, order = [], None
+    parts: list[str] = []
+    order: list[str] | None = None
     if run.map is not None:
         vectors, names = run.map
-        shown = slice(None) if len(names) <= 400 else _busiest(names, run.relationships)
-        vectors, names = vectors[shown], list(np.array(names)[shown])
+        shown = _shown_rows(names, run.relationships)
+        vectors, names = vectors[shown], [names[i] for i in shown]
         heat = figures.relationship_map(vectors, names, run.known_pairs)
         unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         order = [names[i] for i in cluster_order(unit @ unit.T)]
@@ -169,21 +175,21 @@ def _map(run: RunFolder) -> str:
     return "".join(parts) + html.pair(html.figure(wheel, caption), strongest)
 
 
-def _busiest(names: list[str], relationships: pd.DataFrame | None) -> Any:
-    """At most 400 rows for the heat map: those of the strongest relationships first."""
-    if relationships is None:
-        return slice(400)
+def _shown_rows(names: list[str], relationships: pd.DataFrame | None) -> npt.NDArray[np.intp]:
+    """At most `MAP_ROWS` rows for the heat map: those of the strongest relationships first."""
+    if len(names) <= MAP_ROWS or relationships is None:
+        return np.arange(len(names))[:MAP_ROWS]
     strong = set(relationships[["a", "b"]].to_numpy().ravel())
-    return np.argsort([name not in strong for name in names], kind="stable")[:400]
+    return np.argsort([name not in strong for name in names], kind="stable")[:MAP_ROWS]
 
 
 def _strongest_table(strongest: pd.DataFrame) -> str:
-    known = strongest["known"].astype(bool) if "known" in strongest else None
-    header = ["perturbation", "perturbation", "cosine"] + (["known"] if known is not None else [])
-    rows = []
-    for i, row in enumerate(strongest.itertuples()):
-        cells = [str(row.a), str(row.b), f"{row.cosine:+.3f}"]
-        rows.append(cells + ([("yes" if known.iloc[i] else "")] if known is not None else []))
+    header = ["perturbation", "perturbation", "cosine"]
+    rows = [[str(row.a), str(row.b), f"{row.cosine:+.3f}"] for row in strongest.itertuples()]
+    if "known" in strongest:
+        header.append("known")
+        for cells, known in zip(rows, strongest["known"].astype(bool), strict=True):
+            cells.append("yes" if known else "")
     return html.table(header, rows, numeric=(2,))
 
 
@@ -195,11 +201,11 @@ def _reconstructions(run: RunFolder) -> str:
     arrays = run.reconstructions
     if arrays is not None:
         grid = figures.reconstruction_grid(
-            arrays["masked"],
-            arrays["reconstruction"],
-            arrays["original"],
-            [str(label) for label in arrays["labels"]],
-            [str(channel) for channel in arrays["channels"]],
+            arrays.masked,
+            arrays.reconstruction,
+            arrays.original,
+            arrays.labels,
+            arrays.channels,
         )
         return html.figure(html.image(data_uri(png(grid)), "Reconstructed images"), caption, "picture")
     if run.reconstruction_picture is not None:
@@ -243,24 +249,17 @@ def _log_row(log: pd.DataFrame) -> list[str]:
 
 def _run(run: RunFolder) -> str:
     summary, record = run.summary, run.record
-    counts = {
-        name.replace("_", " "): f"{value:,.0f}" if isinstance(value, float) else f"{value:,}"
-        for name, value in {**record, **summary}.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    model = {
-        k.replace("_", " "): _text(v) for k, v in record.get("model", {}).items() if not isinstance(v, dict)
-    }
+    counts: dict[str, str] = {}
+    for name, value in {**record, **summary}.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            counts[_words(name)] = f"{value:,.0f}" if isinstance(value, float) else f"{value:,}"
+    model = {name: value for name, value in record.get("model", {}).items() if not isinstance(value, dict)}
+    backends = summary.get("backends", record.get("backends", {}))
+    device = str(summary.get("device", record.get("device", "")))
     groups = {
         "Counts": counts,
-        "Device and back-ends": {
-            "device": str(summary.get("device", record.get("device", ""))),
-            **{
-                k.replace("_", " "): _text(v)
-                for k, v in summary.get("backends", record.get("backends", {})).items()
-            },
-        },
-        "Model": model,
+        "Device and back-ends": {"device": device, **_texts(backends)},
+        "Model": _texts(model),
         "Versions": {k: _text(v) for k, v in summary.get("versions", record.get("versions", {})).items()},
     }
     shown = [
@@ -269,7 +268,15 @@ def _run(run: RunFolder) -> str:
     return html.paragraph(f"Folder: {run.path.resolve()}") + "".join(shown)
 
 
-def _text(value: Any) -> str:
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {_words(name): _text(value) for name, value in values.items()}
+
+
+def _text(value: object) -> str:
     if value is None:
         return "default"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""Reads what a run left behind. Every piece may be missing; a piece that is there but damaged is an error."""
+"""Reader of a run folder. Any file may be missing; a file that is there but damaged is an error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zipfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,60 @@ from camae.errors import CamaeError, MissingFileError
 from camae.files import read_json_lines
 
 
+class Score(TypedDict):
+    """Recall (a share between 0 and 1) or a difference of two, with its bootstrap standard error."""
+
+    value: float
+    se: NotRequired[float]
+
+
+class RunRecord(TypedDict, total=False):
+    """What the report reads of `run.json`, the record of a training run."""
+
+    model: dict[str, object]
+    device: str
+    backends: dict[str, str]
+    versions: dict[str, str]
+    parameters: int
+
+
+class RunSummary(TypedDict, total=False):
+    """`summary.json`, what came of a run. recall, recall_without_alignment: by system. seconds: wall clock."""
+
+    wells: int
+    sites: int
+    seeds: int
+    pairs: int
+    training_crops: int
+    seconds: float
+    device: str
+    backends: dict[str, str]
+    versions: dict[str, str]
+    alignment: dict[str, object]
+    recall: dict[str, Score]
+    recall_without_alignment: dict[str, Score]
+    trained_minus_untrained: Score
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """Reconstructed fields of view: R rows with a label each, C channels.
+
+    masked, reconstruction, original: (R, C, H, W) float; masked pixels are NaN in `masked`.
+    """
+
+    masked: npt.NDArray[np.floating]
+    reconstruction: npt.NDArray[np.floating]
+    original: npt.NDArray[np.floating]
+    labels: list[str]
+    channels: list[str]
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A training run, or a folder of several (`models/*`) with a summary of what came of them.
 
-    Pieces looked for: `summary.json`; `log.jsonl`, `run.json`, `reconstructions.npz` or `.png` here or in `models/*`;
+    Files looked for: `summary.json`; `log.jsonl`, `run.json`, `reconstructions.npz` or `.png` here or in `models/*`;
     `recall_curves.csv`, `relationships.csv` and `map.parquet`; known pairs in `pairs.csv` or
     `screen/relationships/*.csv`.
     """
@@ -46,15 +95,17 @@ class RunFolder:
         return run
 
     @cached_property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> RunSummary:
         """`summary.json`, else the record of the first training run, else empty."""
-        summary = _json(self.path / "summary.json")
-        return summary or self.record
+        return cast(RunSummary, _json(self.path / "summary.json") or self.record)
 
     @cached_property
-    def record(self) -> dict[str, Any]:
-        """`run.json` of the first training run: versions, device, back-ends, model."""
-        return next((record for m in self.models if (record := _json(m / "run.json"))), {})
+    def record(self) -> RunRecord:
+        """`run.json` of the first training run that has one, else empty."""
+        for folder in self.models:
+            if record := _json(folder / "run.json"):
+                return cast(RunRecord, record)
+        return {}
 
     @cached_property
     def logs(self) -> dict[str, pd.DataFrame]:
@@ -63,12 +114,12 @@ class RunFolder:
         return {name: table for name, table in logs.items() if len(table)}
 
     @cached_property
-    def reconstructions(self) -> dict[str, npt.NDArray[Any]] | None:
-        """Arrays masked, reconstruction, original (R, C, H, W), labels (R,), channels (C,)."""
+    def reconstructions(self) -> Reconstructions | None:
+        """`reconstructions.npz` of the folder or of its first training run that has one."""
         for folder in [self.path, *self.models]:
             path = folder / "reconstructions.npz"
             if path.is_file():
-                return _arrays(path, ("masked", "reconstruction", "original", "labels", "channels"))
+                return _reconstructions(path)
         return None
 
     @cached_property
@@ -88,7 +139,7 @@ class RunFolder:
         return _table(self.path / "relationships.csv", ("a", "b", "cosine"))
 
     @cached_property
-    def map(self) -> tuple[npt.NDArray[Any], list[str]] | None:
+    def map(self) -> tuple[npt.NDArray[np.floating], list[str]] | None:
         """Vectors (n, d) and names of the map of perturbations."""
         path = self.path / "map.parquet"
         if not path.is_file():
@@ -111,7 +162,7 @@ class RunFolder:
         return []
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:
@@ -140,9 +191,15 @@ def _table(path: Path, needed: tuple[str, ...]) -> pd.DataFrame | None:
     return table
 
 
-def _arrays(path: Path, needed: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
+def _reconstructions(path: Path) -> Reconstructions:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in needed}
+            return Reconstructions(
+                file["masked"],
+                file["reconstruction"],
+                file["original"],
+                [str(label) for label in file["labels"]],
+                [str(channel) for channel in file["channels"]],
+            )
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise CamaeError(f"{path}: not readable as arrays of reconstructions ({error})") from None

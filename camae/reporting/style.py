@@ -1,4 +1,4 @@
-"""How every figure looks: one palette, one typeface, colors that the page can recolor for dark screens."""
+"""Style of all figures: palette, typeface, and colors that the HTML page can replace on dark screens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -17,12 +17,15 @@ from matplotlib.figure import Figure
 
 from camae.files import write_atomic
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 # In SVG these two are replaced by the page's own ink and rule colors; in PNG they read well on white.
 INK, RULE = "#1b1f23", "#d5d9de"
 # Okabe-Ito colors: told apart with any color vision.
-SYSTEM_COLOURS = {"trained": "#0072b2", "untrained": "#e69f00", "pixel": "#009e73", "random": "#8b929a"}
+SYSTEM_COLORS = {"trained": "#0072b2", "untrained": "#e69f00", "pixel": "#009e73", "random": "#8b929a"}
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b929a")
-_SETTINGS: Any = {
+_SETTINGS: dict[RcKeyType, object] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -58,19 +61,23 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def plain_axes(figure: Figure, *, grid: str | None = None) -> Axes:
-    """Axes with only the left and bottom line. grid: "x", "y", "both" or none."""
-    axes = figure.subplots()
+def plain_axes(figure: Figure, *, grid: Literal["x", "y", "both"] | None = None) -> Axes:
+    """New axes of the figure, as `strip_axes` leaves them."""
+    return strip_axes(figure.subplots(), grid=grid)
+
+
+def strip_axes(axes: Axes, *, grid: Literal["x", "y", "both"] | None = None) -> Axes:
+    """Leave only the left and bottom line of axes. grid: direction of the grid lines, None for none."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     if grid is not None:
-        axes.grid(axis=grid)  # type: ignore[arg-type]
+        axes.grid(axis=grid)
     return axes
 
 
 def color(system: str, position: int) -> str:
     """A system's own color, or the next of the cycle for names the palette does not know."""
-    return SYSTEM_COLOURS.get(system, CYCLE[position % len(CYCLE)])
+    return SYSTEM_COLORS.get(system, CYCLE[position % len(CYCLE)])
 
 
 def svg(figure: Figure, name: str) -> str:

@@ -14,8 +14,8 @@ from camae.dataloader import read_manifest
 @pytest.mark.full
 def test_training_waits_under_5_percent_for_data(tmp_path: Path) -> None:
     """The demo's screen, model and recipe: with a model that small, data are needed faster than by any real one."""
-    from camae.reproduction.demo.run_demo import MODEL, MODEL_OPTIONS, RECIPE
     from camae.reproduction.demo.generate_screen import generate
+    from camae.reproduction.demo.run_demo import MODEL, MODEL_OPTIONS, RECIPE
 
     recipe = RECIPE | {"steps": 100, "checkpoint_every": 100}
     manifest = read_manifest(generate(tmp_path / "screen"))

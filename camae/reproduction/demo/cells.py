@@ -1,21 +1,20 @@
-"""The cells of one site: where they are, what shape they have, which pixels are theirs.
+"""Cell geometry of one site: positions, outlines, and the pixels that belong to each cell.
 
-Everything is drawn on a torus a little larger than the site and cut to size at the end, so cells cross the
-border as they do in a real field. Cell-wise fields live on square patches around each cell, shape (N, S, S).
+Cells are placed on a torus a little larger than the site, which is cut to size at the end, so that cells cross the
+border as in a real field. Arrays by cell cover square patches around the cells, shape (N, S, S).
 Shapes: N cells, F factors, S patch side, L canvas side, K points of a cell.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from camae.reproduction.demo.screen_parameters import FACTORS, ScreenParameters
 
-Array = npt.NDArray[np.floating[Any]]
+Array = npt.NDArray[np.floating]
 MARGIN = 32
 HALF_PATCH = 64
 _DENSITY_SENSITIVITY = 0.16
@@ -32,6 +31,7 @@ class Cells:
     factors_NF: Array
 
     def factor(self, name: str) -> Array:
+        """Values of one factor of `FACTORS`, shape (N,)."""
         return self.factors_NF[:, _FACTOR[name]]
 
     def scaled(self, name: str, base: float, sensitivity: float) -> Array:
@@ -46,13 +46,14 @@ class Cells:
         return y_NK, x_NK
 
     @property
-    def visible_N(self) -> Any:
+    def visible_N(self) -> npt.NDArray[np.bool_]:
         """Whether each cell's center lies inside the site."""
-        return ((self.center_N2 >= MARGIN) & (self.center_N2 < self.side - MARGIN)).all(axis=1)
+        inside_N2 = (self.center_N2 >= MARGIN) & (self.center_N2 < self.side - MARGIN)
+        return inside_N2[:, 0] & inside_N2[:, 1]
 
 
 def sample_cells(rng: np.random.Generator, well_factors_F: Array, parameters: ScreenParameters) -> Cells:
-    """Scatter cells at the well's density, pushed apart, each with its own factor values."""
+    """Random cells at the density of the well, pushed apart, each with factor values drawn about those of the well."""
     side = parameters.field + 2 * MARGIN
     density_index = _FACTOR["cell_density"]
     usual = parameters.cells_per_site * (side / 256) ** 2
@@ -79,7 +80,7 @@ def sample_cells(rng: np.random.Generator, well_factors_F: Array, parameters: Sc
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where each cell's pixels are: flat canvas index, distance from the nucleus and the cell border."""
+    """Pixels of each cell: flat canvas index, distances from the nucleus and the cell border, mask."""
 
     side: int
     index_NSS: npt.NDArray[np.int64]
@@ -114,6 +115,7 @@ class Geometry:
 
 
 def sigmoid(x: Array) -> Array:
+    """Logistic function, safe from overflow."""
     return 1.0 / (1.0 + np.exp(-np.clip(x, -30, 30)))
 
 
@@ -134,8 +136,8 @@ def _relative_radius(u: Array, v: Array, axes_N2: Array, outline_N128: Array) ->
     return np.sqrt(u * u + v * v) / outline.reshape(u.shape)
 
 
-def place(rng: np.random.Generator, cells: Cells, parameters: ScreenParameters) -> Geometry:
-    """Outlines of nuclei and cells; where two cells meet, each pixel goes to the nearer one."""
+def cell_geometry(rng: np.random.Generator, cells: Cells, parameters: ScreenParameters) -> Geometry:
+    """Random outlines of nuclei and cells; where two cells meet, each pixel goes to the nearer one."""
     count, side = len(cells.center_N2), cells.side
     corner_N2 = np.floor(cells.center_N2).astype(np.int64) - HALF_PATCH
     steps = np.arange(2 * HALF_PATCH)

@@ -1,4 +1,4 @@
-"""Writes the demo screen: a small arrayed perturbation screen on disk, as a laboratory would hand it over."""
+"""Generator of the demo screen: images, load_data tables, plate maps and known pairs, as in Cell Painting Gallery."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import tifffile
 
 from camae.errors import CamaeError
 from camae.reproduction.demo.cells import sample_cells
-from camae.reproduction.demo.optics import photograph
+from camae.reproduction.demo.optics import acquire
 from camae.reproduction.demo.organelles import draw_site
 from camae.reproduction.demo.screen_design import (
     COLUMNS,
@@ -52,23 +52,24 @@ are negative controls. Plates differ in staining, focus, light and cell state, a
 
 
 def plate_name(plate: int) -> str:
+    """Barcode of a plate: `CD00001`, `CD00002`, ..."""
     return f"CD{plate + 1:05d}"
 
 
 def render_site(
     parameters: ScreenParameters, plate: int, well: int, site: int
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float64]]:
-    """Draw one site.
+    """Render one site.
 
-    Returns the five planes in `CHANNELS` order, (5, size, size) uint16, and the mean true factor values of the
-    cells inside the field, (12,), the oracle that no microscope gives.
+    Returns the five planes in `CHANNELS` order, (5, size, size) uint16, and the mean factor values of the cells
+    inside the field, (12,): the ground truth.
     """
     content = plate_layout(parameters, plate)[well]
     effect_F = design(parameters).effect_PF[content] if content >= 0 else np.zeros(len(FACTORS))
     factors_F = well_factors(parameters, plate, well, effect_F)
     rng = stream(parameters.seed, 7, plate, well, site)
     cells = sample_cells(rng, factors_F, parameters)
-    planes_CHW = photograph(draw_site(rng, cells, parameters), parameters, plate, well, site)
+    planes_CHW = acquire(draw_site(rng, cells, parameters), parameters, plate, well, site)
     shown_N = cells.visible_N if cells.visible_N.any() else slice(None)
     return planes_CHW, cells.factors_NF[shown_N].mean(axis=0, dtype=np.float64)
 
@@ -199,13 +200,13 @@ def generate(
     out = Path(out)
     if min(plates, sites) < 1 or size < 64:
         raise CamaeError(
-            f"A demo screen needs at least 1 plate, 1 site and 64 pixels: got {plates}, {sites}, {size}."
+            f"a demo screen needs at least 1 plate, 1 site and 64 pixels, got {plates}, {sites}, {size}"
         )
     parameters = replace(ScreenParameters(), plates=plates, sites=sites, size=size, seed=seed)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if _holds(out, parameters):
             return out
-        raise CamaeError(f"{out} already holds other files: give an empty or new folder for the demo screen.")
+        raise CamaeError(f"{out} already holds other files; give an empty or new folder for the demo screen")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)

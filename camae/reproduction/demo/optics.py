@@ -1,8 +1,6 @@
-"""What the microscope adds: stain strength, focus, uneven light, background and camera noise, per plate and well."""
+"""Microscope and camera model: stain strength, focus, illumination, background and noise, by plate and well."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +10,12 @@ from camae.reproduction.demo.screen_design import is_edge, stream
 from camae.reproduction.demo.screen_parameters import CHANNELS, ScreenParameters
 from camae.reproduction.demo.textures import blur
 
-Array = npt.NDArray[np.floating[Any]]
+Array = npt.NDArray[np.floating]
 _FULL_SIGNAL = {"DNA": 3200.0, "ER": 5200.0, "RNA": 4200.0, "AGP": 3000.0, "Mito": 2600.0}
 
 
 def illumination(rng: np.random.Generator, size: int, depth: float) -> Array:
-    """A smooth vignette with its own center and tilt, mean 1, shape (size, size)."""
+    """Illumination field: a smooth vignette with a random center and tilt, mean 1, shape (size, size)."""
     axis = np.linspace(-1, 1, size)
     y, x = axis[:, None], axis[None, :]
     center_y, center_x, tilt_y, tilt_x = rng.uniform(-0.5, 0.5, 4)
@@ -28,7 +26,7 @@ def illumination(rng: np.random.Generator, size: int, depth: float) -> Array:
 
 
 def magnify(image_FF: Array, size: int) -> Array:
-    """An (F, F) image on (size, size) camera pixels, bilinear between pixel centers."""
+    """Bilinear resampling of an (F, F) image to (size, size) camera pixels, between pixel centers."""
     at = np.clip((np.arange(size) + 0.5) * len(image_FF) / size - 0.5, 0, len(image_FF) - 1)
     low = np.minimum(at.astype(int), len(image_FF) - 2)
     share = (at - low).astype(np.float32)
@@ -36,10 +34,13 @@ def magnify(image_FF: Array, size: int) -> Array:
     return rows[:, low] * (1 - share) + rows[:, low + 1] * share
 
 
-def photograph(
+def acquire(
     clean_CLL: Array, parameters: ScreenParameters, plate: int, well: int, site: int
 ) -> npt.NDArray[np.uint16]:
-    """Clean fluorescence on the torus to camera gray levels, (5, L, L) float32 to (5, size, size) uint16."""
+    """Camera image of clean fluorescence: (5, L, L) float32 on the torus to (5, size, size) uint16 gray levels.
+
+    Blur, gain, illumination, background, shot noise and read noise, drawn by plate, well and site.
+    """
     plate_rng = stream(parameters.seed, 4, plate)
     well_rng = stream(parameters.seed, 5, plate, well)
     noise_rng = stream(parameters.seed, 6, plate, well, site)

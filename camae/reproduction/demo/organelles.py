@@ -1,4 +1,4 @@
-"""Draws what is inside the cells: chromatin, nucleoli, ER, mitochondria, actin, Golgi and membrane.
+"""Organelle rendering: chromatin, nucleoli, ER, mitochondria, actin, Golgi and membrane.
 
 Each stain is scaled to an equal amount per cell, so a factor changes how the organelle is organized and not how
 bright the image is. Shapes: N cells, S patch side, L canvas side, K points of a cell.
@@ -6,16 +6,14 @@ bright the image is. Shapes: N cells, S patch side, L canvas side, K points of a
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-from camae.reproduction.demo.cells import Cells, Geometry, place, sigmoid
+from camae.reproduction.demo.cells import Cells, Geometry, cell_geometry, sigmoid
 from camae.reproduction.demo.screen_parameters import CHANNELS, ScreenParameters
 from camae.reproduction.demo.textures import band_noise, blur, splat
 
-Array = npt.NDArray[np.floating[Any]]
+Array = npt.NDArray[np.floating]
 
 
 def _mixed_texture(geometry: Geometry, fine_LL: Array, coarse_LL: Array, shift_N: Array) -> Array:
@@ -25,7 +23,7 @@ def _mixed_texture(geometry: Geometry, fine_LL: Array, coarse_LL: Array, shift_N
 
 
 def _equal_mass(patches_NSS: Array, mass_N: Array) -> Array:
-    """Scale each patch to a given sum, so that organisation changes and brightness does not."""
+    """Scale each patch to a given sum, so that organization changes and brightness does not."""
     return patches_NSS * (mass_N / (patches_NSS.sum((1, 2)) + 1e-6))[:, None, None]
 
 
@@ -74,6 +72,7 @@ def draw_er(rng: np.random.Generator, cells: Cells, geometry: Geometry) -> Array
 
 
 def draw_rna(rng: np.random.Generator, cells: Cells, geometry: Geometry, nucleoli_LL: Array) -> Array:
+    """Cytoplasmic RNA that falls off from the nucleus, and the nucleoli."""
     decay_N = np.full(len(cells.center_N2), 1.1, np.float32)
     cytoplasm_NSS = geometry.cytoplasm(decay_N) * np.clip(
         1.0 + 0.12 * geometry.pick(band_noise(rng, cells.side, 1.4)), 0.1, None
@@ -144,8 +143,8 @@ def draw_agp(rng: np.random.Generator, cells: Cells, geometry: Geometry) -> Arra
 
 
 def draw_site(rng: np.random.Generator, cells: Cells, parameters: ScreenParameters) -> Array:
-    """The clean fluorescence of one site on the whole torus, shape (5, L, L), channels in `CHANNELS` order."""
-    geometry = place(rng, cells, parameters)
+    """Clean fluorescence of one site on the whole torus, shape (5, L, L), channels in `CHANNELS` order."""
+    geometry = cell_geometry(rng, cells, parameters)
     nucleoli_LL = draw_nucleoli(rng, cells, geometry)
     dna_LL = draw_dna(rng, cells, geometry)
     image = {

@@ -1,4 +1,4 @@
-"""The screen's design: which perturbations exist, what they do, which are related, and where they sit."""
+"""Experimental design of the demo screen: perturbations, their effects and relationships, plate layouts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONTROL = "non-targeting"
 
 
 def stream(seed: int, *key: int) -> np.random.Generator:
-    """A random stream of its own for every key, whatever else was drawn before and in which process."""
+    """Random generator of a key, the same in every process and in any order of calls."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *key])))
 
 
@@ -32,7 +32,7 @@ class Design:
     def pairs(self) -> list[tuple[str, str]]:
         """Every unordered pair of perturbations of one group, sorted by name."""
         return sorted(
-            tuple(sorted((self.names[i], self.names[j])))  # type: ignore[misc]
+            (min(self.names[i], self.names[j]), max(self.names[i], self.names[j]))
             for i, j in combinations(range(len(self.names)), 2)
             if self.group_P[i] >= 0 and self.group_P[i] == self.group_P[j]
         )
@@ -50,7 +50,7 @@ def _names(rng: np.random.Generator, count: int) -> tuple[str, ...]:
 
 
 def design(parameters: ScreenParameters) -> Design:
-    """Groups along orthogonal directions of factor space; every member also does something of its own."""
+    """Random design: one orthogonal direction of factor space per group, plus an effect of each member's own."""
     rng = stream(parameters.seed, 0)
     basis_FF = np.linalg.qr(rng.standard_normal((len(FACTORS), len(FACTORS))))[0]
     grouped = parameters.groups * parameters.group_size
@@ -75,6 +75,7 @@ def well_name(index: int) -> str:
 
 
 def is_edge(index: int) -> bool:
+    """Whether a well lies on the outer rim of the plate."""
     row, column = divmod(index, COLUMNS)
     return row in (0, ROWS - 1) or column in (0, COLUMNS - 1)
 
@@ -88,7 +89,7 @@ def plate_layout(parameters: ScreenParameters, plate: int) -> npt.NDArray[np.int
 
 
 def well_factors(parameters: ScreenParameters, plate: int, well: int, effect_F: Array) -> Array:
-    """A well's factor values: the perturbation, the plate's drift, the well's own variation, the outer rim."""
+    """Mean factor values of a well: effect of the perturbation, plate drift, well variation, edge effect."""
     drift_F = parameters.plate_factor_sd * stream(parameters.seed, 2, plate).standard_normal(len(FACTORS))
     own_F = parameters.well_sd * stream(parameters.seed, 3, plate, well).standard_normal(len(FACTORS))
     factors_F = effect_F + drift_F + own_F

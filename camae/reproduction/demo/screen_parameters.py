@@ -1,11 +1,12 @@
-"""The demo screen's frozen numbers: what a cell looks like, how much biology varies, how bad the batches are.
+"""Parameters of the demo screen: cell appearance, effect sizes, batch effects.
 
-Chosen so that the true factor values ("oracle") recover the planted relationships and simple measured morphology
-recovers most of them. Version 1 hid what perturbations do from any encoder that sees patches of 16 pixels: it damped
-the four factors that change the layout of a cell and left most of the signal in textures of two or three pixels.
-Version 2 treats all factors alike, makes them stronger, and images at a higher magnification. Its strength and
-magnification were settled while looking at the recall of trained encoders on intermediate versions, so the demo shows
-that the parts work together; it is no independent measure of how well a model recalls biology.
+The values are frozen. They were chosen so that the true factor values recover the planted relationships and simple
+measured morphology recovers most of them. Version 1 hid the effects of perturbations from any encoder that
+sees patches of 16 pixels: it damped the four factors that change the layout of a cell and left most of the signal in
+textures of two or three pixels. Version 2 treats all factors alike, makes them stronger, and images at a higher
+magnification. Its strength and magnification were settled while looking at the recall of trained encoders on
+intermediate versions, so the demo shows that the parts work together; it is no independent measure of how well a
+model recalls biology.
 Changing a value changes the screen: raise `ScreenParameters.version` with it.
 """
 
@@ -35,7 +36,7 @@ FACTORS = (
 
 @dataclass(frozen=True)
 class ScreenParameters:
-    """Everything the generator decides by a number. Lengths are pixels, intensities gray levels."""
+    """Parameters of the generator. Lengths are pixels, intensities gray levels."""
 
     version: int = 2
     seed: int = 2024

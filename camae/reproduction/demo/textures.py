@@ -1,4 +1,4 @@
-"""Textures and point clouds on a periodic canvas: the drawing tools of the demo screen, in plain NumPy.
+"""Procedural textures and point rendering on a periodic canvas, in NumPy.
 
 Canvases are square, shape (L, L), float32; lengths are pixels.
 """
@@ -6,12 +6,11 @@ Canvases are square, shape (L, L), float32; lengths are pixels.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.floating[Any]]
+Array = npt.NDArray[np.floating]
 
 
 @cache
