@@ -1,4 +1,4 @@
-"""Illumination functions: smooth fields by which planes are divided, one `.npy` (H, W) per plate and channel."""
+"""Illumination correction: planes divided by a smooth field, one `.npy` (H, W) per plate and channel."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from camae.errors import CamaeError, MissingFileError
 
 
 def corrected(plane: np.ndarray, path: str, y: int, x: int, symmetry: int = 0) -> np.ndarray:
-    """A window (h, w) whose top left corner is (y, x), divided by its part of the illumination function.
+    """Illumination correction of one window: its pixels divided by the illumination function there.
 
-    symmetry: how the window was turned (see sampling.symmetric). Integers are rounded and clipped to their own
-    dtype, so that batches keep one dtype. Raises CamaeError when the function is missing, too small or not positive.
+    plane:    (h, w), a window of a plane or all of it.
+    path:     the illumination function, `.npy` of (H, W) numbers.
+    y, x:     top left corner of the window in pixels.
+    symmetry: how the window was flipped or rotated (see sampling.symmetric).
+    Returns (h, w) in the plane's dtype: integers are rounded and clipped, so that batches keep one dtype.
+    Raises MissingFileError when the function is missing, CamaeError when it is too small or not positive.
     """
     h, w = plane.shape[::-1] if symmetry & 4 else plane.shape
     part = _window(path, y, x, h, w)
@@ -25,8 +29,11 @@ def corrected(plane: np.ndarray, path: str, y: int, x: int, symmetry: int = 0) -
 
 
 def _window(path: str, y: int, x: int, h: int, w: int) -> np.ndarray:
-    """Part of a two-dimensional .npy file as float32. Only its rows are read, and read, not mapped: a screen has
-    thousands of these files, and one that is replaced under a mapping would end the process."""
+    """Part of a two-dimensional .npy file, float32 (h, w).
+
+    Only its rows are read, and they are not memory-mapped: a screen has thousands of these files, and one that is
+    replaced under a mapping would end the process.
+    """
     try:
         with open(path, "rb") as stream:
             version = np.lib.format.read_magic(stream)

@@ -1,4 +1,4 @@
-"""Batches read ahead by threads while the consumer works on the one before."""
+"""Prefetching: batches are read by threads while the consumer works on an earlier one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from camae.dataloader.plane_batch import PlaneBatch
 
 
 class ReadAhead(ABC):
-    """An endless sequence of batches, each a pure function of its step.
+    """Base of loaders that prefetch: an endless sequence of batches, each a pure function of its step.
 
     start_step:   first step that iterating yields.
     workers:      batches read at once. At most `workers + 1` batches wait in memory.
-    wait_seconds: how long the consumer has waited, added up.
+    wait_seconds: seconds the consumer has waited for batches, in all.
     """
 
     def __init__(self, start_step: int, workers: int) -> None:
@@ -27,7 +27,7 @@ class ReadAhead(ABC):
         """The batch of one step."""
 
     def __iter__(self) -> Iterator[PlaneBatch]:
-        """Batches from start_step for ever."""
+        """Batches from start_step on, without end."""
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="camae-crops")
         ahead: deque[Future[PlaneBatch]] = deque()
         step = self.start_step

@@ -1,4 +1,4 @@
-"""Which crop comes when: a pure function of (number of sites, seed, slot). No files are touched here.
+"""Crop sampling: site, place and symmetry of every crop, a pure function of (number of sites, seed, slot).
 
 A run's samples are numbered by slots 0, 1, 2, ... over all ranks. Visit v = slot // crops_per_site shows one
 site; epoch e = v // n_sites visits every site exactly once, in a permutation drawn from (seed, e).
@@ -16,11 +16,11 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True)
 class Draws:
-    """What B slots show.
+    """Random draws for B slots.
 
-    rows_B:     manifest rows.
-    uniform_B2: in [0, 1), where the crop lies along y and x between the first and the last position that fits.
-    symmetry_B: in 0..7, one of the eight flips and rotations.
+    rows_B:     (B,) int64 manifest rows.
+    uniform_B2: (B, 2) float64 in [0, 1), where the crop lies along y and x, from the first to the last position.
+    symmetry_B: (B,) int64 in 0..7, one of the eight flips and rotations.
     """
 
     rows_B: np.ndarray
@@ -29,7 +29,11 @@ class Draws:
 
 
 def draw(n_sites: int, seed: int, slots_B: np.ndarray, crops_per_site: int = 1, attempt: int = 0) -> Draws:
-    """What the given slots show; attempts beyond 0 give other places and symmetries in the same sites."""
+    """Random draws for the given slots.
+
+    slots_B: (B,) int64, numbers of the crops among all that a run draws.
+    attempt: beyond 0, other places and symmetries in the same sites.
+    """
     epochs_B, positions_B = np.divmod(slots_B // crops_per_site, n_sites)
     rows_B = np.empty(len(slots_B), np.int64)
     for epoch in set(epochs_B.tolist()):
@@ -42,7 +46,10 @@ def draw(n_sites: int, seed: int, slots_B: np.ndarray, crops_per_site: int = 1, 
 
 
 def symmetric(image_CHW: np.ndarray, symmetry: int) -> np.ndarray:
-    """One of the eight symmetries of the square, as a view: transpose (bit 2), flip rows (1), columns (0)."""
+    """Flip or rotation (one of the eight symmetries of the square), as a view.
+
+    symmetry: 0..7; bit 2 transposes, then bit 1 reverses the rows and bit 0 the columns.
+    """
     if symmetry & 4:
         image_CHW = image_CHW.swapaxes(-1, -2)
     if symmetry & 2:

@@ -18,21 +18,16 @@ import torch
 
 from camae.dataloader.backends import native
 from camae.dataloader.backends.addresses import check_window, is_tiff, refuse_remote
+from camae.dataloader.optional_module import optional_module
 from camae.dataloader.plane_batch import PlaneBatch
-from camae.errors import CamaeError, MissingBackendError
+from camae.errors import CamaeError
 
 if TYPE_CHECKING:
     from nvidia import dali
 
 
 def _dali() -> ModuleType:
-    try:
-        from nvidia import dali
-    except ImportError as error:
-        raise MissingBackendError(
-            f"reader='dali' needs the package nvidia-dali-cuda130, which is not installed ({error})"
-        ) from None
-    return dali
+    return optional_module("nvidia.dali", "reader='dali'", package="nvidia-dali-cuda130")
 
 
 def _synchronous(max_planes: int, threads: int, device_id: int | None) -> dali.Pipeline:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from camae.dataloader.backends.addresses import is_tiff, refuse_remote, require, split_address  # noqa: F401
-from camae.errors import CamaeError, MissingBackendError
+from camae.dataloader.optional_module import optional_module
+from camae.errors import CamaeError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -58,10 +59,6 @@ def decode(address: str, sizes_only: bool = False) -> np.ndarray:
     return image
 
 
-def _needs(package: str, purpose: str) -> MissingBackendError:
-    return MissingBackendError(f"{purpose} needs the package {package}, which is not installed")
-
-
 def _tiff(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
     import tifffile
 
@@ -94,11 +91,7 @@ def _png(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
 
 
 def _jpeg2000(path: str, data: bytes) -> np.ndarray:
-    try:
-        import imagecodecs
-    except ImportError:
-        raise _needs("imagecodecs", f"{path}: JPEG 2000") from None
-    image = imagecodecs.jpeg2k_decode(data)
+    image = optional_module("imagecodecs", f"{path}: JPEG 2000").jpeg2k_decode(data)
     if image.ndim != 2:
         raise CamaeError(f"{path}: is a color image {image.shape}, one gray plane is needed")
     return image
@@ -156,10 +149,7 @@ def _png_bytes(data: bytes) -> np.ndarray:
 
 
 def _zarr(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
-    try:
-        import zarr
-    except ImportError:
-        raise _needs("zarr", f"{path}: OME-Zarr") from None
+    zarr = optional_module("zarr", f"{path}: Zarr")
     array = zarr.open(path, mode="r")
     if not isinstance(array, zarr.Array):
         raise CamaeError(f"{path}: is a Zarr group, name the array in it")

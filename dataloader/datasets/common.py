@@ -1,4 +1,4 @@
-"""What every reader ends with: a table in the canonical columns, complete or honestly cut down."""
+"""Helpers of the dataset readers: well names, control types, and validation of the finished manifest."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _WELL = re.compile(r"^\s*([A-Za-z]{1,2})[_ ]?0*(\d{1,2})\s*$")
 
 
 def normal_well(well: str) -> str:
-    """ "a1" -> "A01": letters in capitals, two digits. Anything else comes back as it is."""
+    """Canonical well name: "a1" -> "A01". Anything that is not a well comes back as it is."""
     match = _WELL.match(well)
     return f"{match[1].upper()}{int(match[2]):02d}" if match else well
 
 
 def files_below(root: Path) -> Iterator[str]:
-    """Names of all files below root, relative and with `/`, folder by folder in order.
+    """Recursive file listing: names of all files below root, relative and with `/`, folder by folder in order.
 
     Raises CamaeError for a folder that cannot be listed: its sites would be missing in silence.
     """
@@ -47,7 +47,7 @@ def files_below(root: Path) -> Iterator[str]:
 
 
 def control_type(text: str) -> str:
-    """ "negcon", "poscon" or "" out of the words data sets use (negative_control, poscon_diverse, ...)."""
+    """Canonical control type: "negcon", "poscon" or "", from words like negative_control or poscon_diverse."""
     text = text.strip().lower()
     for word, kind in CONTROL_TYPES.items():
         if text.startswith(word):
@@ -63,11 +63,14 @@ def finish(
     absent: pd.Series | None = None,
     mixed: bool = False,
 ) -> Manifest:
-    """Order the columns, then list sites that lack one of `channels` and raise or drop them.
+    """Validates a manifest; drops incomplete sites on request.
 
-    table:  one row per site with text cells; columns not in it are added empty.
-    absent: for rows, a sentence fragment why a file that is named is not there ("" where all is well).
-    mixed:  the rows come from parts that declare different channels, so `absent` alone decides.
+    table:      one row per site with text cells; missing `Metadata_*` columns of METADATA are added empty.
+    channels:   names of the channel columns, all of which a site must have.
+    incomplete: "error" refuses sites that lack a channel or file, listing them; "skip" drops them with a warning.
+    absent:     per row, a phrase that says which named file is missing ("" where none is).
+    mixed:      the rows come from plates that declare different channels, so `absent` alone decides.
+    Raises CamaeError for incomplete sites, or when none is left.
     """
     if incomplete not in ("error", "skip"):
         raise CamaeError(f"incomplete={incomplete!r}: must be 'error' or 'skip'")

@@ -1,4 +1,4 @@
-"""A plain folder of images whose names say plate, well, site and channel."""
+"""Dataset reader of a plain folder: plate, well, site and channel come from the file names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PATTERNS = {
 
 
 def read(path: str | os.PathLike[str], incomplete: str = "error", pattern: str | None = None) -> Manifest:
-    """A manifest of every image under `path` whose name (relative, with `/`) fits the pattern.
+    """Manifest of every image under `path` whose name (relative, with `/`) fits the pattern.
 
     pattern: regular expression, searched for; groups plate, well (or row and column), site, channel, and
              optionally batch. Missing plate: the folder's name; missing site: "1".

@@ -1,4 +1,4 @@
-"""Cell Painting Gallery: images by channel name from the project's own `load_data` tables.
+"""Dataset reader of the Cell Painting Gallery: images by channel name from its `load_data` tables.
 
 Layout: `<root>/[<project>/]<source>/{images/<batch>/images/<plate>__.../Images/*.tiff, images/<batch>/illum/..,
 workspace/load_data_csv/<batch>/<plate>/load_data.csv, workspace/metadata/platemaps/<batch>/...}`.
@@ -29,7 +29,7 @@ _TABLES = [
 
 
 def load_data_files(root: Path) -> list[Path]:
-    """One `load_data` table per plate under `root`, at most two folders (project, source) down."""
+    """Paths of the `load_data` tables under `root`, one per plate, at most two folders (project, source) down."""
     plates: set[Path] = set()
     for prefix in ("", "*/", "*/*/"):
         for file in root.glob(f"{prefix}workspace/load_data_csv/*/*/load_data*"):
@@ -42,7 +42,7 @@ def load_data_files(root: Path) -> list[Path]:
 
 
 def read(path: str | os.PathLike[str], incomplete: str = "error") -> Manifest:
-    """A manifest of all plates under a Gallery folder, or of one `load_data` file.
+    """Manifest of all plates under a Gallery folder, or of one `load_data` file.
 
     Paths of another machine are resolved by finding their tail under the folder. Planes that are only named
     by an s3:// address keep it. Perturbations come from the platemaps, by plate and well.

@@ -1,4 +1,4 @@
-"""Perturbations from separate tables, as JUMP (cpg0016) publishes them: joined on the Metadata_* columns shared."""
+"""Metadata join: perturbations from separate tables, as JUMP (cpg0016) publishes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from camae.text_table import read_text_table
 
 
 def with_tables(manifest: Manifest, tables: Sequence[str | os.PathLike[str]]) -> Manifest:
-    """The manifest with every table joined, in order, on all Metadata_* columns it shares with what is there.
+    """Left join of tables, in order, on all Metadata_* columns that each shares with the manifest so far.
 
     For JUMP: well.csv.gz (source, plate, well -> JCP2022), then crispr, orf or compound, then perturbation_control.
     Perturbation and control type are then named anew where they were empty.

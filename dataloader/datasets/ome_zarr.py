@@ -1,4 +1,4 @@
-"""OME-Zarr: high-content-screening plates and single multiscale images, at full resolution, through zarr.
+"""Dataset reader of OME-Zarr: high-content-screening plates and multiscale images, at full resolution.
 
 A plane's address is the array's path with its leading indices, e.g. `plate.zarr/B/03/0/0#0,2,0` for axes t, c, z.
 """
@@ -7,45 +7,81 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TypedDict, cast
 
 import pandas as pd
 
 from camae.dataloader.datasets.common import finish, normal_well
 from camae.dataloader.manifest import Manifest
-from camae.errors import CamaeError, MissingBackendError
+from camae.dataloader.optional_module import optional_module
+from camae.errors import CamaeError
 
 
-def _zarr() -> Any:
-    try:
-        import zarr
-    except ImportError:
-        raise MissingBackendError("OME-Zarr needs the package zarr, which is not installed") from None
-    return zarr
+class _Located(TypedDict):
+    path: str
+
+
+class _Axis(TypedDict):
+    name: str
+
+
+class _Multiscale(TypedDict, total=False):
+    axes: list[_Axis | str]  # objects since version 0.4, letters in 0.3, absent before
+    datasets: list[_Located]  # full resolution first
+
+
+class _Plate(TypedDict):
+    wells: list[_Located]
+
+
+class _Well(TypedDict):
+    images: list[_Located]
+
+
+class _Channel(TypedDict, total=False):
+    label: str
+
+
+class _Omero(TypedDict, total=False):
+    channels: list[_Channel]
+
+
+class _Metadata(TypedDict, total=False):
+    """OME metadata of a Zarr group (https://ngff.openmicroscopy.org), as far as it is read here."""
+
+    plate: _Plate
+    well: _Well
+    multiscales: list[_Multiscale]
+    omero: _Omero
+
+
+def _zarr() -> ModuleType:
+    return optional_module("zarr", "OME-Zarr")
 
 
 def stores(root: Path) -> list[Path]:
-    """`root` itself or the `*.zarr` folders directly in it."""
+    """Zarr stores: `root` itself or the `*.zarr` folders directly in it."""
     return [root] if root.suffix == ".zarr" else sorted(p for p in root.glob("*.zarr") if p.is_dir())
 
 
 def looks_like(root: Path) -> bool:
-    """Whether the folder is or holds an OME-Zarr store (one with `plate` or `multiscales` metadata)."""
-    return any(_about(path) for path in stores(root)[:1]) if stores(root) else False
+    """Format test: the folder is or holds an OME-Zarr store (one with `plate` or `multiscales` metadata)."""
+    return any({"plate", "multiscales"} & _metadata(path).keys() for path in stores(root)[:1])
 
 
-def _about(path: Path) -> dict[str, Any]:
-    """The OME metadata of a group, from either place the versions of the format keep it; {} where there is none."""
+def _metadata(path: Path) -> _Metadata:
+    """OME metadata of a group, from either place the versions of the format keep it; {} where it is no group."""
     try:
         attributes = dict(_zarr().open_group(str(path), mode="r").attrs)
     except (FileNotFoundError, ValueError, KeyError):
         return {}
     ome = attributes.get("ome", attributes)
-    return ome if isinstance(ome, dict) and ("plate" in ome or "multiscales" in ome) else {}
+    return cast(_Metadata, ome) if isinstance(ome, dict) else {}
 
 
 def read(path: str | os.PathLike[str], incomplete: str = "error") -> Manifest:
-    """A manifest of every field of every store under `path`; plate = the store's name, site = the field's number.
+    """Manifest of every field of every store under `path`; plate = the store's name, site = the field's number.
 
     Channel names come from the `omero` metadata, else "0", "1", ... Raises CamaeError for fields with several
     z planes or time points, which a plane-wise manifest cannot choose from.
@@ -76,28 +112,27 @@ def read(path: str | os.PathLike[str], incomplete: str = "error") -> Manifest:
 
 def _fields(store: Path) -> list[tuple[str, str, Path]]:
     """(well, site, path of the multiscale image) of a store."""
-    about = _about(store)
+    about = _metadata(store)
     if "plate" not in about:
-        return [("", "1", store)] if about else []
+        return [("", "1", store)] if "multiscales" in about else []
     found = []
     for well in about["plate"]["wells"]:
         folder = store / well["path"]
         name = normal_well(well["path"].replace("/", ""))
-        attributes = dict(_zarr().open_group(str(folder), mode="r").attrs)
-        for number, image in enumerate(attributes.get("ome", attributes)["well"]["images"], start=1):
+        for number, image in enumerate(_metadata(folder)["well"]["images"], start=1):
             found.append((name, str(number), folder / image["path"]))
     return found
 
 
 def _planes(image: Path) -> tuple[list[str], list[tuple[Path, str]]]:
     """Channel names and, for each, the full-resolution array and its leading indices."""
-    about = _about(image)
+    about = _metadata(image)
     if "multiscales" not in about:
         raise CamaeError(f"{image}: has no multiscales metadata")
     scale = about["multiscales"][0]
     array_path = image / scale["datasets"][0]["path"]
     shape = _zarr().open_array(str(array_path), mode="r").shape
-    axes = [a["name"] if isinstance(a, dict) else a for a in scale.get("axes", "tczyx"[-len(shape) :])]
+    axes = [a if isinstance(a, str) else a["name"] for a in scale.get("axes", list("tczyx"[-len(shape) :]))]
     for axis, size in zip(axes, shape, strict=True):
         if axis in "tz" and size > 1:
             raise CamaeError(f"{array_path}: has {size} planes along {axis}: project them to one first")

@@ -1,4 +1,4 @@
-"""Which perturbation is in which well: platemaps of the Cell Painting Gallery, joined by plate and well."""
+"""Platemaps of the Cell Painting Gallery: perturbations joined by plate and well."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CONTROLS = ("control_type", "Metadata_control_type", "pert_type", "Metadata_per
 
 
 def with_platemaps(meta: pd.DataFrame, workspace: Path, file: Path) -> pd.DataFrame:
-    """`meta` of one load_data table with Metadata_Perturbation and Metadata_control_type filled in.
+    """Platemap join: `meta` of one load_data table with Metadata_Perturbation and Metadata_control_type filled in.
 
     Reads `workspace/metadata/platemaps/<batch>/barcode_platemap.csv` and `platemap/<name>.txt`, then
     `workspace/metadata/external_metadata/*.{tsv,csv}` by broad_sample. Without them the columns the
@@ -73,7 +73,7 @@ def _platemap(folder: Path, name: str, workspace: Path) -> pd.DataFrame:
 
 
 def named(table: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Perturbation and control type of every row from the columns that are there.
+    """Perturbation and control type of every row, from the columns that name them.
 
     A well whose sample is empty and whose solvent is named is a negative control of that name (Gallery
     platemaps leave broad_sample blank for DMSO).

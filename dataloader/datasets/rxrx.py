@@ -1,4 +1,6 @@
-"""RxRx1, RxRx2, RxRx3, RxRx19a and RxRx19b image folders, in either layout, and RxRx3-core's Parquet files.
+"""Dataset reader of RxRx1, RxRx2, RxRx3, RxRx19a and RxRx19b folders and of RxRx3-core's Parquet files.
+
+Two layouts of file names occur.
 
 Nested: `<experiment>/Plate<n>/<well>_s<site>_w<channel>.png` (RxRx3: also without the w, also .jp2);
 flat: `<experiment>_<plate>_<well>_w<channel>.png`, site 1. Channels are named w1, w2, ...: only RxRx19 states its
@@ -74,14 +76,14 @@ def _parquet_images(root: Path, name: str) -> Iterator[tuple[re.Match[str], str]
 
 
 def looks_like(root: Path) -> bool:
-    """Whether the folder holds an image with an RxRx name (the first one found decides)."""
+    """Format test: the folder holds an image with an RxRx name (the first one found decides)."""
     return next(_images(root.absolute()), None) is not None
 
 
 def read(
     path: str | os.PathLike[str], incomplete: str = "error", n_channels: int = N_CHANNELS["rxrx1"]
 ) -> Manifest:
-    """A manifest of the RxRx images under `path`, channels w1..w<n>, with perturbation and control type.
+    """Manifest of the RxRx images under `path`, channels w1..w<n>, with perturbation and control type.
 
     Metadata comes from every CSV in `path` or its parent that names experiment, plate and well (RxRx1's train,
     test and *_controls tables, or a metadata*.csv). The nested and the flat layout of one well are different files

@@ -1,7 +1,7 @@
-"""Zarr arrays (site, channel, y, x) with two tables beside them: sites.csv and channels.csv.
+"""Dataset reader of a Zarr array (site, channel, y, x) with two tables beside it: sites.csv and channels.csv.
 
-How small subsets of JUMP are passed around: `sites.csv` has idx and Source, Batch, Plate, Well, Site; `channels.csv`
-has idx and channel; idx counts along the array's first two axes.
+The layout in which small subsets of JUMP are shared. `sites.csv` has idx and Source, Batch, Plate, Well, Site;
+`channels.csv` has idx and channel; idx counts along the array's first two axes.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ from pathlib import Path
 
 from camae.dataloader.datasets.common import finish, normal_well
 from camae.dataloader.manifest import Manifest
-from camae.errors import CamaeError, MissingBackendError
+from camae.dataloader.optional_module import optional_module
+from camae.errors import CamaeError
 from camae.text_table import read_text_table
 
 _CANONICAL = {name.lower(): name for name in ("Source", "Batch", "Plate", "Well", "Site")}
 
 
 def looks_like(root: Path) -> bool:
-    """Whether the folder holds both tables and a store."""
+    """Format test: the folder holds both tables and a store."""
     return all((root / f"{name}.csv").is_file() for name in ("sites", "channels")) and any(
         root.glob("*.zarr")
     )
 
 
 def read(path: str | os.PathLike[str], incomplete: str = "error") -> Manifest:
-    """A manifest of every site; other columns of sites.csv are kept as metadata.
+    """Manifest of every site; other columns of sites.csv are kept as metadata.
 
     Raises CamaeError when the store does not hold one array as large as the tables say.
     """
@@ -57,10 +58,7 @@ def read(path: str | os.PathLike[str], incomplete: str = "error") -> Manifest:
 
 def _array(root: Path) -> tuple[str, tuple[int, ...]]:
     """Path relative to `root` and shape of the one array (site, channel, y, x)."""
-    try:
-        import zarr
-    except ImportError:
-        raise MissingBackendError("Zarr images need the package zarr, which is not installed") from None
+    zarr = optional_module("zarr", f"{root}: Zarr")
     found = []
     for store in sorted(root.glob("*.zarr")):
         opened = zarr.open(str(store), mode="r")

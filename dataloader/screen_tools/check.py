@@ -1,4 +1,4 @@
-"""Scan a screen for planes that would spoil training or embedding: every plane is read once, in full."""
+"""Quality control of a screen: finds missing, damaged, constant, saturated and duplicate planes."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ class _Plane:
 def check(
     manifest: Manifest, workers: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> pd.DataFrame:
-    """A table of problems, one row each (columns COLUMNS), empty when the screen is sound.
+    """Quality control: reads every plane once, in full.
 
-    problem: "missing", "unreadable" (truncated, damaged, unsupported, no permission, on S3), "size" and "dtype"
-    (not what most planes have), "saturated" (1 % of the pixels or more at a camera's full scale), "constant",
-    "duplicate" (the pixels of an earlier plane).
     progress: called as progress(planes done, planes in all).
+    Returns a table of problems, one row each (columns COLUMNS), empty when there are none; its column `problem` is
+    "missing", "unreadable" (truncated, damaged, unsupported, no permission, on S3), "size" or "dtype" (not that of
+    most planes), "saturated" (1 % of the pixels or more at a camera's full scale), "constant" or "duplicate" (the
+    pixels of an earlier plane).
     """
     jobs = [(row, channel) for row in range(len(manifest)) for channel in manifest.site_channels(row)]
     planes: list[_Plane] = []

@@ -1,4 +1,4 @@
-"""Rewrite a screen once to crop-friendly standard TIFFs: 256-pixel zstd tiles, or uncompressed strips.
+"""Repacking of a screen into standard TIFFs that are fast to crop: 256-pixel zstd tiles or uncompressed strips.
 
 Any TIFF reader still opens the result. Every packed plane is read back and compared before it counts; a journal
 makes an interrupted run go on where it stopped.
@@ -34,7 +34,7 @@ TILE = 256
 
 @dataclass(frozen=True)
 class PackedPlane:
-    """One journal line: where a plane came from and went, and what it was."""
+    """Journal entry of one plane: source and packed file, their sizes in bytes, SHA-256 of the pixels."""
 
     source: str
     source_bytes: int
@@ -46,7 +46,13 @@ class PackedPlane:
 
 @dataclass(frozen=True)
 class PackResult:
-    """manifest: of the packed planes; bytes as on disk; crops/s: random windows by one thread, before and after."""
+    """Summary of a run of `pack`.
+
+    manifest:           of the packed planes.
+    planes:             planes in all; planes_reused: those that an earlier run had packed.
+    bytes_*:            size on disk before and after.
+    crops_per_second_*: random windows read by one thread, before and after.
+    """
 
     manifest: Manifest
     planes: int
@@ -72,7 +78,7 @@ def pack(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PackResult:
-    """Write every plane to `out/planes/...` and `out/manifest.parquet`; resumable.
+    """Repacking: writes every plane to `out/planes/...`, then `out/manifest.parquet`; resumable.
 
     codec: "zstd" (256-pixel tiles) or "none" (uncompressed strips: largest and fastest).
     progress: called as progress(planes done, planes in all).
@@ -213,7 +219,7 @@ def _write(path: Path, pixels: np.ndarray, codec: str) -> None:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turns what the operating system says about writing into a sentence."""
+    """Translation of errors of the operating system on writing into CamaeError."""
     try:
         yield
     except OSError as error:

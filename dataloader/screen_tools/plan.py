@@ -1,4 +1,4 @@
-"""What a selection of sites needs on disk: files, gigabytes, and the commands that fetch what is still on S3."""
+"""Download plan of a screen: its files, their sizes, and the commands that fetch those on S3."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from camae.dataloader.manifest import Manifest
 
 @dataclass(frozen=True)
 class Plan:
-    """table: one row per file with path, where ("disk", "s3", "missing"), bytes (0 where unknown).
+    """Download plan.
 
-    remote_bytes is an estimate: the mean size of the files on disk, 0 where there are none to judge by.
+    table:        one row per file: path, where ("disk", "s3", "missing"), bytes (0 where unknown).
+    disk_bytes:   size of the files on disk.
+    remote_bytes: estimate for S3: the mean size of the files on disk times their number, 0 where none is on disk.
+    commands:     shell commands that copy the files on S3.
     """
 
     table: pd.DataFrame
@@ -36,7 +39,7 @@ class Plan:
 
 
 def plan(manifest: Manifest, destination: str = ".") -> Plan:
-    """List the files of a manifest (a selection: use Manifest.select first).
+    """Download plan of a manifest's files (for some sites only, use Manifest.select first).
 
     destination: local folder that the copy commands write to; the Gallery's folder layout is kept below it.
     """
