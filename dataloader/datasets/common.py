@@ -55,7 +55,7 @@ def control_type(text: str) -> str:
     return ""
 
 
-def finish(
+def validated(
     table: pd.DataFrame,
     root: str | Path,
     channels: Sequence[str],

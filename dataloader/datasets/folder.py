@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from camae.dataloader.datasets.common import files_below, finish, normal_well
+from camae.dataloader.datasets.common import files_below, normal_well, validated
 from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError
 
@@ -65,7 +65,7 @@ def read(path: str | os.PathLike[str], incomplete: str = "error", pattern: str |
         | planes
         for key, planes in sorted(sites.items())
     ]
-    return finish(pd.DataFrame(rows, dtype=object), root, channels, incomplete)
+    return validated(pd.DataFrame(rows, dtype=object), root, channels, incomplete)
 
 
 def _is_hidden(name: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from camae.dataloader.datasets.common import finish
+from camae.dataloader.datasets.common import validated
 from camae.dataloader.datasets.platemaps import with_platemaps
 from camae.dataloader.manifest import ILLUMINATION, Manifest
 from camae.errors import CamaeError
@@ -59,7 +59,7 @@ def read(path: str | os.PathLike[str], incomplete: str = "error") -> Manifest:
     # A source without brightfield is not incomplete: a plate must be complete in its own table's channels.
     lacks = pd.concat([_lacking(t) for t in tables], ignore_index=True)
     sparse = any(set(t.attrs["channels"]) != set(channels) for t in tables)
-    return finish(table, base, channels, incomplete, absent=lacks, mixed=sparse)
+    return validated(table, base, channels, incomplete, absent=lacks, mixed=sparse)
 
 
 def _workspace_of(file: Path) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from camae.dataloader.datasets.common import normal_well
-from camae.dataloader.datasets.platemaps import named
+from camae.dataloader.datasets.platemaps import perturbations
 from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError
 from camae.text_table import read_text_table
@@ -38,7 +38,7 @@ def with_tables(manifest: Manifest, tables: Sequence[str | os.PathLike[str]]) ->
         joined = (
             joined.drop(columns=[c for c in new if c in joined]).merge(extra, on=keys, how="left").fillna("")
         )
-    perturbation, control = named(joined)
+    perturbation, control = perturbations(joined)
     old = manifest.table
     columns = ("Metadata_Perturbation", perturbation), ("Metadata_control_type", control)
     for column, values in columns:

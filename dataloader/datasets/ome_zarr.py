@@ -12,7 +12,7 @@ from typing import TypedDict, cast
 
 import pandas as pd
 
-from camae.dataloader.datasets.common import finish, normal_well
+from camae.dataloader.datasets.common import normal_well, validated
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.optional_module import optional_module
 from camae.errors import CamaeError
@@ -107,7 +107,7 @@ def read(path: str | os.PathLike[str], incomplete: str = "error") -> Manifest:
     if not rows:
         raise CamaeError(f"{root}: holds no OME-Zarr plate or image")
     table = pd.DataFrame(rows, dtype=object).fillna("")
-    return finish(table, root.parent if root.suffix == ".zarr" else root, channels, incomplete)
+    return validated(table, root.parent if root.suffix == ".zarr" else root, channels, incomplete)
 
 
 def _fields(store: Path) -> list[tuple[str, str, Path]]:

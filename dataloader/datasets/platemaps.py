@@ -53,7 +53,7 @@ def with_platemaps(meta: pd.DataFrame, workspace: Path, file: Path) -> pd.DataFr
                 name = column if column.startswith("Metadata_") else f"Metadata_{column}"
                 table.loc[here, name] = values
     table = table.fillna("")
-    perturbation, control = named(table)
+    perturbation, control = perturbations(table)
     return table.assign(Metadata_Perturbation=perturbation, Metadata_control_type=control)
 
 
@@ -72,7 +72,7 @@ def _platemap(folder: Path, name: str, workspace: Path) -> pd.DataFrame:
     return layout[~layout.index.duplicated()]
 
 
-def named(table: pd.DataFrame) -> tuple[list[str], list[str]]:
+def perturbations(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Perturbation and control type of every row, from the columns that name them.
 
     A well whose sample is empty and whose solvent is named is a negative control of that name (Gallery

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from camae.dataloader.datasets.common import control_type, files_below, finish, normal_well
+from camae.dataloader.datasets.common import control_type, files_below, normal_well, validated
 from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError
 from camae.text_table import read_text_table
@@ -103,7 +103,7 @@ def read(
         raise CamaeError(f"{root}: holds no image named as RxRx images are")
     rows = [dict(zip(_KEYS, key[:4], strict=True)) | planes for key, planes in sorted(sites.items())]
     table = pd.DataFrame(rows, dtype=object).reindex(columns=[*_KEYS, *channels]).fillna("")
-    return finish(_with_metadata(table, root), root, channels, incomplete)
+    return validated(_with_metadata(table, root), root, channels, incomplete)
 
 
 def _with_metadata(table: pd.DataFrame, root: Path) -> pd.DataFrame:

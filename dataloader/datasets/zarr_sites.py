@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from camae.dataloader.datasets.common import finish, normal_well
+from camae.dataloader.datasets.common import normal_well, validated
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.optional_module import optional_module
 from camae.errors import CamaeError
@@ -53,7 +53,7 @@ def read(path: str | os.PathLike[str], incomplete: str = "error") -> Manifest:
         table["Metadata_Well"] = [normal_well(well) for well in table["Metadata_Well"]]
     for index, channel in zip(channels["idx"], channels["channel"], strict=True):
         table[channel] = [f"{address}#{site},{index}" for site in sites["idx"]]
-    return finish(table, root, list(channels["channel"]), incomplete)
+    return validated(table, root, list(channels["channel"]), incomplete)
 
 
 def _array(root: Path) -> tuple[str, tuple[int, ...]]:

@@ -48,14 +48,14 @@ def check(
     jobs = [(row, channel) for row in range(len(manifest)) for channel in manifest.site_channels(row)]
     planes: list[_Plane] = []
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        for plane in pool.map(lambda job: _look(manifest, *job), jobs):
+        for plane in pool.map(lambda job: _examined(manifest, *job), jobs):
             planes.append(plane)
             if progress is not None:
                 progress(len(planes), len(jobs))
     return pd.DataFrame(_problems(manifest, planes), columns=COLUMNS)
 
 
-def _look(manifest: Manifest, row: int, channel: str) -> _Plane:
+def _examined(manifest: Manifest, row: int, channel: str) -> _Plane:
     path = ""
     try:
         path = manifest.path(row, channel)
@@ -84,19 +84,23 @@ def _problems(manifest: Manifest, planes: list[_Plane]) -> list[list[object]]:
     found: list[list[object]] = []
     for plane in planes:
         if plane.problem:
-            found.append(_line(manifest, plane, plane.problem, plane.detail))
+            found.append(_table_row(manifest, plane, plane.problem, plane.detail))
         if not plane.shape:
             continue
         if plane.shape != usual_shape:
             found.append(
-                _line(manifest, plane, "size", f"is {_by(plane.shape)}, most planes are {_by(usual_shape)}")
+                _table_row(
+                    manifest, plane, "size", f"is {_size(plane.shape)}, most planes are {_size(usual_shape)}"
+                )
             )
         if plane.dtype != usual_dtype:
-            found.append(_line(manifest, plane, "dtype", f"is {plane.dtype}, most planes are {usual_dtype}"))
+            found.append(
+                _table_row(manifest, plane, "dtype", f"is {plane.dtype}, most planes are {usual_dtype}")
+            )
         earlier = first.setdefault(plane.digest, plane)
         if earlier is not plane and plane.problem != "constant":
             found.append(
-                _line(
+                _table_row(
                     manifest,
                     plane,
                     "duplicate",
@@ -106,11 +110,11 @@ def _problems(manifest: Manifest, planes: list[_Plane]) -> list[list[object]]:
     return found
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def _size(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _line(manifest: Manifest, plane: _Plane, problem: str, detail: str) -> list[object]:
+def _table_row(manifest: Manifest, plane: _Plane, problem: str, detail: str) -> list[object]:
     site = manifest.table.iloc[plane.row]
     place = [site.get(f"Metadata_{name}", "") for name in ("Plate", "Well", "Site")]
     return [plane.row, *place, plane.channel, plane.path, problem, detail]

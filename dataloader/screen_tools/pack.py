@@ -147,7 +147,7 @@ def _targets(manifest: Manifest, jobs: list[tuple[int, str]]) -> dict[tuple[int,
         site = manifest.table.iloc[row]
         folders = [site.get(f"Metadata_{n}", "") for n in ("Source", "Batch", "Plate")]
         file = f"{site.get('Metadata_Well', '')}_s{site.get('Metadata_Site', '')}_{channel}"
-        name = "/".join(["planes", *(_plain(f) for f in folders if f), _plain(file)])
+        name = "/".join(["planes", *(_safe_name(f) for f in folders if f), _safe_name(file)])
         if name in taken:
             name = f"{name}_row{row}"
         taken.add(name)
@@ -155,7 +155,7 @@ def _targets(manifest: Manifest, jobs: list[tuple[int, str]]) -> dict[tuple[int,
     return targets
 
 
-def _plain(text: str) -> str:
+def _safe_name(text: str) -> str:
     return re.sub(r"[^\w.+-]", "_", text).lstrip(".") or "_"
 
 
@@ -203,10 +203,16 @@ def _pack_plane(
 
 
 def _write(path: Path, pixels: np.ndarray, codec: str) -> None:
-    options: dict = {"rowsperstrip": 64} if codec == "none" else {"tile": (TILE, TILE), "compression": "zstd"}
-
     def write(temporary: Path) -> None:
-        tifffile.imwrite(temporary, pixels, photometric="minisblack", metadata=None, **options)
+        tifffile.imwrite(
+            temporary,
+            pixels,
+            photometric="minisblack",
+            metadata=None,
+            tile=(TILE, TILE) if codec == "zstd" else None,
+            rowsperstrip=64 if codec == "none" else None,
+            compression="zstd" if codec == "zstd" else None,
+        )
         if not np.array_equal(read_plane(temporary), pixels):
             raise CamaeError(f"{path}: reads back differently from what was written: the disk may be failing")
 
