@@ -145,7 +145,7 @@ def lion_bytes(parameters: float, low_precision: bool = False) -> float:
     return parameters * (22 if low_precision else 20)
 
 
-def glue_bytes(tokens: float, width: int, stream: int = 4, working: int = 2) -> dict[str, float]:
+def elementwise_bytes(tokens: float, width: int, stream: int = 4, working: int = 2) -> dict[str, float]:
     """The memory-bound passes of a parallel block, each value read and written once.
 
     stream: bytes of a token stream's value (fp32 under autocast); working: of everything between products.
@@ -277,14 +277,14 @@ def _model_table() -> str:
     return _table(["training, small decoder", "forward GFLOP", "MFU", *columns], rows)
 
 
-def _glue_table() -> str:
+def _elementwise_table() -> str:
     rows = []
     for s, crops in ((TRAINING[2], 256), (TRAINING[3], 64)):
-        for name, size in glue_bytes(crops * s.tokens, s.width).items():
+        for name, size in elementwise_bytes(crops * s.tokens, s.width).items():
             times = [f"{size / d.memory * 1e6:.0f}" for d in DEVICES]
             rows.append([name, f"{s.name}, {crops} crops", f"{size / 1e6:.0f}", *times])
     columns = [f"{d.name}, us" for d in DEVICES]
-    return _table(["a block's glue", "model", "MB", *columns], rows)
+    return _table(["a block's elementwise ops", "model", "MB", *columns], rows)
 
 
 def _memory_use_table() -> str:
@@ -336,8 +336,8 @@ def document() -> str:
         "## Transforms of the loss\n\nThe kernel's products, three tf32 products each for fp32 accuracy: the floor is "
         f"the larger of the two times.\n\n{_transform_table()}",
         f"## Attention\n\nThe lower of tensor cores and exponential unit, not causal.\n\n{_attention_table()}",
-        "## Glue of a block\n\nfp32 token stream, bf16 between the products; the backward pass of the GELU includes "
-        f"copying the gradients of q, k and v.\n\n{_glue_table()}",
+        "## Elementwise ops of a block\n\nfp32 token stream, bf16 between the products; the backward pass of the GELU includes "
+        f"copying the gradients of q, k and v.\n\n{_elementwise_table()}",
         f"## Memory of a training step\n\nBy formula; 76 GiB is the target.\n\n{_memory_use_table()}",
         f"## Lion\n\n20 bytes per parameter in fp32: ViT-L (303 M) {' and '.join(lion)}.\n",
         f"## Whole training step\n\n3 x forward at a model-FLOP utilization.\n\n{_model_table()}",

@@ -1,6 +1,6 @@
-"""One module per op: reference, kernel, registration, configuration table. No models in here.
+"""GPU and CPU ops, one folder each: public function, reference.py, registration.py, triton.py, cpu.py.
 
-Importing this package imports nothing; import the op: `from camae.kernels.tokenize import tokenize`.
+No models in here. Importing this package imports nothing; import the op: `from camae.kernels.tokenize import tokenize`.
 """
 
 if __name__ == "kernels":

@@ -1,4 +1,4 @@
-"""Compile every kernel's production configuration for sm_80 and sm_90a without a GPU and read what it costs.
+"""Ahead-of-time compilation of every kernel's production configuration for sm_80 and sm_90a, without a GPU.
 
 Registers, spills, shared memory and tensor-core instructions come from the compiled binary itself; the committed
 budgets hold the kernels to them. Shell: `python -m camae.kernels._compile_ahead budgets.json [--update]`.
@@ -15,12 +15,20 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 TARGETS = {"sm_80": 80, "sm_90": 90}
 # What one block may use, bytes: A100 163 KiB, H100 227 KiB. Compilation alone does not enforce it.
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448}
-MODULES = ("tokenize", "reconstruction_loss", "varlen_attention", "residual_norm", "gelu_split", "lion")
+OPS = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/triton.py")))
+
+
+class Kernel(Protocol):
+    """A function under @triton.jit."""
+
+    @property
+    def arg_names(self) -> list[str]:
+        """Names of the arguments in order."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +42,9 @@ class CompileCase:
 
     op: str
     config: str
-    kernel: Any
+    kernel: Kernel
     types: dict[str, str]
-    constants: dict[str, Any]
+    constants: dict[str, object]
     warps: int
     stages: int = 1
     divisible: tuple[str, ...] = ()
@@ -65,7 +73,7 @@ class Resources:
 def cases(arch: str) -> list[CompileCase]:
     """Every kernel's production configurations for `arch`."""
     found: list[CompileCase] = []
-    for name in MODULES:
+    for name in OPS:
         found += importlib.import_module(f"camae.kernels.{name}.triton").compile_cases(arch)
     return found
 
@@ -110,7 +118,7 @@ def read_binary(cubin: bytes) -> tuple[int, int, int]:
     return registers, len(re.findall(r"\bSTL\b", sass)), len(re.findall(r"\b(?:HMMA|HGMMA|QGMMA)\b", sass))
 
 
-def problems(case: CompileCase, measured: Resources, budget: dict[str, Any] | None) -> list[str]:
+def problems(case: CompileCase, measured: Resources, budget: Resources | None) -> list[str]:
     """Sentences naming kernel, architecture and figure for everything over its limit or budget."""
     where = f"{measured.op} [{measured.config}] on {measured.arch}, triton {measured.triton}"
     found = []
@@ -122,11 +130,12 @@ def problems(case: CompileCase, measured: Resources, budget: dict[str, Any] | No
         found.append(f"{where}: no tensor-core instruction where a dot is meant")
     if budget is None:
         return [*found, f"{where}: no budget row; run with --update and commit it"]
-    for figure in ("registers", "shared"):
-        if getattr(measured, figure) > budget[figure]:
-            found.append(f"{where}: {figure} {getattr(measured, figure)}, budget {budget[figure]}")
-    if measured.mma < budget["mma"]:
-        found.append(f"{where}: {measured.mma} tensor-core instructions, budget {budget['mma']}")
+    if measured.registers > budget.registers:
+        found.append(f"{where}: registers {measured.registers}, budget {budget.registers}")
+    if measured.shared > budget.shared:
+        found.append(f"{where}: shared {measured.shared}, budget {budget.shared}")
+    if measured.mma < budget.mma:
+        found.append(f"{where}: {measured.mma} tensor-core instructions, budget {budget.mma}")
     return found
 
 
@@ -135,17 +144,17 @@ class Budgets:
     """The committed table, one row per (op, config, arch, triton)."""
 
     path: Path
-    rows: dict[tuple[str, ...], dict[str, Any]] = field(default_factory=dict)
+    rows: dict[tuple[str, str, str, str], Resources] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Budgets:
         """An absent file is an empty table."""
-        rows = json.loads(path.read_text()) if path.exists() else []
-        return cls(path, {(r["op"], r["config"], r["arch"], r["triton"]): r for r in rows})
+        rows = [Resources(**row) for row in json.loads(path.read_text())] if path.exists() else []
+        return cls(path, {row.key: row for row in rows})
 
     def write(self) -> None:
         """One row per line, sorted."""
-        lines = [json.dumps(self.rows[key]) for key in sorted(self.rows)]
+        lines = [json.dumps(asdict(self.rows[key])) for key in sorted(self.rows)]
         self.path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
 
 
@@ -167,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             row = compile_case(case, arch)
             if options.update:
-                budgets.rows[row.key] = asdict(row)
+                budgets.rows[row.key] = row
                 budgets.write()
             failed += problems(case, row, budgets.rows.get(row.key))
             print(*asdict(row).values(), sep="  ", flush=True)

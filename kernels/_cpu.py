@@ -1,62 +1,53 @@
-"""The C++ CPU kernels of camae's native module: which instruction sets they have here."""
+"""CPU kernels in C++ (camae._native): their instruction sets, and tensors as they take them."""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from types import ModuleType
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from camae.errors import MissingBackendError
-from camae.kernels._dispatch import Backend
 
 WIDTH_STEP = 16  # what divides the widths they take
-Norm = tuple[torch.Tensor, torch.Tensor]
+MISSING = "needs camae's native module on an x86-64 processor with AVX2 or AVX-512"
+Norm = tuple[torch.Tensor, torch.Tensor]  # weight and bias
+FloatArray = npt.NDArray[np.float32]
 
 
 @cache
 def instructions() -> tuple[str, ...]:
     """Instruction sets of this processor that the kernels are compiled for, best first."""
     try:
-        from camae import _native
+        return tuple(importlib.import_module("camae._native").cpu_instructions())
     except ImportError:
         return ()
-    return tuple(_native.cpu_instructions())
 
 
-def backend(device: torch.device | str) -> Backend:
-    """The back-end and whether it can run on `device`."""
-    if torch.device(device).type != "cpu":
-        return Backend("native", False, "our C++ kernel is for CPUs")
-    if not instructions():
-        return Backend(
-            "native", False, "needs camae's native module on an x86-64 processor with AVX2 or AVX-512"
-        )
-    return Backend("native", True, f"our C++ kernel ({instructions()[0]}), float32")
-
-
-def module(op: str) -> Any:
+def native_module(op: str) -> ModuleType:
     """camae._native, for `op`. Raises MissingBackendError where it has no kernel for this processor."""
     if not instructions():
-        raise MissingBackendError(f"{op} back-end 'native': {backend('cpu').why}")
-    from camae import _native
-
-    return _native
+        raise MissingBackendError(f"{op} back-end 'native': {MISSING}")
+    return importlib.import_module("camae._native")
 
 
-def arrays(*tensors: torch.Tensor) -> list[Any]:
+def arrays(*tensors: torch.Tensor) -> list[FloatArray]:
     """NumPy views with the last dim contiguous, or copies."""
     return [(x if x.stride(-1) == 1 else x.contiguous()).detach().numpy() for x in tensors]
 
 
-def bounds(*cu: torch.Tensor) -> list[Any]:
-    """Where sequences begin and end, as the kernels take it."""
-    return [x.to(torch.int64).numpy() for x in cu]
-
-
-def optional_arrays(*tensors: torch.Tensor | None) -> list[Any]:
+def optional_arrays(*tensors: torch.Tensor | None) -> list[FloatArray | None]:
     """`arrays` where some may be None."""
     return [None if x is None else arrays(x)[0] for x in tensors]
+
+
+def bounds(*cu_seqlens: torch.Tensor) -> Sequence[npt.NDArray[np.int64]]:
+    """Where sequences begin and end, as the kernels take it."""
+    return [x.to(torch.int64).numpy() for x in cu_seqlens]
 
 
 def stacked(norm: Norm | None) -> torch.Tensor | None:

@@ -1,14 +1,23 @@
-"""Which back-ends an op has, which are usable here and why not, and the explicit choice between them."""
+"""Back-end dispatch: the table of every op's back-ends and defaults, and the one place where a back-end is chosen.
+
+An op calls `choose` once and gets a name. "reference" is the op's plain-torch function. "triton" is its torch.library
+op, for which `register_triton` sets the kernel of each device type: the Triton launcher on CUDA and in Triton's
+interpreter, the op's formula elsewhere (for tests of the registered gradients without a GPU).
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 
 from camae.errors import CamaeError, MissingBackendError
+from camae.kernels import _cpu
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,18 @@ class Backend:
     why: str
 
 
+Availability = Callable[[torch.device], Backend]
+DefaultRule = Callable[[torch.device, torch.dtype, int], str]  # device, dtype and head dim -> back-end
+
+
+@dataclass(frozen=True)
+class OpEntry:
+    """Row of the dispatch table: an op's back-ends in the order they are listed, and its default."""
+
+    backends: tuple[Availability, ...]
+    default: DefaultRule
+
+
 @cache
 def has_module(name: str) -> bool:
     """Whether a module is installed, without importing it (a dotted name imports its parents)."""
@@ -34,21 +55,37 @@ def has_module(name: str) -> bool:
         return False
 
 
+@cache
 def interpreting() -> bool:
-    """Whether Triton kernels run in Triton's interpreter (TRITON_INTERPRET=1), on CPU tensors."""
-    if not has_module("triton"):
+    """Whether Triton kernels run in Triton's interpreter, on CPU tensors: TRITON_INTERPRET=1, read once."""
+    if not os.environ.get("TRITON_INTERPRET") or not has_module("triton"):
         return False
-    from triton import knobs  # type: ignore[import-not-found]
+    from triton import knobs
 
     return bool(knobs.runtime.interpret)
 
 
-def reference_backend() -> Backend:
+def register_triton(op: torch.library.CustomOpDef, module: str, launcher: str) -> None:
+    """Make `launcher` of `module`, imported at the first call, the op's kernel for CUDA tensors.
+
+    In Triton's interpreter also for CPU tensors. Elsewhere the op runs the formula it was declared with. The launcher
+    has the op's signature.
+    """
+
+    def launch(*arguments: object) -> object:
+        return getattr(importlib.import_module(module), launcher)(*arguments)
+
+    op.register_kernel("cuda")(launch)
+    if interpreting():
+        op.register_kernel("cpu")(launch)
+
+
+def reference_backend(device: torch.device) -> Backend:
     """Plain torch: always there."""
     return Backend("reference", True, "plain torch, any device and dtype")
 
 
-def triton_backend(device: torch.device | str) -> Backend:
+def triton_backend(device: torch.device) -> Backend:
     """Our Triton kernels: on CUDA, or on any device in Triton's interpreter."""
     if not has_module("triton"):
         return Backend("triton", False, "the package triton is not installed")
@@ -56,50 +93,110 @@ def triton_backend(device: torch.device | str) -> Backend:
         return Backend(
             "triton", True, "kernels in Triton's interpreter (TRITON_INTERPRET=1): slow, for tests"
         )
-    if torch.device(device).type != "cuda":
-        return Backend("triton", False, f"Triton kernels need a CUDA device, not {torch.device(device).type}")
+    if device.type != "cuda":
+        return Backend("triton", False, f"Triton kernels need a CUDA device, not {device.type}")
     return Backend("triton", True, "our Triton kernels")
 
 
-def cuda_package_backend(name: str, module: str, device: torch.device | str, what: str) -> Backend:
+def native_backend(device: torch.device) -> Backend:
+    """Our C++ kernels: on a CPU that has one of their instruction sets."""
+    if device.type != "cpu":
+        return Backend("native", False, "our C++ kernel is for CPUs")
+    if not _cpu.instructions():
+        return Backend("native", False, _cpu.MISSING)
+    return Backend("native", True, f"our C++ kernel ({_cpu.instructions()[0]}), float32")
+
+
+def _cuda_package(name: str, module: str, what: str) -> Availability:
     """A kernel of another package, CUDA only."""
-    if not has_module(module):
-        return Backend(name, False, f"{module} is not installed")
-    if torch.device(device).type != "cuda":
-        return Backend(name, False, f"{what} needs a CUDA device")
-    return Backend(name, True, what)
+
+    def available(device: torch.device) -> Backend:
+        if not has_module(module):
+            return Backend(name, False, f"{module} is not installed")
+        if device.type != "cuda":
+            return Backend(name, False, f"{what} needs a CUDA device")
+        return Backend(name, True, what)
+
+    return available
 
 
-def architecture(device: torch.device) -> str:
-    """The key into a kernel's frozen configurations: sm_80, sm_90 (and newer), or interpreter."""
-    if device.type != "cuda":
-        return "interpreter"
-    return "sm_90" if torch.cuda.get_device_capability(device)[0] >= 9 else "sm_80"
-
-
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype autocast asks for on this device, None outside autocast."""
-    if device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(device.type):
-        return None
-    return torch.get_autocast_dtype(device.type)
-
-
-def default_backend(device: torch.device | str) -> str:
+def _triton_on_cuda(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     """Kernels on CUDA, plain torch elsewhere. The interpreter is never a default: it is for tests."""
-    return "triton" if torch.device(device).type == "cuda" else "reference"
+    return "triton" if device.type == "cuda" else "reference"
 
 
-def choose(op: str, requested: str | None, backends: tuple[Backend, ...], default: str) -> str:
-    """The name of the back-end to run: `requested`, or `default` where none was named.
+def _default_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """The default back-end of attention.
+
+    CUDA, 16-bit: torch's FlashAttention-2, the one with published figures (282-322 TFLOP/s forward at head dim
+    64 on an H100); our kernel takes its place when a committed measurement shows it faster. CPU, float32: our C++
+    kernel where the processor has its instructions and 16 divides the head dim (bench/results/cpu-2core has it beside
+    SDPA). Else plain SDPA.
+    """
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        return "torch_varlen"
+    fits = dtype == torch.float32 and head_dim % _cpu.WIDTH_STEP == 0
+    return "native" if fits and native_backend(device).usable else "reference"
+
+
+_TRITON_OP = OpEntry((triton_backend, reference_backend), _triton_on_cuda)
+_ATTENTION = OpEntry(
+    (
+        triton_backend,
+        _cuda_package("torch_varlen", "torch.nn.attention.varlen", "torch's FlashAttention-2"),
+        _cuda_package("flash_attn", "flash_attn", "the package flash-attn (FA2)"),
+        _cuda_package("flash_attn_4", "flash_attn.cute", "the package flash-attn-4 (CuTe)"),
+        native_backend,
+        reference_backend,
+    ),
+    _default_attention,
+)
+# The order is that of `camae doctor`.
+TABLE: dict[str, OpEntry] = {
+    "tokenize": _TRITON_OP,
+    "plane_statistics": _TRITON_OP,
+    "reconstruction_loss": _TRITON_OP,
+    "varlen_attention": _ATTENTION,
+    "residual_norm": _TRITON_OP,
+    "gelu_split": _TRITON_OP,
+    "lion": _TRITON_OP,
+    "transformer_block": OpEntry((native_backend,), lambda device, dtype, head_dim: "native"),
+}
+
+
+def backends_of(op: str, device: torch.device | str) -> tuple[Backend, ...]:
+    """The op's back-ends and whether each can run on `device`."""
+    device = torch.device(device)
+    return tuple(available(device) for available in TABLE[op].backends)
+
+
+def default_backend(
+    op: str, device: torch.device | str, dtype: torch.dtype | None = None, head_dim: int = 64
+) -> str:
+    """The name of the back-end where none is asked for. dtype: None: bf16 on CUDA, fp32 elsewhere."""
+    device = torch.device(device)
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return TABLE[op].default(device, dtype, head_dim)
+
+
+def choose(
+    op: str,
+    requested: str | None,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    head_dim: int = 64,
+) -> str:
+    """The name of the back-end to run: `requested`, or the op's default where none was named.
 
     Raises CamaeError for a name the op does not know, MissingBackendError for one that cannot run here.
     """
-    by_name = {b.name: b for b in backends}
-    name = requested or default
+    by_name = {b.name: b for b in backends_of(op, device)}
+    name = requested or default_backend(op, device, dtype, head_dim)
     if name not in by_name:
         raise CamaeError(f"{op} has no back-end {name!r}; it has {', '.join(by_name)}")
     if not by_name[name].usable:
-        usable = ", ".join(b.name for b in backends if b.usable)
+        usable = ", ".join(b.name for b in by_name.values() if b.usable)
         raise MissingBackendError(
             f"{op}: back-end {name!r} cannot run here ({by_name[name].why}); usable: {usable}"
         )

@@ -1,4 +1,4 @@
-"""Which back-end every op would use on a device, and why: what `camae doctor` prints."""
+"""Table of back-ends: which one every op would use on a device, and why, for `camae doctor`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from camae.kernels import gelu_split, lion, reconstruction_loss, residual_norm, tokenize, varlen_attention
-from camae.kernels._dispatch import Backend, default_backend
+from camae.kernels._dispatch import Backend, backends_of, default_backend
+
+OPS = ("tokenize", "reconstruction_loss", "varlen_attention", "residual_norm", "gelu_split", "lion")
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,12 @@ def op_table(device: torch.device | str = "cpu", dtype: torch.dtype | None = Non
 
     dtype: of attention's inputs; None: bf16 on CUDA, fp32 elsewhere.
     """
-    device = torch.device(device)
-    if dtype is None:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     rows = []
-    for module in (tokenize, reconstruction_loss, varlen_attention, residual_norm, gelu_split, lion):
-        attention = module is varlen_attention
-        default = varlen_attention.default_attention(device, dtype) if attention else default_backend(device)
-        available = module.backends(device)
+    for op in OPS:
+        default, available = default_backend(op, device, dtype), backends_of(op, device)
         chosen = next(b for b in available if b.name == default)
         why = _WHY[default] if chosen.usable else f"cannot run: {chosen.why}"
-        rows.append(OpRow(module.__name__.rpartition(".")[2], default, why, available))
+        rows.append(OpRow(op, default, why, available))
     return rows
 
 

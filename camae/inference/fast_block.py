@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from camae.inference.fast_linear import FastLinear
-from camae.kernels import _cpu as native
-from camae.kernels.transformer_block.cpu import (
+from camae.kernels.transformer_block import (
+    backends,
+    block_tail_op,
     fits,
-    native_block_tail_op,
-    native_self_attention_op,
+    instructions,
     pack_weight,
+    self_attention_op,
 )
 from camae.model.blocks import ParallelBlock, Sequences, SequentialBlock, attend
 
@@ -90,7 +91,7 @@ class LayeredBlock:
 
 
 class NativeBlock:
-    """The block as the two C++ ops of `camae.kernels.transformer_block.cpu`: float32 on a CPU."""
+    """The block as the two C++ ops of `camae.kernels.transformer_block`: float32 on a CPU."""
 
     def __init__(self, layers: BlockLayers):
         self.heads, self.parallel = layers.heads, layers.mlp_norm is None
@@ -112,11 +113,11 @@ class NativeBlock:
         """Whether these layers can run so here."""
         weight = layers.mlp_in[0]
         hidden, D = weight.shape
-        return native.backend(weight.device).usable and fits(hidden, D, D // layers.heads)
+        return backends(weight.device)[0].usable and fits(hidden, D, D // layers.heads)
 
     def __call__(self, tokens_TD: torch.Tensor, sequences: Sequences, backend: str | None) -> torch.Tensor:
-        best = native.instructions()[0]
-        attended_TD = native_self_attention_op(
+        best = instructions()[0]
+        attended_TD = self_attention_op(
             tokens_TD,
             *self.norm,
             self.qkv,
@@ -129,7 +130,7 @@ class NativeBlock:
             self.scale,
             best,
         )
-        return native_block_tail_op(
+        return block_tail_op(
             tokens_TD,
             attended_TD,
             *self.proj,

@@ -6,14 +6,13 @@ Imported only when the back-end is used.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from camae.kernels._compile_ahead import CompileCase
-from camae.kernels._dispatch import architecture
+from camae.kernels._compile_ahead import CompileCase, Kernel
+from camae.kernels._device import architecture
 
 
 @dataclass(frozen=True)
@@ -131,6 +130,7 @@ def backward(
     act_Th: torch.Tensor | None,
 ) -> torch.Tensor:
     """Fill the first columns of `grad_fused_TF`, and `act_Th` where given; return the bias's gradient (hidden,)."""
+    grad_act_Th = grad_act_Th.contiguous()
     (T, hidden), config = grad_act_Th.shape, CONFIGS[architecture(fused_TF.device)]
     per_part = triton.cdiv(triton.cdiv(T, config.parts), config.rows) * config.rows
     parts = triton.cdiv(T, per_part) if T else 0
@@ -159,11 +159,11 @@ def backward(
 def compile_cases(arch: str) -> list[CompileCase]:
     """bf16, with and without a bias; the backward pass also with the activation recomputed."""
     config, found = CONFIGS[arch], []
-    tile = {"ROWS": config.rows, "COLUMNS": config.columns}
+    tile: dict[str, object] = {"ROWS": config.rows, "COLUMNS": config.columns}
     integers = dict.fromkeys(("T", "fused_row", "hidden"), "i32")
     for bias in (True, False):
         added = {"bias": "*fp32"} if bias else {}
-        absent: dict[str, Any] = {} if bias else {"bias": None}
+        absent: dict[str, object] = {} if bias else {"bias": None}
         types = {"fused": "*bf16", "act": "*bf16", **added, **integers}
         name = "bias" if bias else "no bias"
         found.append(_case(f"forward {name}", forward_kernel, types, absent | tile, config.warps))
@@ -180,7 +180,7 @@ def compile_cases(arch: str) -> list[CompileCase]:
 
 
 def _case(
-    name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int
+    name: str, kernel: Kernel, types: dict[str, str], constants: dict[str, object], warps: int
 ) -> CompileCase:
     divisible = ("fused_row", "grad_row", "hidden", "rows_per_part")
     return CompileCase("gelu_split", name, kernel, types, constants, warps, divisible=divisible, mma=False)

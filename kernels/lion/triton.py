@@ -7,7 +7,6 @@ the back-end is used.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -136,7 +135,7 @@ def compile_cases(arch: str) -> list[CompileCase]:
     found = []
     for name, grad, copy in (("bf16 copies", tl.bfloat16, tl.bfloat16), ("fp32", tl.float32, None)):
         types = {**tables, "rates": "*fp32", "grad_scale": "*fp32", "beta1": "fp32", "beta2": "fp32"}
-        constants: dict[str, Any] = {"GRAD": grad, "COPY": copy, "CHUNK": CHUNK}
+        constants: dict[str, object] = {"GRAD": grad, "COPY": copy, "CHUNK": CHUNK}
         found.append(CompileCase("lion", name, lion_kernel, types, constants, WARPS, mma=False))
     types, constants = {**tables, "sums": "*fp32"}, {"GRAD": tl.bfloat16, "CHUNK": CHUNK}
     return [*found, CompileCase("lion_norm", "bf16", square_kernel, types, constants, WARPS, mma=False)]

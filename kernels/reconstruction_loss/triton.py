@@ -13,15 +13,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from camae.kernels._compile_ahead import CompileCase
-from camae.kernels._dispatch import architecture
-from camae.kernels._patches import patch_side
+from camae.kernels._device import architecture
+from camae.kernels.patches import patch_side
 from camae.kernels.tokenize.triton import pixel_offsets, standardization
 
 
@@ -198,8 +197,8 @@ def reconstruction_loss(
     var_K: torch.Tensor,
     eps: float,
     alpha: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Launch the kernel: (2,) fp32 weighted sums of MSE and Fourier L1; gradient (M, P*P) in pred's dtype."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Launch the kernel: total (), (2,) fp32 weighted sums of MSE and Fourier L1, gradient (M, P*P)."""
     config = CONFIGS[architecture(pred_MP2.device)]
     M, P2 = pred_MP2.shape
     patch = patch_side(P2)
@@ -228,7 +227,8 @@ def reconstruction_loss(
             BLOCK_M=block,
             num_warps=config.warps,
         )
-    return parts.sum(0), grad_MP2
+    sums = parts.sum(0)
+    return (1 - alpha) * sums[0] + alpha * sums[1], sums, grad_MP2
 
 
 def compile_cases(arch: str) -> list[CompileCase]:
@@ -239,7 +239,7 @@ def compile_cases(arch: str) -> list[CompileCase]:
         types |= {"weights": "*fp32", "mean": "*fp64", "var": "*fp64", "tables": "*fp32"}
         types |= {"parts": "*fp32", "grad": "*bf16", "M": "i32", "height": "i32", "width": "i32"}
         types |= {"eps_squared": "fp32", "alpha": "fp32"}
-        constants: dict[str, Any] = {"P": P, "BLOCK_M": config.patches(P)}
+        constants: dict[str, object] = {"P": P, "BLOCK_M": config.patches(P)}
         name = f"P{P} {stored} bf16"
         found.append(
             CompileCase(

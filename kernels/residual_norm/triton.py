@@ -6,14 +6,15 @@ Imported only when the back-end is used.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from camae.kernels._autograd import Maybe
 from camae.kernels._compile_ahead import CompileCase
-from camae.kernels._dispatch import architecture
+from camae.kernels._device import architecture
+from camae.kernels.residual_norm.registration import empty_gradients, empty_outputs
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,11 @@ def backward_kernel(
     tl.store(own + 2 * D, sum_gamma, mask=valid)
 
 
-def forward(
+def _contiguous(x: Maybe) -> Maybe:
+    return None if x is None else x.contiguous()
+
+
+def residual_norm(
     x_TD: torch.Tensor,
     update_TD: torch.Tensor | None,
     gamma_D: torch.Tensor | None,
@@ -142,21 +147,16 @@ def forward(
     weight_D: torch.Tensor | None,
     bias_D: torch.Tensor | None,
     eps: float,
-    y_TD: torch.Tensor,
-    normed_TD: torch.Tensor,
-) -> None:
-    """Fill `y_TD` (with an update) and `normed_TD` (with a norm); every tensor contiguous."""
+    working: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launch the forward kernel: y (empty without an update) and normed (empty without a norm)."""
+    y_TD, normed_TD = empty_outputs(x_TD, update_TD, gamma_D, weight_D, working)
+    inputs = (x_TD, update_TD, gamma_D, factor_B, segment_T, weight_D, bias_D)
     T, D = x_TD.shape
     config = CONFIGS[architecture(x_TD.device)]
     if T:
         forward_kernel[(triton.cdiv(T, config.rows),)](
-            x_TD,
-            update_TD,
-            gamma_D,
-            factor_B,
-            segment_T,
-            weight_D,
-            bias_D,
+            *map(_contiguous, inputs),
             y_TD,
             normed_TD,
             T,
@@ -166,9 +166,10 @@ def forward(
             BLOCK_D=triton.next_power_of_2(D),
             num_warps=config.warps,
         )
+    return y_TD, normed_TD
 
 
-def backward(
+def residual_norm_backward(
     grad_y_TD: torch.Tensor | None,
     grad_normed_TD: torch.Tensor | None,
     y_TD: torch.Tensor,
@@ -178,26 +179,19 @@ def backward(
     segment_T: torch.Tensor | None,
     weight_D: torch.Tensor | None,
     eps: float,
-    grad_x_TD: torch.Tensor,
-    grad_update_TD: torch.Tensor | None,
-) -> torch.Tensor:
-    """Fill the gradients of x and the update; return those of weight, bias and gamma, (3, D) float32."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Launch the backward kernel: gradients of x, of the update, and (3, D) of weight, bias and gamma."""
+    grad_x_TD, grad_update_TD, _ = empty_gradients(y_TD, update_TD)
+    inputs = (grad_y_TD, grad_normed_TD, y_TD, update_TD, gamma_D, factor_B, segment_T, weight_D)
     T, D = grad_x_TD.shape
     config = CONFIGS[architecture(grad_x_TD.device)]
     programs = min(T, config.programs)
     sums = torch.empty(programs, 3, D, dtype=torch.float32, device=grad_x_TD.device)
     if T:
         backward_kernel[(programs,)](
-            grad_y_TD,
-            grad_normed_TD,
-            y_TD,
-            update_TD,
-            gamma_D,
-            factor_B,
-            segment_T,
-            weight_D,
+            *map(_contiguous, inputs),
             grad_x_TD,
-            grad_update_TD,
+            None if update_TD is None else grad_update_TD,
             sums,
             T,
             D,
@@ -205,7 +199,7 @@ def backward(
             BLOCK_D=triton.next_power_of_2(D),
             num_warps=config.warps,
         )
-    return sums.sum(0)
+    return grad_x_TD, grad_update_TD, sums.sum(0)
 
 
 def compile_cases(arch: str) -> list[CompileCase]:
@@ -231,7 +225,7 @@ def compile_cases(arch: str) -> list[CompileCase]:
             (backward_kernel, backward_types, block),
         ):
             missing = {n: None for n in kernel.arg_names if n in absent and n not in types}
-            constants: dict[str, Any] = {**missing, **tile}
+            constants: dict[str, object] = {**missing, **tile}
             name = f"{kernel.__name__.removesuffix('_kernel')} {kind} D{width}"
             found.append(
                 CompileCase(

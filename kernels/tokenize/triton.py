@@ -6,15 +6,14 @@ Imported only when the back-end is used: importing camae.kernels.tokenize does n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from camae.kernels._compile_ahead import CompileCase
-from camae.kernels._dispatch import architecture
-from camae.kernels._patches import patch_side
+from camae.kernels._device import architecture
+from camae.kernels.patches import patch_side
 
 
 @dataclass(frozen=True)
@@ -315,6 +314,7 @@ def weight_gradient(
     patch: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of weight (D, P*P) and bias (D,) in fp32: partial sums in a fixed order, so deterministic."""
+    grad_TD = grad_TD.contiguous()
     config = CONFIGS[architecture(planes_KHW.device)]
     (K, H, W), D = planes_KHW.shape, grad_TD.shape[1]
     V = K * n_patches if keep_index is None else keep_index.numel()
@@ -354,7 +354,7 @@ def compile_cases(arch: str) -> list[CompileCase]:
     config, found = CONFIGS[arch], []
     for stored, acc in (("u8", tl.int32), ("u16", tl.int64)):
         types = {"planes": f"*{stored}", "mean": "*fp64", "var": "*fp64", "n_pixels": "i32"}
-        constants: dict[str, Any] = {"BLOCK": config.pixels, "ACC": acc}
+        constants: dict[str, object] = {"BLOCK": config.pixels, "ACC": acc}
         found.append(
             CompileCase(
                 "plane_statistics",
@@ -369,7 +369,7 @@ def compile_cases(arch: str) -> list[CompileCase]:
         )
     for P, stored in ((16, "u8"), (8, "u8"), (16, "u16")):
         name = f"P{P} {stored} bf16"
-        shared = {
+        shared: dict[str, object] = {
             "ALL": False,
             "P": P,
             "BLOCK_V": config.rows(torch.uint8 if stored == "u8" else torch.uint16),

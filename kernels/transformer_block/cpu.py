@@ -1,20 +1,14 @@
-"""A transformer block on a CPU in two ops, float32, for inference: native_self_attention and native_block_tail.
+"""C++ back-end of `transformer_block` on CPUs (`native`), float32: packed weights and two torch.library ops.
 
-csrc/attention.cpp and csrc/block.cpp, compiled for AVX-512 and for AVX2. Weights are packed once (`pack_weight`).
-Norms, biases, GELU and residuals happen while the rows are in the cache; q, k, v and the hidden values of the MLP are
-never written to memory. A sequence's numbers do not depend on what else is in the batch nor on the number of threads.
-Not differentiable.
+csrc/attention/attention.cpp and block.cpp, compiled for AVX-512 and for AVX2.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from camae.errors import CamaeError
-from camae.kernels._cpu import WIDTH_STEP, arrays, bounds, instructions, module, optional_arrays
-
-Maybe = torch.Tensor | None
+from camae.kernels._cpu import WIDTH_STEP, arrays, bounds, instructions, native_module, optional_arrays
 
 
 def fits(*widths: int) -> bool:
@@ -27,7 +21,7 @@ def pack_weight(weight_FD: torch.Tensor) -> torch.Tensor:
 
     Raises CamaeError for widths that 16 does not divide, MissingBackendError without a kernel for this processor.
     """
-    native = module("block")
+    native = native_module("block")
     if not fits(*weight_FD.shape):
         raise CamaeError(
             f"the native block needs widths that {WIDTH_STEP} divides, not {tuple(weight_FD.shape)}"
@@ -35,8 +29,8 @@ def pack_weight(weight_FD: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(native.pack_weight(*arrays(weight_FD.float()), instructions()[0]))
 
 
-@torch.library.custom_op("camae::native_self_attention", mutates_args=())
-def native_self_attention_op(
+@torch.library.custom_op("camae::cpu_self_attention", mutates_args=())
+def self_attention_op(
     x_TD: torch.Tensor,
     norm_2D: torch.Tensor | None,
     eps: float,
@@ -53,7 +47,7 @@ def native_self_attention_op(
     """Attention, (T, D), of q, k, v = LN(x) W^T + b; `panels`: three weights by `pack_weight`."""
     out_TD = x_TD.new_empty(x_TD.shape)
     norm, bias, q_norm, k_norm = optional_arrays(norm_2D, bias_3D, q_norm_2d, k_norm_2d)
-    module("block").self_attention(
+    native_module("block").self_attention(
         *arrays(x_TD),
         norm,
         eps,
@@ -72,7 +66,7 @@ def native_self_attention_op(
     return out_TD
 
 
-@native_self_attention_op.register_fake
+@self_attention_op.register_fake
 def _(
     x_TD: torch.Tensor,
     norm_2D: torch.Tensor | None,
@@ -90,23 +84,8 @@ def _(
     return x_TD.new_empty(x_TD.shape)
 
 
-def block_tail_formula(
-    x_TD: torch.Tensor,
-    attended_TD: torch.Tensor,
-    proj: tuple[torch.Tensor, Maybe],
-    parallel: bool,
-    norm: tuple[torch.Tensor, torch.Tensor],
-    eps: float,
-    layers: tuple[tuple[torch.Tensor, Maybe], tuple[torch.Tensor, Maybe]],
-) -> torch.Tensor:
-    """native_block_tail in plain torch, any dtype, with weights as they are."""
-    y_TD = x_TD + F.linear(attended_TD, *proj)
-    normed_TD = F.layer_norm(x_TD if parallel else y_TD, x_TD.shape[-1:], *norm, eps)
-    return y_TD + F.linear(F.gelu(F.linear(normed_TD, *layers[0])), *layers[1])
-
-
-@torch.library.custom_op("camae::native_block_tail", mutates_args=())
-def native_block_tail_op(
+@torch.library.custom_op("camae::cpu_block_tail", mutates_args=())
+def block_tail_op(
     x_TD: torch.Tensor,
     attended_TD: torch.Tensor,
     proj: torch.Tensor,
@@ -123,7 +102,7 @@ def native_block_tail_op(
     """y = x + attended Wp^T + bp; y + gelu(LN(x if parallel else y) W1^T + b1) W2^T + b2, (T, D)."""
     out_TD = x_TD.new_empty(x_TD.shape)
     proj_bias, norm, bias_in, bias_out = optional_arrays(proj_bias_D, norm_2D, bias_H, bias_D)
-    module("block").block_tail(
+    native_module("block").block_tail(
         *arrays(x_TD, attended_TD, proj),
         proj_bias,
         parallel,
@@ -140,7 +119,7 @@ def native_block_tail_op(
     return out_TD
 
 
-@native_block_tail_op.register_fake
+@block_tail_op.register_fake
 def _(
     x_TD: torch.Tensor,
     attended_TD: torch.Tensor,

@@ -10,7 +10,7 @@ be; a mean of k far above its spread would cost digits.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -85,7 +85,7 @@ def key_rstd(k_SHd: torch.Tensor, eps: float) -> torch.Tensor:
 def rstd_case(head: int) -> CompileCase:
     """`key_rstd_kernel` on bf16 keys."""
     types = {"k": "*bf16", "key_rstd": "*fp32", "k_row": "i32", "k_head": "i32", "S": "i32", "eps": "fp32"}
-    constants: dict[str, Any] = {"HEAD": head, "BLOCK_N": RSTD_ROWS}
+    constants: dict[str, object] = {"HEAD": head, "BLOCK_N": RSTD_ROWS}
     name = f"key_rstd d{head} bf16, normed"
     return CompileCase(
         "varlen_attention", name, key_rstd_kernel, types, constants, 4, 1, ("k_row", "k_head"), False

@@ -1,4 +1,4 @@
-"""normed_attention: attention with LayerNorm of q and k over the head dim inside the kernels.
+"""torch.library ops of normed attention: LayerNorm of q and k over the head dim inside the kernels.
 
 softmax(LN(q) LN(k)^T * scale) v for every sequence, what ViTs with "qk norm" compute (Dehghani et al. 2023). The
 normed q and k never reach memory, so that only the raw projections are kept for the backward pass. Called through
@@ -7,20 +7,21 @@ normed q and k never reach memory, so that only the raw projections are kept for
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+import torch.nn.functional as F
 
-from camae.kernels._dispatch import interpreting
-from camae.kernels.residual_norm import backward_formulas, residual_norm_reference
-from camae.kernels.varlen_attention.formulas import attention_formulas, sum_dtype
+from camae.kernels._autograd import Context, Gradients, Inputs
+from camae.kernels._device import accumulation_dtype
+from camae.kernels._dispatch import register_triton
+from camae.kernels.residual_norm.reference import residual_norm_gradients
+from camae.kernels.varlen_attention.reference import attention_formulas
 
+TRITON = "camae.kernels.varlen_attention.triton"
 Four = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _norm(x_THd: torch.Tensor, weight_d: torch.Tensor, bias_d: torch.Tensor, eps: float) -> torch.Tensor:
-    normed = residual_norm_reference(x_THd.to(weight_d.dtype), weight_D=weight_d, bias_D=bias_d, eps=eps)[1]
-    return normed.to(x_THd.dtype)  # type: ignore[union-attr]
+    return F.layer_norm(x_THd.to(weight_d.dtype), weight_d.shape, weight_d, bias_d, eps).to(x_THd.dtype)
 
 
 def _norm_gradient(
@@ -29,7 +30,7 @@ def _norm_gradient(
     """Gradient of x and (3, d) of which the first two rows are those of weight and bias."""
     d = x_THd.shape[-1]
     rows = x_THd.to(weight_d.dtype).reshape(-1, d)
-    dx, _, sums = backward_formulas(
+    dx, _, sums = residual_norm_gradients(
         None, grad_THd.reshape(-1, d), rows, None, None, None, None, weight_d, eps
     )
     return dx.reshape(x_THd.shape).to(x_THd.dtype), sums
@@ -52,29 +53,12 @@ def normed_attention_op(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """out (T, H, d), log2 of the softmax denominators up to a constant by row (H, T), 1 / spread of keys (H, S)."""
-    if q_THd.is_cuda or interpreting():
-        from camae.kernels.varlen_attention import head_norm_triton
-        from camae.kernels.varlen_attention import triton as varlen_attention_triton
-
-        norms = _norms(q_weight_d, q_bias_d, k_weight_d, eps)
-        rstd_HS = head_norm_triton.key_rstd(k_SHd, eps)
-        out_THd, lse_HT = varlen_attention_triton.forward(
-            q_THd, k_SHd, v_SHd, cu_q, cu_k, max_q, scale, rstd_HS, norms
-        )
-        return out_THd, lse_HT, rstd_HS
     q = _norm(q_THd, q_weight_d, q_bias_d, eps)
     k = _norm(k_SHd, k_weight_d, k_bias_d, eps)
     out_THd, lse_HT = attention_formulas(q, k, v_SHd.contiguous(), cu_q, cu_k, scale)
-    working = sum_dtype(q_THd)
+    working = accumulation_dtype(q_THd)
     rstd_SH = (k_SHd.to(working).var(-1, correction=0) + eps).rsqrt()
     return out_THd, lse_HT.to(working), rstd_SH.t().contiguous()
-
-
-def _norms(q_weight_d: torch.Tensor, q_bias_d: torch.Tensor, k_weight_d: torch.Tensor, eps: float) -> Any:
-    from camae.kernels.varlen_attention.head_norm_triton import Norms
-
-    q_weight, q_bias, k_weight = (x.float().contiguous() for x in (q_weight_d, q_bias_d, k_weight_d))
-    return Norms(q_weight, q_bias, k_weight, eps)
 
 
 @normed_attention_op.register_fake
@@ -93,7 +77,7 @@ def _(
     scale: float,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    (T, H, d), S, working = q_THd.shape, k_SHd.shape[0], sum_dtype(q_THd)
+    (T, H, d), S, working = q_THd.shape, k_SHd.shape[0], accumulation_dtype(q_THd)
     return (
         q_THd.new_empty(T, H, d),
         q_THd.new_empty(H, T, dtype=working),
@@ -122,14 +106,6 @@ def normed_attention_backward_op(
     eps: float,
 ) -> Four:
     """Gradients of q, k, v and (3, d) of q's weight, q's bias and k's weight; k's bias has none."""
-    if q_THd.is_cuda or interpreting():
-        from camae.kernels.varlen_attention import triton as varlen_attention_triton
-
-        norms = _norms(q_weight_d, q_bias_d, k_weight_d, eps)
-        sequences = (cu_q, cu_k, max_q, max_k, scale, rstd_HS, norms)
-        return varlen_attention_triton.backward(  # type: ignore[return-value]
-            grad_THd.contiguous(), q_THd, k_SHd, v_SHd, out_THd, lse_HT, *sequences
-        )
     q = _norm(q_THd, q_weight_d, q_bias_d, eps)
     k = _norm(k_SHd, k_weight_d, k_bias_d, eps)
     dq, dk, dv = attention_formulas(q, k, v_SHd.contiguous(), cu_q, cu_k, scale, grad_THd)
@@ -159,16 +135,16 @@ def _(
     eps: float,
 ) -> Four:
     dq, dk, dv = (x.new_empty(x.shape) for x in (q_THd, k_SHd, v_SHd))
-    return dq, dk, dv, q_weight_d.new_empty(3, q_THd.shape[2], dtype=sum_dtype(q_weight_d))
+    return dq, dk, dv, q_weight_d.new_empty(3, q_THd.shape[2], dtype=accumulation_dtype(q_weight_d))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+def _setup_context(ctx: Context, inputs: Inputs, output: tuple[torch.Tensor, ...]) -> None:
     *tensors, ctx.max_q, ctx.max_k, ctx.scale, ctx.eps = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*tensors[:7], *output, *tensors[7:])
 
 
-def _backward(ctx: Any, grad_THd: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+def _backward(ctx: Context, grad_THd: torch.Tensor, *_: torch.Tensor) -> Gradients:
     saved = ctx.saved_tensors
     *grads, vectors = normed_attention_backward_op(grad_THd, *saved, ctx.max_q, ctx.max_k, ctx.scale, ctx.eps)
     q_weight_d, q_bias_d, k_weight_d, k_bias_d = saved[3:7]
@@ -177,3 +153,5 @@ def _backward(ctx: Any, grad_THd: torch.Tensor, *_: Any) -> tuple[torch.Tensor |
 
 
 normed_attention_op.register_autograd(_backward, setup_context=_setup_context)
+register_triton(normed_attention_op, TRITON, "normed_attention")
+register_triton(normed_attention_backward_op, TRITON, "normed_attention_backward")

@@ -9,15 +9,20 @@ The norms of q and k, where `key_rstd` is given: head_norm_triton.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from camae.kernels._compile_ahead import CompileCase
-from camae.kernels._dispatch import architecture
-from camae.kernels.varlen_attention.head_norm_triton import Norms, fold_norms, normalized, rstd_case
+from camae.kernels._device import architecture
+from camae.kernels.varlen_attention.head_norm_triton import (
+    Norms,
+    fold_norms,
+    key_rstd,
+    normalized,
+    rstd_case,
+)
 
 LOG2_E = 1.4426950408889634
 HEAD_DIMS = (16, 32, 64, 128)
@@ -374,7 +379,7 @@ def _vectors(norms: Norms | None) -> tuple[torch.Tensor | None, ...]:
     return (None, None, None) if norms is None else (norms.q_weight, norms.q_bias, norms.k_weight)
 
 
-def forward(
+def _forward(
     q_THd: torch.Tensor,
     k_SHd: torch.Tensor,
     v_SHd: torch.Tensor,
@@ -418,7 +423,7 @@ def forward(
     return out_THd, lse_HT
 
 
-def backward(
+def _backward(
     grad_THd: torch.Tensor,
     q_THd: torch.Tensor,
     k_SHd: torch.Tensor,
@@ -434,6 +439,7 @@ def backward(
     norms: Norms | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Gradients of q, k and v, contiguous, in their dtype; (3, d) of the norms' vectors. Always deterministic."""
+    grad_THd = grad_THd.contiguous()
     (T, H, d), S, B = q_THd.shape, k_SHd.shape[0], len(cu_q) - 1
     config = config_for(q_THd.device, d, norms is not None)
     grad_q = q_THd.new_empty(T, H, d)
@@ -504,6 +510,89 @@ def backward(
     return grad_q, grad_k, grad_v, None if sums is None else sums.sum(0)
 
 
+def attention(
+    q_THd: torch.Tensor,
+    k_SHd: torch.Tensor,
+    v_SHd: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launch the forward kernel without norms."""
+    return _forward(q_THd, k_SHd, v_SHd, cu_q, cu_k, max_q, scale)
+
+
+def attention_backward(
+    grad_THd: torch.Tensor,
+    q_THd: torch.Tensor,
+    k_SHd: torch.Tensor,
+    v_SHd: torch.Tensor,
+    out_THd: torch.Tensor,
+    lse_HT: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Launch both backward kernels without norms."""
+    return _backward(grad_THd, q_THd, k_SHd, v_SHd, out_THd, lse_HT, cu_q, cu_k, max_q, max_k, scale)[:3]
+
+
+def _norms(q_weight_d: torch.Tensor, q_bias_d: torch.Tensor, k_weight_d: torch.Tensor, eps: float) -> Norms:
+    q_weight, q_bias, k_weight = (x.float().contiguous() for x in (q_weight_d, q_bias_d, k_weight_d))
+    return Norms(q_weight, q_bias, k_weight, eps)
+
+
+def normed_attention(
+    q_THd: torch.Tensor,
+    k_SHd: torch.Tensor,
+    v_SHd: torch.Tensor,
+    q_weight_d: torch.Tensor,
+    q_bias_d: torch.Tensor,
+    k_weight_d: torch.Tensor,
+    k_bias_d: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Launch the kernels of the keys' spread and of the forward pass with norms."""
+    rstd_HS = key_rstd(k_SHd, eps)
+    norms = _norms(q_weight_d, q_bias_d, k_weight_d, eps)
+    out_THd, lse_HT = _forward(q_THd, k_SHd, v_SHd, cu_q, cu_k, max_q, scale, rstd_HS, norms)
+    return out_THd, lse_HT, rstd_HS
+
+
+def normed_attention_backward(
+    grad_THd: torch.Tensor,
+    q_THd: torch.Tensor,
+    k_SHd: torch.Tensor,
+    v_SHd: torch.Tensor,
+    q_weight_d: torch.Tensor,
+    q_bias_d: torch.Tensor,
+    k_weight_d: torch.Tensor,
+    k_bias_d: torch.Tensor,
+    out_THd: torch.Tensor,
+    lse_HT: torch.Tensor,
+    rstd_HS: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Launch both backward kernels with norms."""
+    norms = _norms(q_weight_d, q_bias_d, k_weight_d, eps)
+    sequences = (cu_q, cu_k, max_q, max_k, scale)
+    return _backward(grad_THd, q_THd, k_SHd, v_SHd, out_THd, lse_HT, *sequences, rstd_HS, norms)
+
+
 def compile_cases(arch: str) -> list[CompileCase]:
     """Every head dim in bf16, forward and both backward kernels, without and with the norms of q and k."""
     return [
@@ -525,7 +614,7 @@ def _compile_cases(arch: str, head: int, normed: bool) -> list[CompileCase]:
         forwards = kernel is forward_kernel
         types = {**sequences, **integers, **dict.fromkeys(written, "*bf16"), "eps": "fp32"}
         types |= {"scale_log2": "fp32"} if forwards else {"scale": "fp32", "delta": "*fp32"}
-        constants: dict[str, Any] = {"HEAD": head, "BLOCK_M": tile.queries, "BLOCK_N": tile.keys}
+        constants: dict[str, object] = {"HEAD": head, "BLOCK_M": tile.queries, "BLOCK_N": tile.keys}
         if normed:
             types |= {**dict.fromkeys(vectors, "*fp32"), "folded": "*bf16"}
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,11 +53,8 @@ def test_a_bad_tile_is_caught():
 def test_every_figure_is_held_to_its_limit():
     """Made-up figures, one over at a time."""
     case = ALL["sm_90", "varlen_attention", "forward d64 bf16"]
-    row = BUDGETS.rows["varlen_attention", "forward d64 bf16", "sm_90", "3.7.1"]
-    from camae.kernels._compile_ahead import Resources
-
-    good = Resources(**row)
-    assert problems(case, good, row) == []
+    good = BUDGETS.rows["varlen_attention", "forward d64 bf16", "sm_90", "3.7.1"]
+    assert problems(case, good, good) == []
     wrong = {
         "spills": (1, "1 spills"),
         "registers": (good.registers + 1, f"registers {good.registers + 1}, budget {good.registers}"),
@@ -65,6 +62,6 @@ def test_every_figure_is_held_to_its_limit():
         "mma": (0, "no tensor-core instruction"),
     }
     for figure, (value, sentence) in wrong.items():
-        found = problems(case, replace(good, **{figure: value}), asdict(good))
+        found = problems(case, replace(good, **{figure: value}), good)
         assert any(sentence in s for s in found), (figure, found)
     assert "no budget row" in problems(case, good, None)[0]

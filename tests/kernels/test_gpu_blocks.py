@@ -1,4 +1,4 @@
-"""What only a GPU can show of a block's glue: bf16 against fp64, and the memory of L/8."""
+"""A block's elementwise ops on a GPU: bf16 against fp64, and the memory of L/8."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from camae.kernels.lion import Lion
 from camae.kernels.residual_norm import residual_norm
 from camae.kernels.varlen_attention import varlen_attention
 from camae.model import CAMAE, Backends, preset
-from camae.model.blocks import set_block_options
+from camae.model.activation_checkpointing import set_recompute
 
 pytestmark = [
     pytest.mark.gpu,
@@ -93,10 +93,11 @@ def test_l8_with_64_crops_fits_on_one_card():
     if torch.cuda.get_device_properties(0).total_memory < 76 * 2**30:
         pytest.skip("the card has less than the 76 GiB that the target allows")
     model = CAMAE(
-        preset("ca_mae_vit_l8", channels=names, decoder="small"), Backends("triton", "triton", "triton")
+        preset("ca_mae_vit_l8", channels=names, decoder="small"),
+        Backends("triton", "triton", "triton", "triton"),
     )
     model = model.cuda().train()
-    set_block_options(model, keep=False, glue="triton")
+    set_recompute(model, 0, selective=True)
     optimizer = Lion(model.parameters(), clip_norm=1.0)
     g = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (6, 256, 256), generator=g).to(torch.uint8) for _ in range(64)]

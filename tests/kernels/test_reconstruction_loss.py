@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from camae.errors import CamaeError
-from camae.kernels import reconstruction_loss as module
-from camae.kernels._patches import plane_statistics
-from camae.kernels.reconstruction_loss import reconstruction_loss, reconstruction_losses
+from camae.kernels.patches import plane_statistics_reference
+from camae.kernels.reconstruction_loss import reconstruction_loss, reconstruction_losses, registration
 
 DTYPES = [torch.uint8, torch.uint16, torch.float32]
 
@@ -82,8 +81,8 @@ def test_gradient_by_formula_equals_autograd(loss_case, patch):
     pred = case.pred_MP2.requires_grad_()
     loss = reconstruction_loss(*arguments(case), eps=case.eps, weight_M=case.weight_M)
     (by_autograd,) = torch.autograd.grad(loss, pred)
-    statistics = plane_statistics(case.planes_KHW)
-    total, _, by_formula = module._loss_op(
+    statistics = plane_statistics_reference(case.planes_KHW)
+    total, _, by_formula = registration.reconstruction_loss_op(
         pred, case.planes_KHW, case.plane_M, case.patch_M, case.weight_M, *statistics, case.eps, 0.3
     )
     torch.testing.assert_close(total, loss, rtol=1e-12, atol=0)

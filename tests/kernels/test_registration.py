@@ -7,11 +7,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
-from camae.kernels import reconstruction_loss as loss_module
-from camae.kernels import tokenize as tokenize_module
-from camae.kernels import varlen_attention as attention_module
-from camae.kernels._patches import plane_statistics
+from camae.kernels import _dispatch
 from camae.kernels.lion import Lion
+from camae.kernels.patches import plane_statistics_reference
+from camae.kernels.reconstruction_loss import reconstruction_losses
+from camae.kernels.reconstruction_loss.registration import reconstruction_loss_op
+from camae.kernels.tokenize import tokenize
+from camae.kernels.tokenize.registration import plane_statistics_op, tokenize_op, weight_gradient_op
+from camae.kernels.varlen_attention.registration import attention_backward_op, attention_op
 from camae.model import CAMAE, Backends, preset
 from camae.model.blocks import Sequences
 
@@ -22,7 +25,7 @@ def tokenize_arguments(case):
         case.sample_K,
         case.keep_index,
         *(p.requires_grad_() for p in case.parameters),
-        *plane_statistics(case.planes_KHW),
+        *plane_statistics_reference(case.planes_KHW),
         case.eps,
         case.n_samples,
     )
@@ -30,7 +33,14 @@ def tokenize_arguments(case):
 
 def loss_arguments(case):
     indices = (case.plane_M, case.patch_M, case.weight_M)
-    return case.pred_MP2, case.planes_KHW, *indices, *plane_statistics(case.planes_KHW), case.eps, 0.3
+    return (
+        case.pred_MP2,
+        case.planes_KHW,
+        *indices,
+        *plane_statistics_reference(case.planes_KHW),
+        case.eps,
+        0.3,
+    )
 
 
 def attention_arguments():
@@ -45,18 +55,18 @@ def attention_arguments():
 @pytest.mark.parametrize("keep", ["all", "random"])
 def test_opcheck_tokenize(tokenize_case, keep):
     case = tokenize_case(torch.uint16, 8, keep, width=12)
-    opcheck(tokenize_module._tokenize_op, tokenize_arguments(case))
-    opcheck(tokenize_module._statistics_op, (case.planes_KHW,))
+    opcheck(tokenize_op, tokenize_arguments(case))
+    opcheck(plane_statistics_op, (case.planes_KHW,))
 
 
 def test_opcheck_loss(loss_case):
     case = loss_case(torch.uint8, 8)
     case.pred_MP2.requires_grad_()
-    opcheck(loss_module._loss_op, loss_arguments(case))
+    opcheck(reconstruction_loss_op, loss_arguments(case))
 
 
 def test_opcheck_attention():
-    opcheck(attention_module._attention_op, attention_arguments())
+    opcheck(attention_op, attention_arguments())
 
 
 def test_gradcheck_of_every_backward(tokenize_case, loss_case):
@@ -64,19 +74,19 @@ def test_gradcheck_of_every_backward(tokenize_case, loss_case):
     case = tokenize_case(torch.uint8, 8, width=3)
     arguments = tokenize_arguments(case)
     assert torch.autograd.gradcheck(
-        lambda *p: tokenize_module._tokenize_op(*arguments[:3], *p, *arguments[7:]), arguments[3:7]
+        lambda *p: tokenize_op(*arguments[:3], *p, *arguments[7:]), arguments[3:7]
     )
     pred, *rest = loss_arguments(loss_case(torch.uint8, 8, M=3))
-    assert torch.autograd.gradcheck(lambda p: loss_module._loss_op(p, *rest)[0], (pred.requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda p: reconstruction_loss_op(p, *rest)[0], (pred.requires_grad_(),))
     q, k, v, *rest = attention_arguments()
-    assert torch.autograd.gradcheck(lambda *x: attention_module._attention_op(*x, *rest)[0], (q, k, v))
+    assert torch.autograd.gradcheck(lambda *x: attention_op(*x, *rest)[0], (q, k, v))
 
 
 def test_compiled_graph_is_whole_and_equal(loss_case):
     """torch.compile with fullgraph (Inductor's back-end needs a C++ compiler; aot_eager shows the graph)."""
     arguments = loss_arguments(loss_case(torch.uint8, 8))
-    compiled = torch.compile(loss_module._loss_op, backend="aot_eager", fullgraph=True)
-    for a, b in zip(compiled(*arguments), loss_module._loss_op(*arguments), strict=True):
+    compiled = torch.compile(reconstruction_loss_op, backend="aot_eager", fullgraph=True)
+    for a, b in zip(compiled(*arguments), reconstruction_loss_op(*arguments), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
@@ -105,27 +115,30 @@ def losses_on_fakes(model: CAMAE, device: str) -> tuple[torch.Tensor, ...]:
     planes_KHW, index_M = integers((6, 64, 64), torch.uint8), integers(sum(masked))
     parameters = (encoder.patch_weight_DP2, encoder.patch_bias_D, encoder.positions_ND, encoder.cls_D)
     with torch.autocast("cpu", torch.bfloat16):
-        tokens_TD = tokenize_module.tokenize(
+        tokens_TD = tokenize(
             planes_KHW, integers(6), integers(sum(kept)), *parameters, eps=1e-3, n_samples=2, backend="triton"
         )
         assert tokens_TD.shape == (sum(kept) + 2, 384)
         assert (tokens_TD.device.type, tokens_TD.dtype) == (device, torch.bfloat16)
         lengths = (kept[0] + 1, kept[1] + 1)
         for block in encoder.blocks:
-            tokens_TD = block(tokens_TD, Sequences(integers(3, torch.int32), lengths), "triton")
+            tokens_TD = block(tokens_TD, Sequences(integers(3, torch.int32), lengths))
         features_LD = decoder.project(torch.narrow(torch.cat([tokens_TD] * 3), 0, 0, sum(masked)))
         for block in decoder.stacks[0]:
-            features_LD = block(features_LD, Sequences(integers(3, torch.int32), masked), "triton")
+            features_LD = block(features_LD, Sequences(integers(3, torch.int32), masked))
         pred_MP2 = decoder.heads[0](features_LD)
         assert pred_MP2.dtype == torch.bfloat16
-    return loss_module.reconstruction_losses(pred_MP2, planes_KHW, index_M, index_M, 0.01, backend="triton")
+    return reconstruction_losses(pred_MP2, planes_KHW, index_M, index_M, 0.01, backend="triton")
 
 
 @pytest.fixture
 def small_model(monkeypatch):
     """A model on the kernels, whose back-end may be named although no device can run it here."""
-    for module in (tokenize_module, loss_module, attention_module):
-        monkeypatch.setattr(module, "choose", lambda op, requested, backends, default: requested)
+    monkeypatch.setattr(
+        _dispatch,
+        "choose",
+        lambda op, requested, device, *_: requested or _dispatch.default_backend(op, device),
+    )
     changes = {"crop": 64, "channels": ("a", "b"), "decoder": "small", "depth": 2}
     return CAMAE(preset("ca_mae_vit_s16", **changes), Backends("triton", "triton", "triton"))
 
@@ -157,11 +170,11 @@ def test_kernels_on_fake_cuda_tensors(small_model):
             torch.empty(3, device="cuda"),
         )
         cu = cu.to(torch.int32)
-        out, lse = attention_module._attention_op(q, kv, kv, cu, cu, 5, 4, 0.1)
-        grads = attention_module._attention_backward_op(q, q, kv, kv, out, lse, cu, cu, 5, 4, 0.1)
+        out, lse = attention_op(q, kv, kv, cu, cu, 5, 4, 0.1)
+        grads = attention_backward_op(q, q, kv, kv, out, lse, cu, cu, 5, 4, 0.1)
         planes = torch.empty(6, 64, 64, dtype=torch.uint8, device="cuda")
         index, statistics = torch.empty(6, dtype=torch.int64, device="cuda"), torch.empty(6, device="cuda")
-        weight, bias = tokenize_module._weight_gradient_op(
+        weight, bias = weight_gradient_op(
             planes, index, None, q.reshape(18, 64), statistics, statistics, 1e-3, 16, 16
         )
     assert all(x.device.type == "cuda" and x.dtype == torch.float32 for x in losses)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from camae.errors import CamaeError, MissingBackendError
-from camae.kernels._patches import gather_patches
+from camae.kernels.patches import gather_patches
 from camae.kernels.tokenize import backends, plane_statistics, token_cu_seqlens, tokenize
 
 DTYPES = [torch.uint8, torch.uint16, torch.float32]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from camae.errors import CamaeError, MissingBackendError
 from camae.kernels.varlen_attention import backends, lengths_of, varlen_attention
-from camae.kernels.varlen_attention.formulas import attention_formulas
+from camae.kernels.varlen_attention.reference import attention_formulas
 
 
 def packed(lengths, heads, d, dtype=torch.float64, seed=0):

@@ -15,7 +15,7 @@ import torch
 
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.errors import CamaeError
-from camae.kernels._patches import plane_statistics
+from camae.kernels.patches import plane_statistics_reference
 from camae.kernels.reconstruction_loss import reconstruction_losses
 from camae.model.ca_mae import channel_lists, split_images
 from camae.model.interface import Image, Images, Model
@@ -113,7 +113,7 @@ class FixedChannelModel(Model):
 
     def images(self, batch: PlaneBatch, eps: float) -> torch.Tensor:
         """(B, C, H, W) float32, every plane standardized over itself."""
-        mean_K, var_K = plane_statistics(batch.planes_KHW)
+        mean_K, var_K = plane_statistics_reference(batch.planes_KHW)
         rstd_K = (var_K + eps**2).rsqrt()
         centered_KHW = batch.planes_KHW.to(torch.float64) - mean_K[:, None, None]
         return (centered_KHW * rstd_K[:, None, None]).float()[self.plane_index(batch)]

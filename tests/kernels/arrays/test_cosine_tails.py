@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from camae.kernels.arrays import cosine_tails
+from camae.kernels.arrays.cosine_tails import selection
+from camae.kernels.arrays.cosine_tails.blocks import pair_values
+from camae.kernels.arrays.cosine_tails.reference import order_statistics_reference
 
 
 def _unit(n, d, dtype, seed=0):
@@ -12,19 +15,20 @@ def _unit(n, d, dtype, seed=0):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("collect", [20, cosine_tails.COLLECT])  # 20 forces the bins to be divided again
+@pytest.mark.parametrize("collect", [20, selection.COLLECT])  # 20 forces the bins to be divided again
 def test_order_statistics_are_those_of_the_sorted_triangle(monkeypatch, dtype, collect):
-    monkeypatch.setattr(cosine_tails, "COLLECT", collect)
+    monkeypatch.setattr(selection, "COLLECT", collect)
     x = _unit(301, 16, dtype)
-    ordered = np.sort((x.astype(np.float64) @ x.T.astype(np.float64))[np.triu_indices(301, 1)])
-    ranks = [0, 1, len(ordered) // 20, len(ordered) // 2, len(ordered) - 1]
+    total = 301 * 300 // 2
+    ranks = [0, 1, total // 20, total // 2, total - 1]
+    exact = order_statistics_reference(x.astype(np.float64), ranks)
     got = cosine_tails.order_statistics(x, ranks, block=64)
     # A dot product of 16 terms of unit vectors is off by at most 16 eps; so is each order statistic.
-    np.testing.assert_allclose(got, ordered[ranks], rtol=0, atol=16 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(got, exact, rtol=0, atol=16 * np.finfo(dtype).eps)
 
 
 def test_ties_cost_no_memory_and_pairs_have_the_bits_that_are_ranked(monkeypatch):
-    monkeypatch.setattr(cosine_tails, "COLLECT", 10)
+    monkeypatch.setattr(selection, "COLLECT", 10)
     x = np.zeros((200, 4))
     x[:, 0] = 1
     assert cosine_tails.order_statistics(x, [0, 500, 19_899], block=64).tolist() == [1.0, 1.0, 1.0]
@@ -50,8 +54,8 @@ def test_finer_bins_for_many_pairs_change_nothing(monkeypatch):
 @pytest.mark.parametrize("case", ["random", "clustered", "sample misleads", "all equal"])
 def test_windows_of_a_sample_change_nothing_but_time(monkeypatch, case):
     """Exact where windows hit, where they miss (every eighth row is unlike the rest) and where a tie overfills them."""
-    monkeypatch.setattr(cosine_tails, "SAMPLED_ROWS", (16, 64))
-    monkeypatch.setattr(cosine_tails, "COLLECT", 60_000)
+    monkeypatch.setattr(selection, "SAMPLED_ROWS", (16, 64))
+    monkeypatch.setattr(selection, "COLLECT", 60_000)
     rng = np.random.default_rng(3)
     x = rng.normal(size=(400, 12))
     if case == "clustered":
@@ -61,9 +65,9 @@ def test_windows_of_a_sample_change_nothing_but_time(monkeypatch, case):
     if case == "all equal":
         x[:] = 1
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-    values = np.sort(np.concatenate(list(cosine_tails.pair_values(x, 64))))
+    values = np.sort(np.concatenate(list(pair_values(x, 64))))
     ranks = [0, len(values) // 20, len(values) - 1 - len(values) // 20, len(values) - 1]
     assert (cosine_tails.order_statistics(x, ranks, block=64) == values[ranks]).all()
-    pairs = cosine_tails.Pairs(x, 64, 1 << 16)
+    pairs = selection.PairSelection(x, 64, 1 << 16)
     met = pairs.in_windows(np.array(ranks))
     assert (set(met) == set(ranks)) == (case in ("random", "clustered"))

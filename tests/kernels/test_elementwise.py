@@ -1,4 +1,4 @@
-"""residual_norm, gelu_split and the linear layers that recompute them: gradients, registration, what is kept."""
+"""residual_norm, gelu_split and the linear layers that recompute them: gradients and registration."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch.library import opcheck
 
 from camae.errors import CamaeError
-from camae.kernels import fused_linear as glued_linear
-from camae.kernels import gelu_split as gelu_module
-from camae.kernels import residual_norm as norm_module
+from camae.kernels import _dispatch
 from camae.kernels.fused_linear import gelu_linear, norm_linear
 from camae.kernels.gelu_split import gelu_split
-from camae.kernels.residual_norm import residual_norm, residual_norm_op
+from camae.kernels.gelu_split.registration import GeluSplit, gelu_columns_backward_op, gelu_columns_op
+from camae.kernels.residual_norm import backends, residual_norm
+from camae.kernels.residual_norm.registration import residual_norm_backward_op, residual_norm_op
 from camae.kernels.varlen_attention.normed import normed_attention_op
 
 
@@ -76,12 +76,12 @@ def test_residual_norm_registration(which):
 
 def test_gelu_split_registration():
     fused, bias = normal(T, 20), normal(8, seed=1)
-    opcheck(gelu_module.gelu_columns_op, (fused.detach(), bias.detach(), 8))
+    opcheck(gelu_columns_op, (fused.detach(), bias.detach(), 8))
     buffers = torch.zeros(T, 20, dtype=torch.float64), torch.zeros(T, 8, dtype=torch.float64)
     grad = normal(T, 8, seed=2).detach()
-    opcheck(gelu_module.gelu_columns_backward_op, (grad, fused.detach(), bias.detach(), *buffers))
+    opcheck(gelu_columns_backward_op, (grad, fused.detach(), bias.detach(), *buffers))
     widths = (8, 4, 4, 4)
-    assert torch.autograd.gradcheck(lambda f, b: gelu_module._GeluSplit.apply(f, b, widths), (fused, bias))
+    assert torch.autograd.gradcheck(lambda f, b: GeluSplit.apply(f, b, widths), (fused, bias))
     act, *rest = gelu_split(fused, bias, widths)
     torch.testing.assert_close(act, F.gelu(fused[:, :8] + bias))
     assert all(torch.equal(a, fused[:, 8 + 4 * i : 12 + 4 * i]) for i, a in enumerate(rest))
@@ -99,13 +99,13 @@ def test_normed_attention_registration():
 @pytest.fixture(params=["reference", "triton"])
 def backend(request, monkeypatch):
     """Both forms of the functions; the kernels' one runs by their formulas here."""
-    monkeypatch.setattr(glued_linear, "glue_backend", lambda requested, device: requested)
+    monkeypatch.setattr(_dispatch, "choose", lambda op, requested, device, *_: requested)
     return request.param
 
 
-@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("save_activations", [True, False])
 @pytest.mark.parametrize("which", ["norm", "plain", "all"])
-def test_norm_linear_gradients(backend, keep, which):
+def test_norm_linear_gradients(backend, save_activations, which):
     arguments = parts(*PARTS[which])
     product, bias = normal(5, D, seed=5), normal(5, seed=6)
     tensors = [t for t in arguments if t is not None and t.requires_grad]
@@ -117,7 +117,8 @@ def test_norm_linear_gradients(backend, keep, which):
             next(left) if t is not None and t.requires_grad else t for t in arguments
         )
         residual = {"update_TD": update, "gamma_D": gamma, "factor_B": factor, "segment_T": segment}
-        y, out = norm_linear(x, weight, shift, 1e-6, w, b, **residual, keep=keep, backend=backend)
+        options = {"save_activations": save_activations, "backend": backend}
+        y, out = norm_linear(x, weight, shift, 1e-6, w, b, **residual, **options)
         return y * 1.0, out
 
     plain_y, plain_normed = residual_norm(*arguments, eps=1e-6, backend="reference")
@@ -127,14 +128,14 @@ def test_norm_linear_gradients(backend, keep, which):
     assert torch.autograd.gradcheck(run, (*tensors, product, bias))
 
 
-@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("save_activations", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
-def test_gelu_linear_gradients(backend, keep, biased):
+def test_gelu_linear_gradients(backend, save_activations, biased):
     fused, weight, bias = normal(T, 14), normal(5, 8, seed=1), normal(5, seed=2)
     hidden = [normal(8, seed=3)] if biased else []
 
     def run(f, w, b, *h):
-        options = {"keep": keep, "backend": backend}
+        options = {"save_activations": save_activations, "backend": backend}
         return gelu_linear(f, h[0] if h else None, (8, 4, 2), w, b, **options)
 
     out, *rest = run(fused, weight, bias, *hidden)
@@ -154,7 +155,7 @@ def test_errors_name_the_problem():
         gelu_split(x, None, (4, 4))
     with pytest.raises(CamaeError, match="the bias has shape"):
         gelu_split(x, normal(5), (4, 2))
-    if not norm_module.backends("cpu")[0].usable:
+    if not backends("cpu")[0].usable:
         with pytest.raises(CamaeError, match="need a CUDA device"):
             residual_norm(x, weight_D=normal(6), bias_D=normal(6), backend="triton")
 
@@ -172,11 +173,11 @@ def test_on_fake_cuda_tensors():
         segment = torch.empty(9, dtype=torch.int64, device="cuda")
         residual = (update, gamma, factor, segment)
         y, normed = residual_norm_op(x, *residual, gamma, gamma, 1e-6, torch.bfloat16)
-        dx, du, sums = norm_module.residual_norm_backward_op(y, normed, y, *residual, gamma, 1e-6)
+        dx, du, sums = residual_norm_backward_op(y, normed, y, *residual, gamma, 1e-6)
         fused = torch.empty(9, 160, **low)
-        act = gelu_module.gelu_columns_op(fused, gamma, 64)
+        act = gelu_columns_op(fused, gamma, 64)
         grad = torch.empty(9, 160, **low)
-        bias_grad = gelu_module.gelu_columns_backward_op(act, fused, gamma, grad, act)
+        bias_grad = gelu_columns_backward_op(act, fused, gamma, grad, act)
         q, cu = torch.empty(9, 2, 32, **low), torch.empty(3, dtype=torch.int32, device="cuda")
         norms = [torch.empty(32, device="cuda")] * 4
         out, *kept = normed_attention_op(q, q, q, *norms, cu, cu, 5, 5, 0.1, 1e-6)

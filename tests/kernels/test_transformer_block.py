@@ -8,15 +8,11 @@ import torch.nn.functional as F
 from torch.library import opcheck
 
 from camae.errors import CamaeError, MissingBackendError
-from camae.kernels import _cpu as native
+from camae.kernels import _cpu
 from camae.kernels._cpu import instructions
-from camae.kernels.transformer_block.cpu import (
-    block_tail_formula,
-    native_block_tail_op,
-    native_self_attention_op,
-    pack_weight,
-)
-from camae.kernels.varlen_attention.formulas import attention_formulas
+from camae.kernels.transformer_block import block_tail_op, pack_weight, self_attention_op
+from camae.kernels.transformer_block.reference import block_tail_reference
+from camae.kernels.varlen_attention.reference import attention_formulas
 
 pytestmark = pytest.mark.skipif(not instructions(), reason="no AVX2 here, or no native module")
 every_set = pytest.mark.parametrize("instruction_set", instructions())
@@ -59,7 +55,7 @@ class Tail:
 
     def __call__(self, instruction_set, x, attended):
         packed = [(pack_weight(weight), bias) for weight, bias in self.layers]
-        return native_block_tail_op(
+        return block_tail_op(
             x,
             attended,
             *packed[0],
@@ -75,7 +71,7 @@ class Tail:
         """The same in plain torch, in the dtype of x."""
         proj, *layers = [tuple(t.to(x.dtype) for t in layer) for layer in self.layers]
         norm = self.norm.to(x.dtype)
-        return block_tail_formula(x, attended, proj, self.parallel, (norm[0], norm[1]), EPS, layers)
+        return block_tail_reference(x, attended, proj, self.parallel, (norm[0], norm[1]), EPS, layers)
 
 
 # Around the steps: six rows, bands of 24 to 96 rows, 64 columns; widths of presets and odd multiples of 16.
@@ -96,7 +92,7 @@ def test_gelu_everywhere(instruction_set):
     unit = pack_weight(torch.eye(16))
     rest = (None, True, None, EPS, unit, None, unit, None, instruction_set)
     nothing = torch.zeros_like(y)
-    found = native_block_tail_op(y, nothing, unit, *rest).double()
+    found = block_tail_op(y, nothing, unit, *rest).double()
     exact = y.double() + F.gelu(y.double())
     limit = (GELU_ROUNDINGS * ROUNDING + 1.9e-8) * y.abs()
     assert ((found - exact).abs() <= limit).all()
@@ -107,7 +103,7 @@ def test_gelu_everywhere(instruction_set):
 def self_attention(instruction_set, x, norm, weight, bias, heads, lengths, head_norms=(None, None)):
     panels = [pack_weight(w) for w in weight.chunk(3)]
     scale = (x.shape[1] // heads) ** -0.5
-    return native_self_attention_op(
+    return self_attention_op(
         x, norm, EPS, panels, bias, heads, *head_norms, EPS, bounds(lengths), scale, instruction_set
     )
 
@@ -181,9 +177,9 @@ def test_opcheck():
     x, norm = normal(10, 32), normal(2, 32, seed=1)
     panels, best = [pack_weight(normal(32, 32, seed=i)) for i in range(5)], instructions()[0]
     attention = (x, norm, EPS, panels[:3], None, 2, None, None, EPS, bounds((4, 6)), 0.25, best)
-    opcheck(native_self_attention_op, attention)
+    opcheck(self_attention_op, attention)
     tail = (x, x, panels[3], None, True, norm, EPS, panels[4], None, panels[0], norm[1], best)
-    opcheck(native_block_tail_op, tail)
+    opcheck(block_tail_op, tail)
 
 
 def test_refusals(monkeypatch):
@@ -192,16 +188,14 @@ def test_refusals(monkeypatch):
     with pytest.raises(CamaeError, match=r"needs widths that 16 divides, not \(24, 32\)"):
         pack_weight(normal(24, 32))
     with pytest.raises(ValueError, match="bounds: must rise from 0 to the number of rows"):
-        native_self_attention_op(x, norm, EPS, panels, None, 2, None, None, EPS, bounds((3,)), 1.0, best)
+        self_attention_op(x, norm, EPS, panels, None, 2, None, None, EPS, bounds((3,)), 1.0, best)
     with pytest.raises(ValueError, match="x: \\(T, D\\), D the heads times a multiple of 16"):
-        native_self_attention_op(x, norm, EPS, panels, None, 4, None, None, EPS, bounds((10,)), 1.0, best)
+        self_attention_op(x, norm, EPS, panels, None, 4, None, None, EPS, bounds((10,)), 1.0, best)
     tall = pack_weight(normal(80, 32))
     with pytest.raises(ValueError, match="first layer of the MLP: a weight packed for these widths"):
-        native_block_tail_op(x, x, panels[0], None, True, norm, EPS, tall, None, panels[0], None, best)
+        block_tail_op(x, x, panels[0], None, True, norm, EPS, tall, None, panels[0], None, best)
     with pytest.raises(ValueError, match="proj: a bias as wide as the layer"):
-        native_block_tail_op(
-            x, x, panels[0], normal(16), True, norm, EPS, panels[0], None, panels[0], None, best
-        )
-    monkeypatch.setattr(native, "instructions", lambda: ())
+        block_tail_op(x, x, panels[0], normal(16), True, norm, EPS, panels[0], None, panels[0], None, best)
+    monkeypatch.setattr(_cpu, "instructions", lambda: ())
     with pytest.raises(MissingBackendError, match="block back-end 'native'"):
         pack_weight(normal(32, 32))

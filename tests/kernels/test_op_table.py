@@ -8,9 +8,10 @@ import sys
 import pytest
 import torch
 
+from camae.kernels._compile_ahead import OPS
 from camae.kernels._cpu import instructions
+from camae.kernels._dispatch import default_backend
 from camae.kernels.op_table import op_table
-from camae.kernels.varlen_attention import default_attention
 
 
 def test_cpu_uses_plain_torch_and_its_own_attention_and_says_why_not_the_others():
@@ -40,7 +41,7 @@ def test_cpu_uses_plain_torch_and_its_own_attention_and_says_why_not_the_others(
     ],
 )
 def test_default_attention(device, dtype, expected):
-    assert default_attention(torch.device(device), dtype) == expected
+    assert default_backend("varlen_attention", device, dtype) == expected
 
 
 def test_kernels_are_the_default_on_cuda():
@@ -56,6 +57,9 @@ def test_kernels_are_the_default_on_cuda():
 
 
 def test_importing_the_ops_imports_no_triton():
-    code = "import camae.kernels.op_table, sys; print('triton' in sys.modules)"
+    modules = ", ".join(
+        f"camae.kernels.{op}" for op in (*OPS, "fused_linear", "transformer_block", "op_table")
+    )
+    code = f"import sys, {modules}; print('triton' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from torch.library import opcheck
 
 from camae.errors import CamaeError, MissingBackendError
-from camae.kernels import _cpu as native
+from camae.kernels import _cpu
 from camae.kernels._cpu import instructions
-from camae.kernels.varlen_attention import backends, varlen_attention
-from camae.kernels.varlen_attention import cpu as native_attention
-from camae.kernels.varlen_attention.cpu import native_attention_op
-from camae.kernels.varlen_attention.formulas import attention_formulas
+from camae.kernels.varlen_attention import backends, cpu, varlen_attention
+from camae.kernels.varlen_attention.cpu import cpu_attention_backward_op, cpu_attention_op
+from camae.kernels.varlen_attention.reference import attention_formulas
 
 needs_kernel = pytest.mark.skipif(not instructions(), reason="no AVX2 here, or no native module")
 every_set = pytest.mark.parametrize("instruction_set", instructions())
@@ -42,7 +41,7 @@ def tolerance(q, k, v, scale):
 
 def run(instruction_set, q, k, v, lengths_q, lengths_k, scale, norms=(None, None)):
     cu = bounds(lengths_q), bounds(lengths_k)
-    return native_attention_op(q, k, v, *cu, scale, *norms, 1e-6, instruction_set)[0]
+    return cpu_attention_op(q, k, v, *cu, scale, *norms, 1e-6, instruction_set)[0]
 
 
 def check(instruction_set, lengths_q, lengths_k, heads, d, seed=0, scale=None):
@@ -71,8 +70,8 @@ def check_gradient(instruction_set, lengths_q, lengths_k, heads, d, seed=0):
         for i, n in enumerate((lengths_q, lengths_k, lengths_k))
     )
     grad, cu = packed(lengths_q, heads, d, seed + 3), (bounds(lengths_q), bounds(lengths_k))
-    out, sums_HT = native_attention_op(q, k, v, *cu, scale, None, None, 1e-6, instruction_set)
-    gradients = native_attention.native_attention_backward_op(
+    out, sums_HT = cpu_attention_op(q, k, v, *cu, scale, None, None, 1e-6, instruction_set)
+    gradients = cpu_attention_backward_op(
         grad, *(x.detach() for x in (q, k, v, out)), sums_HT, *cu, scale, instruction_set
     )
     doubles = [x.detach().double() for x in (q, k, v)]
@@ -206,9 +205,9 @@ def test_same_bits_alone_in_a_batch_and_on_one_thread():
 def test_opcheck():
     q, k, v = (packed((5, 7), 2, 16, seed) for seed in range(3))
     norm, cu = torch.rand(2, 16), bounds((5, 7))
-    opcheck(native_attention_op, (q, k, v, cu, cu, 0.25, norm, None, 1e-6, instructions()[0]))
-    out, sums_HT = native_attention_op(q, k, v, cu, cu, 0.25, None, None, 1e-6, instructions()[0])
-    backward = native_attention.native_attention_backward_op
+    opcheck(cpu_attention_op, (q, k, v, cu, cu, 0.25, norm, None, 1e-6, instructions()[0]))
+    out, sums_HT = cpu_attention_op(q, k, v, cu, cu, 0.25, None, None, 1e-6, instructions()[0])
+    backward = cpu_attention_backward_op
     opcheck(backward, (q, q, k, v, out, sums_HT, cu, cu, 0.25, instructions()[0]))
 
 
@@ -246,8 +245,8 @@ def test_refusals():
 def test_default_in_float32(monkeypatch):
     """The native kernel in float32; plain SDPA in other dtypes and head dims."""
     used = []
-    original = native_attention.native_attention
-    monkeypatch.setattr(native_attention, "native_attention", lambda *a: used.append(1) or original(*a))
+    original = cpu.cpu_attention
+    monkeypatch.setattr(cpu, "cpu_attention", lambda *a: used.append(1) or original(*a))
     q, cu = torch.randn(4, 2, 16), bounds((4,))
     varlen_attention(q[..., :8], q[..., :8], q[..., :8], cu, cu)
     varlen_attention(q.double(), q.double(), q.double(), cu, cu)
@@ -260,7 +259,7 @@ def test_default_in_float32(monkeypatch):
 
 def test_a_machine_without_it(monkeypatch):
     """No module, or another processor: said by name, nothing else is used instead."""
-    monkeypatch.setattr(native, "instructions", lambda: ())
+    monkeypatch.setattr(_cpu, "instructions", lambda: ())
     assert not next(b for b in backends() if b.name == "native").usable
     q, cu = torch.randn(4, 2, 16), bounds((4,))
     with pytest.raises(MissingBackendError, match="native"):

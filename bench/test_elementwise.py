@@ -155,7 +155,7 @@ def test_residual_norm(setting, benchmark, name, kind, backward):
         return outputs(y, (centered / spread * weight + bias).to(working))
 
     direction = "backward" if backward else "forward"
-    sizes = floors.glue_bytes(tokens, width, 4, working.itemsize)
+    sizes = floors.elementwise_bytes(tokens, width, 4, working.itemsize)
     setting.row(
         "residual_norm",
         f"{kind}, {direction}, {name}",
@@ -190,7 +190,7 @@ def test_gelu_split(setting, benchmark, name, backward):
         return act.to(setting.working), *(c.contiguous() for c in fused[:, 4 * width :].chunk(3, 1))
 
     direction = "backward" if backward else "forward"
-    sizes = floors.glue_bytes(tokens, width, 4, setting.working.itemsize)
+    sizes = floors.elementwise_bytes(tokens, width, 4, setting.working.itemsize)
     setting.row(
         "gelu_split",
         f"bias + GELU + split, {direction}, {name}",

@@ -1,7 +1,7 @@
-"""Planes (K, H, W) in their stored dtype: statistics, patches, and self-standardized patches.
+"""Image patches of planes: statistics, patch extraction and self-standardization in plain torch.
 
-Shared by the tokenizer (visible patches) and the reconstruction loss (masked patches): both standardize a
-plane over itself, (x - mean) / sqrt(var + eps^2) with the biased variance, on stored values.
+Planes are (K, H, W) in their stored dtype. The tokenizer (visible patches) and the reconstruction loss (masked
+patches) standardize a plane over itself, (x - mean) / sqrt(var + eps^2), with the biased variance on stored values.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def patch_side(pixels: int) -> int:
     return side
 
 
-def plane_statistics(planes_KHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def plane_statistics_reference(planes_KHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance of every plane, each (K,) float64.
 
     Two passes in fp64 over differences from the plane's first pixel, so that uint16 planes with mean 60,000
@@ -74,7 +74,7 @@ def standardized_patches(
     The mean is subtracted in two parts, its rounding to `dtype` and the rest: the first subtraction is exact
     near the mean, so fp32 keeps the digits of a plane with mean 60,000 and std 5.
     """
-    mean_K, var_K = plane_statistics(planes_KHW) if statistics is None else statistics
+    mean_K, var_K = plane_statistics_reference(planes_KHW) if statistics is None else statistics
     rstd_K = (var_K + eps**2).rsqrt().to(dtype)
     high_K = mean_K.to(dtype)
     low_K = (mean_K - high_K.to(mean_K.dtype)).to(dtype)

@@ -1,0 +1,94 @@
+"""torch.library ops of `gelu_split`: schema, formula, Triton kernel, fake, and the op with its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from camae.kernels._autograd import Context, Gradients, Maybe
+from camae.kernels._device import accumulation_dtype
+from camae.kernels._dispatch import register_triton
+from camae.kernels.gelu_split.reference import gelu_columns_backward_formula, gelu_columns_formula
+
+TRITON = "camae.kernels.gelu_split.triton"
+
+
+@torch.library.custom_op("camae::gelu_columns", mutates_args=())
+def gelu_columns_op(fused_TF: torch.Tensor, bias_h: Maybe, hidden: int) -> torch.Tensor:
+    """GELU(fused[:, :hidden] + bias), (T, hidden)."""
+    return gelu_columns_formula(fused_TF, bias_h, hidden)
+
+
+@gelu_columns_op.register_fake
+def _(fused_TF: torch.Tensor, bias_h: Maybe, hidden: int) -> torch.Tensor:
+    return fused_TF.new_empty(fused_TF.shape[0], hidden)
+
+
+@torch.library.custom_op("camae::gelu_columns_backward", mutates_args={"grad_fused_TF", "act_Th"})
+def gelu_columns_backward_op(
+    grad_act_Th: torch.Tensor,
+    fused_TF: torch.Tensor,
+    bias_h: Maybe,
+    grad_fused_TF: torch.Tensor,
+    act_Th: Maybe,
+) -> torch.Tensor:
+    """Write the first columns of the fused gradient, and the activation where wanted; the bias's gradient."""
+    return gelu_columns_backward_formula(grad_act_Th, fused_TF, bias_h, grad_fused_TF, act_Th)
+
+
+@gelu_columns_backward_op.register_fake
+def _(
+    grad_act_Th: torch.Tensor,
+    fused_TF: torch.Tensor,
+    bias_h: Maybe,
+    grad_fused_TF: torch.Tensor,
+    act_Th: Maybe,
+) -> torch.Tensor:
+    return grad_act_Th.new_empty(grad_act_Th.shape[1], dtype=accumulation_dtype(fused_TF))
+
+
+def fused_gradient(
+    grad_act_Th: torch.Tensor,
+    grad_rest: Sequence[Maybe],
+    fused_TF: torch.Tensor,
+    bias_h: Maybe,
+    widths: Sequence[int],
+    act_Th: Maybe = None,
+) -> tuple[torch.Tensor, Maybe]:
+    """Gradient of the whole product (T, F) and of the bias; fills `act_Th` with the activation where given."""
+    grad_TF = fused_TF.new_empty(fused_TF.shape)
+    grad_bias = gelu_columns_backward_op(grad_act_Th, fused_TF, bias_h, grad_TF, act_Th)
+    _, *rest = grad_TF.split(list(widths), dim=1)
+    for columns, grad in zip(rest, grad_rest, strict=True):
+        if grad is None:
+            columns.zero_()
+        else:
+            columns.copy_(grad)
+    return grad_TF, None if bias_h is None else grad_bias.to(bias_h.dtype)
+
+
+register_triton(gelu_columns_op, TRITON, "forward")
+register_triton(gelu_columns_backward_op, TRITON, "backward")
+
+
+class GeluSplit(torch.autograd.Function):
+    """The activation and views of the other columns, with one gradient buffer for all columns."""
+
+    @staticmethod
+    def forward(
+        ctx: Context, fused_TF: torch.Tensor, bias_h: Maybe, widths: tuple[int, ...]
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.widths = widths
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(fused_TF, bias_h)
+        _, *rest = fused_TF.split(list(widths), dim=1)
+        return gelu_columns_op(fused_TF, bias_h, widths[0]), *rest
+
+    @staticmethod
+    def backward(ctx: Context, *grads: Maybe) -> Gradients:
+        grad_act_Th, *grad_rest = grads
+        fused_TF, bias_h = ctx.saved_tensors
+        if grad_act_Th is None:
+            grad_act_Th = fused_TF.new_zeros(fused_TF.shape[0], ctx.widths[0])
+        return *fused_gradient(grad_act_Th, grad_rest, fused_TF, bias_h, ctx.widths), None
