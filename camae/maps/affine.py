@@ -1,6 +1,8 @@
-"""The one shape every alignment has: per batch, y = (x - offset) @ matrix (or * scale), learned in fp64.
+"""Alignment: the base of all batch corrections, an affine map learned for each batch.
 
-`Alignment` holds what was learned and applies it; the methods (`camae.maps.alignment`) only differ in `_learn`.
+Every method maps a row x of batch b to (x - offset_b) @ matrix_b, or to (x - offset_b) * scale_b. `Alignment` holds
+what was learned and applies it; the methods (`camae.maps.alignment`) only differ in how they learn the maps. Fitted
+in fp64, applied in the precision of the table.
 """
 
 from __future__ import annotations
@@ -8,42 +10,44 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from camae.errors import CamaeError
-from camae.maps.arrays import embeddings, groups, labels, listing, mask, namespace, rows
+from camae.maps.arrays import Array, Labels, Mask, groups, namespace, rows
+from camae.maps.inputs import control_rows, embeddings, labels, listing, mask
 
 EVERY = ""  # the batch label of a map that holds for all rows
 
 
 @dataclass
 class LowRank:
-    """The symmetric factor level I + axes_KR diag(gain_R) axes_KR': a batch's whitening, learned from R < K rows."""
+    """Symmetric whitening factor level I + axes_KR diag(gain_R) axes_KR', learned from R < K rows of a batch."""
 
     level: float
-    axes: Any
-    gain: Any
+    axes: Array
+    gain: Array
 
-    def right_of(self, matrix: Any) -> Any:
+    def right_of(self, matrix: Array) -> Array:
         """matrix @ factor."""
         return matrix * self.level + ((matrix @ self.axes) * self.gain) @ self.axes.T
 
 
 @dataclass
 class Affine:
-    """y = (x - offset_D) @ matrix_DK, or * matrix_D when one-dimensional, then @ factor where there is one.
+    """Affine map (x - offset_D) @ matrix_DK, or * matrix_D when one-dimensional, then @ factor where there is one.
 
     fp64, in the namespace of fit's x. Batches share one matrix_DK object and differ in the small factor, so that
     thousands of plates fit in memory.
     """
 
-    offset: Any
-    matrix: Any
+    offset: Array
+    matrix: Array
     factor: LowRank | None = None
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Array) -> Array:
         xp = namespace(x)
         offset = xp.asarray(self.offset, dtype=x.dtype)
         centered = x - offset
@@ -61,11 +65,21 @@ class Affine:
         )
 
 
+BatchMaps: TypeAlias = Iterator[tuple[str, Affine]]  # (batch label, its map), one by one
+
+
 @dataclass
 class Alignment(abc.ABC):
-    """Fit on one table, transform others. `maps_`: batch label -> Affine; `rank_`: columns of the output.
+    """Batch correction with an estimator interface: fit on one table, transform others.
 
-    Subclasses are dataclasses; their fields are the method's options.
+    Subclasses are dataclasses; their fields are the options of the method.
+
+    Attributes
+    ----------
+    maps_ : dict of str to Affine
+        The learned map of each batch; the key "" holds for all rows.
+    rank_ : int
+        Columns of the output: the number of dimensions that were kept.
     """
 
     method: ClassVar[str] = ""
@@ -75,51 +89,83 @@ class Alignment(abc.ABC):
         self.rank_: int = 0
 
     @abc.abstractmethod
-    def _learn(
-        self, x: Any, batch: np.ndarray | None, control: np.ndarray | None
-    ) -> Iterator[tuple[str, Affine]]:
+    def _learn(self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None) -> BatchMaps:
         """Yield (batch label, map) one by one. x: (n, d), in fp32 or fp64; batch: n labels; control: n booleans."""
 
-    def fit(self, x: Any, batch: Any = None, control: Any = None) -> Alignment:
-        """Learn the maps from x (n, d). batch: n labels; control: n booleans. Returns self.
+    def fit(self, x: Array, batch: Labels | None = None, control: Mask | None = None) -> Alignment:
+        """Learn the maps.
 
-        Raises CamaeError for rows that are not finite, labels of another length, a missing or too small control
-        set.
+        Parameters
+        ----------
+        x : (n, d) array
+            Embeddings, NumPy or CuPy, floating point.
+        batch : n labels, optional
+            Plate or experiment of each row. Without it one map is learned for all rows.
+        control : n booleans, optional
+            True for negative controls; the maps are then learned on these rows alone.
+
+        Returns
+        -------
+        Alignment
+            This object.
+
+        Raises
+        ------
+        CamaeError
+            For rows that are not finite, labels of another length, a missing or too small control set.
         """
         x = embeddings(x)
         self.maps_ = dict(self._learn(x, *_arguments(x, batch, control)))
         return self
 
-    def transform(self, x: Any, batch: Any = None) -> Any:
-        """x (n, d) mapped to (n, rank_), same namespace and dtype (fp64 in, fp64 out).
+    def transform(self, x: Array, batch: Labels | None = None) -> Array:
+        """Apply the learned maps.
 
-        Raises CamaeError when not fitted, when the features differ in number, or for a batch unseen at fit.
+        Parameters
+        ----------
+        x : (n, d) array
+            Embeddings with the features of `fit`, NumPy or CuPy.
+        batch : n labels, optional
+            Needed when the maps were learned by batch.
+
+        Returns
+        -------
+        (n, rank_) array
+            In x's namespace and dtype.
+
+        Raises
+        ------
+        CamaeError
+            When not fitted, when the features differ in number, or for a batch unseen at fit.
         """
         if not self.maps_:
-            raise CamaeError(f"{type(self).__name__} is not fitted; call fit(x, batch=, control=) first.")
+            raise CamaeError(f"{type(self).__name__} is not fitted; call fit(x, batch=, control=) first")
         x = embeddings(x)
         first = next(iter(self.maps_.values()))
         if x.shape[1] != first.offset.shape[0]:
             raise CamaeError(
-                f"The aligner was fitted on {first.offset.shape[0]} features, x has {x.shape[1]}."
+                f"the aligner was fitted on {first.offset.shape[0]} features, x has {x.shape[1]}"
             )
         if EVERY in self.maps_:
             return self.maps_[EVERY](x)
         if batch is None:
-            raise CamaeError(f"{self.method} was fitted by batch; give batch= for the rows to transform.")
+            raise CamaeError(f"{self.method} was fitted by batch; give batch= for the rows to transform")
         names, members = groups(labels(batch, x.shape[0], "batch"))
         unseen = [name for name in names.tolist() if name not in self.maps_]
         if unseen:
             raise CamaeError(
-                f"Batch {listing(unseen)} was not seen when the aligner was fitted; fit again with its controls."
+                f"batch {listing(unseen)} was not seen when the aligner was fitted; fit again with its controls"
             )
         out = namespace(x).empty((x.shape[0], self.rank_), dtype=x.dtype)
         for name, index in zip(names.tolist(), members, strict=True):
             out[namespace(x).asarray(index)] = self.maps_[name](rows(x, index))
         return out
 
-    def fit_transform(self, x: Any, batch: Any = None, control: Any = None) -> Any:
-        """fit(...).transform(...) of the same table, without keeping more than one batch's map at a time."""
+    def fit_transform(self, x: Array, batch: Labels | None = None, control: Mask | None = None) -> Array:
+        """`fit` and `transform` of the same table, without keeping more than one batch's map at a time.
+
+        Parameters, result and errors are those of `fit` and `transform`.
+        """
         x = embeddings(x)
         batch_N, control_N = _arguments(x, batch, control)
         xp, out = namespace(x), None
@@ -133,10 +179,13 @@ class Alignment(abc.ABC):
             if out is None:
                 out = xp.empty((x.shape[0], self.rank_), dtype=x.dtype)
             out[xp.asarray(members[name])] = affine(rows(x, members[name]))
+        assert out is not None  # every method yields at least one batch
         return out
 
 
-def _arguments(x: Any, batch: Any, control: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _arguments(
+    x: Array, batch: Labels | None, control: Mask | None
+) -> tuple[npt.NDArray | None, npt.NDArray | None]:
     n = x.shape[0]
     return (
         None if batch is None else labels(batch, n, "batch"),
@@ -145,12 +194,12 @@ def _arguments(x: Any, batch: Any, control: Any) -> tuple[np.ndarray | None, np.
 
 
 def fit_rows(
-    x: Any, batch: np.ndarray | None, control: np.ndarray | None, needed: int
-) -> Iterator[tuple[str, np.ndarray]]:
+    x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, needed: int
+) -> Iterator[tuple[str, npt.NDArray]]:
     """(batch, rows to fit on) for each batch; CamaeError when a batch has fewer than `needed`."""
     kind = "rows" if control is None else "negative controls"
-    if control is not None and not control.any():
-        raise CamaeError("No row is marked as a negative control; check the control= mask.")
+    if control is not None:
+        control_rows(control, x.shape[0])  # there must be some
     if batch is None:
         names, members = np.array([EVERY]), [np.arange(x.shape[0])]
     else:
@@ -158,9 +207,9 @@ def fit_rows(
     chosen = [index if control is None else index[control[index]] for index in members]
     for name, index in zip(names.tolist(), chosen, strict=True):
         if len(index) < needed:
-            where = f"Batch '{name}'" if name != EVERY else "The table"
+            where = f"batch '{name}'" if name != EVERY else "the table"
             raise CamaeError(
                 f"{where} has {len(index)} {kind}, at least {needed} are needed; leave the batch out, or align "
-                "by a larger unit such as the experiment."
+                "by a larger unit such as the experiment"
             )
     yield from zip(names.tolist(), chosen, strict=True)

@@ -1,38 +1,61 @@
-"""From replicate embeddings to one vector for each perturbation."""
+"""Aggregation of replicates: from embeddings of wells to one vector for each perturbation."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+import numpy.typing as npt
 
 from camae.errors import CamaeError
-from camae.maps.arrays import embeddings, groups, labels, listing, mask, namespace, rows, unit_rows
+from camae.maps.arrays import Array, Labels, Mask, groups, namespace, rows, unit_rows
+from camae.maps.inputs import control_rows, embeddings, labels, listing
 
 ROWS = 16_384  # rows of a running sum in fp64
 AGGREGATIONS = ("mean", "median", "spherical_mean")
 
 
 def aggregate(
-    z: Any,
-    by: Any,
+    z: Array,
+    by: Labels,
     method: str = "spherical_mean",
-    control: Any = None,
-    origin: Any = None,
+    control: Mask | None = None,
+    origin: npt.ArrayLike | None = None,
     min_replicates: int = 1,
-) -> Any:
-    """One vector for each distinct label of `by`, in the order of `perturbation_names(by)` (sorted labels).
+) -> Array:
+    """Aggregate replicates: one vector for each distinct label.
 
-    z: (n, d). by: n labels (a perturbation, or the guide first and the gene in a second call). method: "mean",
-    "median" or "spherical_mean" (rows made unit length, averaged, made unit length again: paper, section 5.1).
-    control: n booleans; the mean of these rows is the origin and is subtracted first. The rows of the controls are
-    aggregated like any other label, so that names and rows always correspond. origin: (d,) vector used instead.
-    min_replicates: labels with fewer rows are left out, here and in `perturbation_names`.
-    Returns (number of labels, d) in z's namespace and dtype. Raises CamaeError for unusable input, or when no label
-    has enough replicates.
+    Parameters
+    ----------
+    z : (n, d) array
+        Aligned embeddings, NumPy or CuPy, fp32 or fp64.
+    by : n labels
+        Perturbation of each row. (For two levels, aggregate by guide first and the result by gene.)
+    method : {"spherical_mean", "mean", "median"}
+        The spherical mean averages directions: rows are scaled to unit length, averaged, and scaled to unit length
+        again, so that a bright replicate weighs no more than a dim one.
+    control : n booleans, optional
+        Negative controls. Their mean becomes the origin and is subtracted first, so that a vector points from the
+        unperturbed state to the perturbed one. The controls themselves are aggregated like any other label.
+    origin : (d,) array, optional
+        Origin to subtract in place of the controls' mean.
+    min_replicates : int
+        Labels with fewer rows are left out, here and in `perturbation_names`.
+
+    Returns
+    -------
+    (m, d) array
+        One row for each label in the order of `perturbation_names(by, min_replicates)`, in z's namespace and dtype.
+
+    Raises
+    ------
+    CamaeError
+        For an unknown method, unusable input, or when no label has enough replicates.
+
+    References
+    ----------
+    Kraus et al., "Masked Autoencoders for Microscopy are Scalable Learners of Cellular Biology", section 5.1.
     """
     if method not in AGGREGATIONS:
-        raise CamaeError(f"Unknown aggregation '{method}'; choose one of {', '.join(AGGREGATIONS)}.")
+        raise CamaeError(f"unknown aggregation '{method}'; choose one of {', '.join(AGGREGATIONS)}")
     z = embeddings(z, "z")
     xp = namespace(z)
     by_N = labels(by, z.shape[0], "by")
@@ -51,29 +74,42 @@ def aggregate(
     return unit_rows(mean) if method == "spherical_mean" else mean
 
 
-def perturbation_names(by: Any, min_replicates: int = 1) -> np.ndarray:
-    """The labels that the rows of `aggregate(..., by=by)` stand for: distinct, sorted as text.
+def perturbation_names(by: Labels, min_replicates: int = 1) -> npt.NDArray[np.str_]:
+    """Names of the perturbations that the rows of `aggregate(..., by=by)` stand for.
 
-    Raises CamaeError when no label has `min_replicates` rows.
+    Parameters
+    ----------
+    by : n labels
+        Perturbation of each embedding.
+    min_replicates : int
+        Labels with fewer rows are left out.
+
+    Returns
+    -------
+    (m,) array of text
+        Distinct labels, sorted as text.
+
+    Raises
+    ------
+    CamaeError
+        When no label has `min_replicates` rows.
     """
     names, counts = np.unique(labels(by, len(by), "by"), return_counts=True)
     if not (counts >= min_replicates).any():
         raise CamaeError(
-            f"No perturbation has {min_replicates} replicates (the most is {counts.max()}: "
-            f"{listing(names[counts == counts.max()])}); lower min_replicates."
+            f"no perturbation has {min_replicates} replicates (the most is {counts.max()}: "
+            f"{listing(names[counts == counts.max()])}); lower min_replicates"
         )
     return names[counts >= min_replicates]
 
 
-def control_mean(z: Any, control: Any) -> Any:
-    """The mean of the control rows (d,), summed in fp64. Raises CamaeError when no row is a control."""
-    chosen = np.flatnonzero(mask(control, z.shape[0], "control"))
-    if len(chosen) == 0:
-        raise CamaeError("No row is marked as a negative control; check the control= mask.")
+def control_mean(z: Array, control: Mask) -> Array:
+    """Mean of the control rows (d,), summed in fp64. Raises CamaeError when no row is a control."""
+    chosen = control_rows(control, z.shape[0])
     return rows(z, chosen).mean(axis=0, dtype=np.float64).astype(z.dtype)
 
 
-def group_means(z: Any, members: list[np.ndarray]) -> Any:
+def group_means(z: Array, members: list[npt.NDArray]) -> Array:
     """Mean of each group of rows, (groups, d) in z's dtype, summed in fp64: differences of a running sum.
 
     Groups go through in chunks of about `ROWS` rows, so that the running sum stays small.

@@ -1,17 +1,19 @@
-"""Batch correction by name: the rows of the paper's Table 2, and the variants the field uses beside them.
+"""Alignment (batch correction) by name: the rows of the paper's Table 2, and the variants used beside them.
 
-All of them are fitted in fp64 and applied in the precision of the table.
+All methods are fitted in fp64 and applied in the precision of the table.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from camae.errors import CamaeError
 from camae.maps.affine import Alignment
-from camae.maps.arrays import embeddings, labels, mask
+from camae.maps.arrays import Array, Labels, Mask
+from camae.maps.inputs import embeddings, labels, mask
 from camae.maps.standardizing import Center, RobustizeMAD, Standardize
 from camae.maps.whitening import PCA, TVN, PCAStandardize, Spherize, TVNAndo
 
@@ -22,30 +24,84 @@ ALIGNERS: dict[str, type[Alignment]] = {
 METHODS = ("none", *ALIGNERS)
 
 
-def align(x: Any, method: str, batch: Any = None, control: Any = None, **options: Any) -> Any:
-    """Align embeddings and return only the array (the object forms below keep what was learned).
+def align(
+    x: Array, method: str, batch: Labels | None = None, control: Mask | None = None, **options: object
+) -> Array:
+    """Align embeddings: remove differences between batches, learned on the negative controls.
 
-    x: (n, d) NumPy or CuPy. method: one of `METHODS`. batch: n labels (plate or experiment). control: n booleans,
-    True for negative controls. options: those of the method's class, e.g. components=, eps=.
-    Returns (n, k) in x's namespace and dtype. Raises CamaeError for an unknown method or unusable input.
+    Plates and experiments shift embeddings in ways that have nothing to do with the perturbations. Negative controls
+    are the same cells in every batch, so what differs between them is the batch effect.
+
+    Parameters
+    ----------
+    x : (n, d) array
+        Embeddings, NumPy or CuPy, floating point.
+    method : str
+        One of `METHODS`: "none"; "center" (`Center`); "standardize" (`Standardize`); "pca" (`PCA`);
+        "pca_standardize" (`PCAStandardize`); "tvn" (`TVN`); "tvn_ando" (`TVNAndo`); "spherize" (`Spherize`);
+        "robustize_mad" (`RobustizeMAD`). The classes say what each computes.
+    batch : n labels, optional
+        Plate or experiment of each row.
+    control : n booleans, optional
+        True for negative controls. Needed by both TVN methods; the others fit on all rows without it.
+    **options
+        Options of the method's class, for example ``components=128`` or ``eps=0.5``.
+
+    Returns
+    -------
+    (n, k) array
+        In x's namespace and dtype. To keep what was learned, use the classes: ``maps.TVN().fit(...)``.
+
+    Raises
+    ------
+    CamaeError
+        For an unknown method or option, or unusable input.
+
+    References
+    ----------
+    Kraus et al., "Masked Autoencoders for Microscopy are Scalable Learners of Cellular Biology", Table 2.
     """
     key = method.lower().replace("-", "_").replace("standardise", "standardize").replace("+", "_")
     if key not in METHODS:
-        raise CamaeError(f"Unknown alignment '{method}'; choose one of {', '.join(METHODS)}.")
+        raise CamaeError(f"unknown alignment '{method}'; choose one of {', '.join(METHODS)}")
     if key == "none":
         return embeddings(x)
+    make: Callable[..., Alignment] = ALIGNERS[key]
     try:
-        aligner = ALIGNERS[key](**options)
+        aligner = make(**options)
     except TypeError as error:
-        raise CamaeError(f"Alignment '{method}' has no such option: {error}.") from None
+        raise CamaeError(f"alignment '{method}' has no such option: {error}") from None
     return aligner.fit_transform(x, batch=batch, control=control)
 
 
-def split_controls(control: Any, batch: Any = None, held_out: float = 0.5, seed: int = 0) -> tuple[Any, Any]:
-    """Two disjoint masks (fit, held out) of the controls, split at random within each batch.
+def split_controls(
+    control: Mask, batch: Labels | None = None, held_out: float = 0.5, seed: int = 0
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Split the negative controls into those to fit an alignment on and those held out to serve as negatives.
 
-    An alignment fitted on the controls that then serve as negatives inflates retrieval: fit on the first mask,
-    retrieve against the second. Raises CamaeError when a batch has fewer than two controls.
+    An alignment fitted on the same controls that later serve as negatives of a retrieval draws these together and
+    inflates the score: fit on the first mask, retrieve against the second.
+
+    Parameters
+    ----------
+    control : n booleans
+        True for negative controls.
+    batch : n labels, optional
+        The split is made at random within each batch.
+    held_out : float
+        Share of each batch's controls that is held out; at least one control stays on each side.
+    seed : int
+        Of the random split.
+
+    Returns
+    -------
+    fit, held : (n,) boolean arrays
+        Disjoint; together they are `control`.
+
+    Raises
+    ------
+    CamaeError
+        When a batch has fewer than two controls.
     """
     raw = np.asarray(control)
     control_N = mask(raw, len(raw), "control")
@@ -56,7 +112,7 @@ def split_controls(control: Any, batch: Any = None, held_out: float = 0.5, seed:
         index = np.flatnonzero(control_N & (batch_N == name))
         if len(index) < 2:
             raise CamaeError(
-                f"Batch '{name}' has {len(index)} controls; at least 2 are needed to hold some out."
+                f"batch '{name}' has {len(index)} controls; at least 2 are needed to hold some out"
             )
         count = min(max(round(held_out * len(index)), 1), len(index) - 1)
         held[rng.permutation(index)[:count]] = True

@@ -1,7 +1,9 @@
-"""Chromosome-arm bias of CRISPR knockouts: measured, and corrected with genes the cells do not express.
+"""Chromosome-arm bias of CRISPR knockouts: its measure, and its correction by genes that cells do not express.
 
-Source: Lazar et al. (proxbias): genes on one arm look alike whether or not they are related, because cutting can
-lose the arm. Genes that are not expressed should do nothing, so their mean is the arm's artifact.
+Genes on one chromosome arm look alike whether or not they are related, because cutting can lose the arm (proximity
+bias). Genes that are not expressed should do nothing, so their mean is the artifact of the arm.
+Source: Lazar et al. 2024, "High-resolution genome-wide mapping of chromosome-arm-scale truncations induced by
+CRISPR-Cas9 editing" (proxbias).
 """
 
 from __future__ import annotations
@@ -10,30 +12,56 @@ import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError, MissingFileError
-from camae.maps.arrays import embeddings, labels, namespace, rows, to_numpy, unit_rows
+from camae.maps.arrays import Array, Labels, namespace, rows, to_numpy, unit_rows
+from camae.maps.inputs import embeddings, labels
 
 BINS = 1 << 15  # cosines are ranked on a grid of 2 / BINS; values in one bin are ties
 
 
 def correct_arms(
-    v: Any,
-    genes: Any,
+    v: Array,
+    genes: Labels,
     arms: Mapping[str, str],
     zfpkm: Mapping[str, float],
     unexpressed: float = -3.0,
     more_than: int = 20,
-) -> Any:
-    """v (n, d) minus, for each chromosome arm, the mean over its unexpressed genes (zFPKM < `unexpressed`).
+) -> Array:
+    """Correct chromosome-arm bias: subtract from each gene the mean of its arm's unexpressed genes.
 
-    genes: n names; arms: gene -> arm ("chr1p"); zfpkm: gene -> expression. Arms with `more_than` such genes or
-    fewer, and genes without an arm, stay as they are. Same namespace and dtype as v. Raises CamaeError when no arm
-    qualifies.
+    Parameters
+    ----------
+    v : (n, d) array
+        One row for each gene (or well of a gene), NumPy or CuPy.
+    genes : n labels
+        Gene of each row.
+    arms : mapping of str to str
+        Gene to chromosome arm, such as "chr1p"; see `read_arms`.
+    zfpkm : mapping of str to float
+        Gene to expression in zFPKM units; see `read_expression`.
+    unexpressed : float
+        Genes under this zFPKM count as not expressed.
+    more_than : int
+        Arms with this many unexpressed genes or fewer stay as they are, as do genes without an arm.
+
+    Returns
+    -------
+    (n, d) array
+        In v's namespace and dtype.
+
+    Raises
+    ------
+    CamaeError
+        When no arm qualifies.
+
+    References
+    ----------
+    Lazar et al. 2024 (proxbias); Kraus et al. (CVPR 2024), Table 3.
     """
     v = embeddings(v, "v").copy()
     xp = namespace(v)
@@ -49,25 +77,52 @@ def correct_arms(
             corrected += 1
     if corrected == 0:
         raise CamaeError(
-            f"No chromosome arm has more than {more_than} unexpressed genes in the map; check the gene names, or "
-            "lower more_than."
+            f"no chromosome arm has more than {more_than} unexpressed genes in the map; check the gene names, or "
+            "lower more_than"
         )
     return v
 
 
-def arm_bias(v: Any, genes: Any, arms: Mapping[str, str], block: int = 1024) -> pd.DataFrame:
-    """How much closer genes of one arm are than genes of different arms: Brunner-Munzel, per arm and overall.
+def arm_bias(v: Array, genes: Labels, arms: Mapping[str, str], block: int = 1024) -> pd.DataFrame:
+    """Chromosome-arm bias: are genes of one arm more alike than genes of different arms?
 
-    Columns arm ("all" first), n_genes, probability (that a pair within the arm has a larger cosine than a pair
-    across its border, ties half: 0.5 without bias), statistic, p_value (two-sided, normal approximation: the
-    pairs are many). Genes without an arm are left out.
+    Parameters
+    ----------
+    v : (n, d) array
+        One row for each gene, origin at the negative controls, NumPy or CuPy.
+    genes : n labels
+        Gene of each row; genes without an arm are left out.
+    arms : mapping of str to str
+        Gene to chromosome arm, such as "chr1p"; see `read_arms`.
+    block : int
+        Rows at a time; memory is block x n cosines.
+
+    Returns
+    -------
+    DataFrame
+        One row for all arms together ("all", first) and one for each arm with two genes: arm, n_genes, probability,
+        statistic, p_value. probability is P(cosine within the arm > cosine across its border) + P(equal) / 2: 0.5
+        without bias. statistic is Brunner-Munzel's, p_value is two-sided.
+
+    Raises
+    ------
+    CamaeError
+        When the map has no two arms with genes.
+
+    Notes
+    -----
+    The p-value uses the normal approximation, as the pairs are many. Cosines are ranked on a grid of 2^15 bins.
+
+    References
+    ----------
+    Brunner and Munzel 2000, "The Nonparametric Behrens-Fisher Problem"; Lazar et al. 2024 (proxbias).
     """
     v = embeddings(v, "v")
     arm_N = np.array([arms.get(gene, "") for gene in labels(genes, v.shape[0], "genes").tolist()])
     placed = np.flatnonzero(arm_N != "")
     names, sizes = np.unique(arm_N[placed], return_counts=True)
     if len(names) < 2 or sizes.max() < 2:
-        raise CamaeError("The map has no two chromosome arms with genes; check the gene names.")
+        raise CamaeError("the map has no two chromosome arms with genes; check the gene names")
     placed = placed[np.argsort(arm_N[placed], kind="stable")]
     unit = unit_rows(rows(v, placed))
     bounds = np.concatenate([[0], np.cumsum(sizes)])
@@ -87,19 +142,17 @@ def arm_bias(v: Any, genes: Any, arms: Mapping[str, str], block: int = 1024) -> 
     return pd.DataFrame(table, columns=["arm", "n_genes", "probability", "statistic", "p_value"])
 
 
-def _counts(cosines: Any) -> np.ndarray:
+def _counts(cosines: Array) -> npt.NDArray:
     xp = namespace(cosines)
     bins = xp.clip(xp.rint((cosines.reshape(-1) + 1) * (BINS / 2)), 0, BINS - 1).astype(np.int64)
     return to_numpy(xp.bincount(bins, minlength=BINS))
 
 
-def _brunner_munzel(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+def _brunner_munzel(x: npt.NDArray, y: npt.NDArray) -> tuple[float, float, float]:
     """P(x > y) + P(x = y) / 2, the Brunner-Munzel statistic and p of two samples given as counts on one grid."""
     nx, ny = int(x.sum()), int(y.sum())
-    below_x, below_y = (
-        np.cumsum(x) - x / 2,
-        np.cumsum(y) - y / 2,
-    )  # midranks of a value within each sample, less 1/2
+    # Midranks of a value within each sample, less 1/2.
+    below_x, below_y = np.cumsum(x) - x / 2, np.cumsum(y) - y / 2
     mean_of_x, mean_of_y = (x * below_y).sum() / nx, (y * below_x).sum() / ny
     var_x = (x * (below_y - mean_of_x) ** 2).sum() / max(nx - 1, 1)
     var_y = (y * (below_x - mean_of_y) ** 2).sum() / max(ny - 1, 1)
@@ -110,22 +163,56 @@ def _brunner_munzel(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
 
 
 def read_arms(path: str | Path) -> dict[str, str]:
-    """gene -> arm from a table with the columns gene and chrom_arm_name (CSV, also gzipped)."""
+    """Read chromosome arms of genes.
+
+    Parameters
+    ----------
+    path : path
+        CSV (also gzipped) with the columns gene and chrom_arm_name.
+
+    Returns
+    -------
+    dict of str to str
+        Gene to arm.
+
+    Raises
+    ------
+    MissingFileError
+        When there is no such file.
+    CamaeError
+        When a column is missing.
+    """
     table = _read(path, ["gene", "chrom_arm_name"])
     return dict(zip(table.gene.astype(str), table.chrom_arm_name.astype(str), strict=True))
 
 
 def read_expression(path: str | Path) -> dict[str, float]:
-    """gene -> zFPKM from a table with the columns gene and zfpkm (CSV, also gzipped)."""
+    """Read gene expression.
+
+    Parameters
+    ----------
+    path : path
+        CSV (also gzipped) with the columns gene and zfpkm.
+
+    Returns
+    -------
+    dict of str to float
+        Gene to expression in zFPKM units: under -3 counts as not expressed.
+
+    Raises
+    ------
+    CamaeError
+        As `read_arms`.
+    """
     table = _read(path, ["gene", "zfpkm"])
     return dict(zip(table.gene.astype(str), table.zfpkm.astype(float), strict=True))
 
 
 def _read(path: str | Path, needed: list[str]) -> pd.DataFrame:
     if not Path(path).is_file():
-        raise MissingFileError(f"{path} does not exist; give a CSV with the columns {', '.join(needed)}.")
+        raise MissingFileError(f"{path} does not exist; give a CSV with the columns {', '.join(needed)}")
     table = pd.read_csv(path)
     missing = [name for name in needed if name not in table.columns]
     if missing:
-        raise CamaeError(f"{path} lacks the column {missing[0]}; it needs {', '.join(needed)}.")
+        raise CamaeError(f"{path} lacks the column {missing[0]}; it needs {', '.join(needed)}")
     return table.dropna(subset=needed)

@@ -1,33 +1,61 @@
-"""Do the replicates of a perturbation agree, and does it do anything? Without a loop over pairs of replicates."""
+"""Replicate consistency and perturbation magnitude: do replicates agree, and does a perturbation do anything?"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError
 from camae.maps.aggregation import group_means
-from camae.maps.arrays import embeddings, groups, labels, listing, mask, namespace, rows, to_numpy, unit_rows
+from camae.maps.arrays import Array, Labels, Mask, groups, namespace, rows, to_numpy, unit_rows
+from camae.maps.inputs import control_rows, embeddings, labels, listing
 
 
-def consistency(x: Any, by: Any, null: Sequence[str] | None = None) -> pd.DataFrame:
-    """Mean cosine of a perturbation's pairs of replicates, and p against perturbations that should do nothing.
+def consistency(x: Array, by: Labels, null: Sequence[str] | None = None) -> pd.DataFrame:
+    """Replicate consistency: mean cosine of all pairs of replicates of a perturbation.
 
-    x: (n, d); by: n labels. null: names of perturbations without effect (unexpressed genes); p is the share of
-    them with a larger value: 1 - rank / n, as the EFAAR benchmark has it; NaN without null.
-    Returns one row per label, sorted: perturbation, n_replicates, consistency, p_value. A perturbation with one
-    replicate has NaN. From the closed form (|sum of unit rows|^2 - m) / (m (m - 1)), rows of length zero not
-    counted as agreeing with themselves. Raises CamaeError when null names an unknown label, or no label has two rows.
+    A perturbation that acts on the cells gives replicates that look alike.
+
+    Parameters
+    ----------
+    x : (n, d) array
+        Aligned embeddings with the origin at the negative controls, NumPy or CuPy.
+    by : n labels
+        Perturbation of each row.
+    null : sequence of str, optional
+        Names of perturbations that should do nothing (genes the cells do not express). Their consistencies are the
+        null distribution: the p-value is the share of them that is at least as large.
+
+    Returns
+    -------
+    DataFrame
+        One row for each label, sorted: perturbation, n_replicates, consistency, p_value. Consistency is NaN with one
+        replicate, p_value is NaN without `null`.
+
+    Raises
+    ------
+    CamaeError
+        When `null` names an unknown label, or no label has two rows.
+
+    Notes
+    -----
+    With u_i the m rows scaled to unit length, the mean over pairs is (|sum_i u_i|^2 - m) / (m (m - 1)), which needs
+    no loop over pairs. Rows of length zero do not count as agreeing with themselves. p = 1 - rank / (size of null).
+
+    References
+    ----------
+    Celik et al. 2024, "Building, benchmarking, and exploring perturbative maps of transcriptional and
+    morphological data" (EFAAR), perturbation signal consistency.
     """
     unit = unit_rows(embeddings(x))
     xp = namespace(unit)
     names, members = groups(labels(by, unit.shape[0], "by"))
     count = np.array([len(index) for index in members])
     if count.max() < 2:
-        raise CamaeError("No perturbation has two replicates; consistency needs pairs of replicates.")
+        raise CamaeError("no perturbation has two replicates; consistency needs pairs of replicates")
     total = to_numpy(group_means(unit, members)).astype(np.float64) * count[:, None]
     norm_N = to_numpy(xp.einsum("ij,ij->i", unit, unit)).astype(np.float64)
     own = np.array([norm_N[index].sum() for index in members])
@@ -38,21 +66,57 @@ def consistency(x: Any, by: Any, null: Sequence[str] | None = None) -> pd.DataFr
 
 
 def magnitude(
-    x: Any, by: Any, control: Any, null: Sequence[str] | None = None, max_controls: int = 1000, seed: int = 0
+    x: Array,
+    by: Labels,
+    control: Mask,
+    null: Sequence[str] | None = None,
+    max_controls: int = 1000,
+    seed: int = 0,
 ) -> pd.DataFrame:
-    """Energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| of each perturbation's rows X to the controls Y.
+    """Perturbation magnitude: energy distance between a perturbation's replicates and the negative controls.
 
-    control: n booleans; at most max_controls of them are drawn. null as in `consistency`.
-    Returns one row per label of the other rows: perturbation, n_replicates, magnitude, p_value.
+    The energy distance between two distributions is zero when they are the same and grows with their separation, so
+    it says how strongly a perturbation changes the cells, in the units of x.
+
+    Parameters
+    ----------
+    x : (n, d) array
+        Aligned embeddings, NumPy or CuPy.
+    by : n labels
+        Perturbation of each row.
+    control : n booleans
+        True for negative controls.
+    null : sequence of str, optional
+        Names of perturbations that should do nothing, for the p-value; see `consistency`.
+    max_controls : int
+        More controls than these are sampled down to them.
+    seed : int
+        Of that sample.
+
+    Returns
+    -------
+    DataFrame
+        One row for each label of the other rows, sorted: perturbation, n_replicates, magnitude, p_value.
+
+    Raises
+    ------
+    CamaeError
+        When no row is a control, or `null` names an unknown label.
+
+    Notes
+    -----
+    With X, X' independent draws of the perturbation's rows and Y, Y' of the controls, the energy distance is
+    2 E|X - Y| - E|X - X'| - E|Y - Y'|, with Euclidean distances.
+
+    References
+    ----------
+    Szekely and Rizzo 2013, "Energy statistics"; Celik et al. 2024 (EFAAR), perturbation signal magnitude.
     """
     x = embeddings(x)
-    by_N, control_N = labels(by, x.shape[0], "by"), mask(control, x.shape[0], "control")
-    chosen = np.flatnonzero(control_N)
-    if len(chosen) == 0:
-        raise CamaeError("No row is marked as a negative control; check the control= mask.")
+    by_N, chosen = labels(by, x.shape[0], "by"), control_rows(control, x.shape[0])
+    others = np.setdiff1d(np.arange(x.shape[0]), chosen)
     if len(chosen) > max_controls:
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, max_controls, replace=False))
-    others = np.flatnonzero(~control_N)
     names, members = groups(by_N[others])
     y = rows(x, chosen).astype(np.float64)
     within = float(_distances(y, y).mean())
@@ -65,23 +129,23 @@ def magnitude(
     return out.assign(p_value=_p_against(names, np.array(value), null))
 
 
-def _distances(a: Any, b: Any) -> Any:
+def _distances(a: Array, b: Array) -> Array:
     xp = namespace(a)
     squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * (a @ b.T)
     return xp.sqrt(xp.maximum(squared, 0))
 
 
-def _p_against(names: np.ndarray, value: np.ndarray, null: Sequence[str] | None) -> np.ndarray:
+def _p_against(names: npt.NDArray, value: npt.NDArray, null: Sequence[str] | None) -> npt.NDArray:
     if null is None:
         return np.full(len(names), np.nan)
     wanted = np.unique(np.asarray(list(null)).astype(str))
     unknown = wanted[~np.isin(wanted, names)]
     if len(unknown):
-        raise CamaeError(f"null names {listing(unknown)}, which no row has; give names that occur in by=.")
+        raise CamaeError(f"null names {listing(unknown)}, which no row has; give names that occur in by=")
     reference = np.sort(value[np.isin(names, wanted) & np.isfinite(value)])
     if len(reference) == 0:
         raise CamaeError(
-            "None of the null perturbations has two replicates; there is nothing to compare with."
+            "none of the null perturbations has two replicates; there is nothing to compare with"
         )
     p = 1 - np.searchsorted(reference, value, side="left") / len(reference)
     return np.where(np.isfinite(value), p, np.nan)

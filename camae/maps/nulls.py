@@ -1,15 +1,16 @@
-"""Permutation nulls of average precision, p values and Benjamini-Hochberg q values. Host arrays, fp64."""
+"""Null distributions of average precision, permutation p values and Benjamini-Hochberg q values (host, fp64)."""
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 FLOYD_LIMIT = 256  # positives up to which sampling without replacement goes draw by draw
 KEYS = 1 << 22  # random keys in memory at once
 
 
-def null_average_precision(n_pos: int, n_total: int, size: int, seed: int) -> np.ndarray:
-    """`size` average precisions of random rankings of n_pos positives among n_total, unsorted, fp64.
+def null_average_precision(n_pos: int, n_total: int, size: int, seed: int) -> npt.NDArray:
+    """Null distribution of average precision: `size` random rankings of n_pos positives among n_total (unsorted).
 
     The stream depends on (seed, n_pos, n_total) alone, so that results do not depend on what else is computed.
     """
@@ -19,8 +20,8 @@ def null_average_precision(n_pos: int, n_total: int, size: int, seed: int) -> np
     return (np.arange(1, n_pos + 1) / (place + 1)).mean(axis=1)
 
 
-def _distinct_places(n_pos: int, n_total: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """`size` draws of n_pos distinct places in 0 .. n_total - 1, (size, n_pos)."""
+def _distinct_places(n_pos: int, n_total: int, size: int, rng: np.random.Generator) -> npt.NDArray:
+    """Sampling without replacement: `size` draws of n_pos distinct places in 0 .. n_total - 1, (size, n_pos)."""
     if n_pos <= FLOYD_LIMIT and n_total > 4 * n_pos:
         place = np.empty((size, n_pos), dtype=np.int64)
         for k, last in enumerate(range(n_total - n_pos, n_total)):  # Floyd's sampling, all draws at once
@@ -36,13 +37,13 @@ def _distinct_places(n_pos: int, n_total: int, size: int, rng: np.random.Generat
     return np.concatenate(parts)
 
 
-def p_values(score: np.ndarray, null: np.ndarray) -> np.ndarray:
-    """(#{null >= score} + 1) / (len(null) + 1); equal up to rounding (1e-12) counts as equal."""
+def p_values(score: npt.NDArray, null: npt.NDArray) -> npt.NDArray:
+    """Permutation p values (#{null >= score} + 1) / (len(null) + 1); equal up to rounding (1e-12) counts as equal."""
     above = len(null) - np.searchsorted(np.sort(null), score - 1e-12, side="left")
     return (above + 1) / (len(null) + 1)
 
 
-def q_values(p: np.ndarray) -> np.ndarray:
+def q_values(p: npt.NDArray) -> npt.NDArray:
     """Benjamini-Hochberg adjusted p values, in the order given."""
     order = np.argsort(p)
     scaled = p[order] * len(p) / np.arange(1, len(p) + 1)

@@ -1,42 +1,69 @@
-"""What an embedding knows: CellProfiler features by regression, perturbations and mechanisms by classification."""
+"""Probes: what an embedding knows, by regression (CellProfiler features) and classification (labels)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError
-from camae.maps.arrays import embeddings, labels, mask, namespace, rows, to_numpy, unit_rows
+from camae.maps.arrays import Array, Labels, Mask, namespace, rows, to_numpy, unit_rows
+from camae.maps.inputs import embeddings, labels, mask
+from camae.maps.spectral import safe_scale
 
 # The paper's Figure 6; anything else is filed under the measurement's own name.
 CATEGORIES = ("AreaShape", "Texture", "RadialDistribution", "Intensity", "Neighbors")
 
 
 def feature_regression(
-    x: Any, y: Any, x_test: Any, y_test: Any, names: Sequence[str], ridge: float = 1e-6
+    x: Array, y: Array, x_test: Array, y_test: Array, names: Sequence[str], ridge: float = 1e-6
 ) -> pd.DataFrame:
-    """Linear regression from embeddings to features, judged on an independent set (paper, section 5.5, Figure 6).
+    """Feature regression: how well CellProfiler features are predicted linearly from embeddings.
 
-    x: (n, d), y: (n, f) of the fitting set, x_test and y_test of the other; names: f feature names. ridge is
-    relative to the mean variance of x and only keeps the solution defined when n <= d.
-    Returns one row per feature: feature, category, r2 = 1 - SS_res / SS_tot about the test mean (NaN for a feature
-    that is constant in the test set). Raises CamaeError for shapes that do not match.
+    Parameters
+    ----------
+    x, y : (n, d) and (n, f) arrays
+        Embeddings and features of the set to fit on; NumPy or CuPy, floating point.
+    x_test, y_test : (m, d) and (m, f) arrays
+        The same of an independent set to test on.
+    names : f str
+        Feature names, such as Cells_AreaShape_Area.
+    ridge : float
+        L2 penalty relative to the mean variance of x; it only keeps the solution defined when n <= d.
+
+    Returns
+    -------
+    DataFrame
+        One row for each feature: feature, category (`feature_category`), r2. r2 is NaN for a feature that is
+        constant in the test set. The usual summary is the median r2 of each category.
+
+    Raises
+    ------
+    CamaeError
+        For shapes that do not match, or rows of x that are all the same.
+
+    Notes
+    -----
+    R^2 = 1 - sum (y - prediction)^2 / sum (y - mean y)^2 over the test set, with the test set's mean.
+
+    References
+    ----------
+    Kraus et al. (CVPR 2024), section 5.5, Figure 6.
     """
     x, x_test = embeddings(x, "x"), embeddings(x_test, "x_test")
     y, y_test = embeddings(y, "y"), embeddings(y_test, "y_test")
     xp = namespace(x)
     if len(names) != y.shape[1] or y.shape[1] != y_test.shape[1] or x.shape[1] != x_test.shape[1]:
         raise CamaeError(
-            f"Features do not match: {len(names)} names, {y.shape[1]} and {y_test.shape[1]} columns of y, "
-            f"{x.shape[1]} and {x_test.shape[1]} of x."
+            f"features do not match: {len(names)} names, {y.shape[1]} and {y_test.shape[1]} columns of y, "
+            f"{x.shape[1]} and {x_test.shape[1]} of x"
         )
     if x.shape[0] != y.shape[0] or x_test.shape[0] != y_test.shape[0]:
-        raise CamaeError("x and y must have the same rows in both sets.")
-    weight, offset = _ridge(x, y.astype(np.float64), ridge)
+        raise CamaeError("x and y must have the same rows in both sets")
+    weight, offset = _ridge(x.astype(np.float64), y.astype(np.float64), ridge)
     predicted = x_test.astype(np.float64) @ weight + offset
     truth = y_test.astype(np.float64)
     residual = to_numpy(((truth - predicted) ** 2).sum(axis=0))
@@ -48,7 +75,7 @@ def feature_regression(
 
 
 def feature_category(name: str) -> str:
-    """The CellProfiler category of a feature name such as Cells_AreaShape_Area or Nuclei_Texture_.."""
+    """CellProfiler category of a feature name such as Cells_AreaShape_Area or Nuclei_Texture_Entropy."""
     parts = re.split(r"[_.]", name)
     for part in parts:
         if part in CATEGORIES:
@@ -56,60 +83,149 @@ def feature_category(name: str) -> str:
     return parts[1] if len(parts) > 1 else name
 
 
-def _ridge(x: Any, y: Any, ridge: float) -> tuple[Any, Any]:
-    """weight (d, f) and offset (f,) of least squares with an L2 penalty, in fp64."""
-    xp = namespace(x)
-    chosen = x.astype(np.float64)
-    mean_x, mean_y = chosen.mean(axis=0), y.mean(axis=0)
-    chosen = chosen - mean_x
-    gram = chosen.T @ chosen
-    penalty = ridge * float(gram.trace()) / gram.shape[0]
-    if penalty == 0:
-        raise CamaeError("All rows of x are the same; there is nothing to regress on.")
-    weight = xp.linalg.solve(gram + penalty * xp.eye(gram.shape[0]), chosen.T @ (y - mean_y))
-    return weight, mean_y - mean_x @ weight
+def linear_probe(
+    x: Array,
+    label: Labels,
+    split: Labels | None,
+    ridge: float = 1e-2,
+    *,
+    penalty: float | None = None,
+    standardize: bool = False,
+    unseen: str = "drop",
+) -> dict[str, float]:
+    """Linear probe: accuracy of a ridge classifier of labels, tested on groups of rows that it was not fitted on.
 
+    High accuracy says that the labels are linearly separable in the embedding, in a way that carries over to other
+    plates.
 
-def linear_probe(x: Any, label: Any, split: Any, ridge: float = 1e-2) -> dict[str, float]:
-    """Separability of perturbations: a ridge classifier trained without one group of rows, tested on it, for each.
+    Parameters
+    ----------
+    x : (n, d) array
+        Embeddings, NumPy or CuPy, floating point.
+    label : n labels
+        The classes, for example perturbations.
+    split : n labels or None
+        Groups (plates, experiments), each held out once. None holds out the even rows, then the odd ones.
+    ridge : float
+        L2 penalty relative to the mean over features of their sum of squares in the rows fitted on.
+    penalty : float, optional
+        The L2 penalty itself, in place of `ridge`.
+    standardize : bool
+        Center each feature and scale it to unit variance, as learned from the rows fitted on.
+    unseen : {"drop", "count"}
+        Labels that occur in one group only cannot be learned: leave them out, or count them as mistakes.
 
-    x: (n, d); label: n perturbations; split: n groups (plates, experiments), each held out once. Labels that occur
-    in one group only cannot be learned and are left out.
-    Returns accuracy, balanced_accuracy (mean over labels), chance (1 / labels), n_labels, n_rows. Raises CamaeError
-    when fewer than two labels occur in two groups.
+    Returns
+    -------
+    dict
+        accuracy, balanced_accuracy (mean over labels), chance (1 / labels), majority (share of the most frequent
+        label), n_labels, n_rows.
+
+    Raises
+    ------
+    CamaeError
+        When rows to fit on are all the same, or, with unseen="drop", when fewer than two labels occur in two groups.
+
+    Notes
+    -----
+    One-against-rest: one regression for each label on the 0/1 indicator of the label; the largest wins. The weights
+    minimize |Y - X W|^2 + penalty |W|^2 after centering.
     """
+    if unseen not in ("drop", "count"):
+        raise CamaeError(f"unknown unseen '{unseen}'; choose 'drop' or 'count'")
     x = embeddings(x)
-    label_N, split_N = labels(label, x.shape[0], "label"), labels(split, x.shape[0], "split")
-    spread = pd.Series(split_N).groupby(label_N).nunique()
-    kept = np.flatnonzero(np.isin(label_N, spread.index[spread > 1].to_numpy().astype(str)))
+    n = x.shape[0]
+    label_N = labels(label, n, "label")
+    split_N = (np.arange(n) % 2).astype(str) if split is None else labels(split, n, "split")
+    kept = np.arange(n) if unseen == "count" else _in_two_groups(label_N, split_N)
     names, code = np.unique(label_N[kept], return_inverse=True)
-    if len(names) < 2:
-        raise CamaeError(
-            "Fewer than two labels occur in two groups of split; the probe has nothing to generalize to."
-        )
     hit = np.zeros(len(kept), dtype=bool)
     for group in np.unique(split_N[kept]):
         held = split_N[kept] == group
+        if held.all():
+            continue  # nothing to fit on: all count as mistakes
+        fitted, tested = (rows(x, kept[part]).astype(np.float64) for part in (~held, held))
+        if standardize:
+            mean = fitted.mean(axis=0)
+            scale = safe_scale(mean, fitted.std(axis=0))
+            fitted, tested = (fitted - mean) / scale, (tested - mean) / scale
         target = namespace(x).asarray(np.eye(len(names))[code[~held]])
-        weight, offset = _ridge(rows(x, kept[~held]), target, ridge)
-        scores = rows(x, kept[held]).astype(np.float64) @ weight + offset
-        hit[held] = to_numpy(scores.argmax(axis=1)) == code[held]
-    per_label = pd.Series(hit).groupby(code).mean()
+        weight, offset = _ridge(fitted, target, ridge, penalty)
+        hit[held] = to_numpy((tested @ weight + offset).argmax(axis=1)) == code[held]
     return {
         "accuracy": float(hit.mean()),
-        "balanced_accuracy": float(per_label.mean()),
+        "balanced_accuracy": float(pd.Series(hit).groupby(code).mean().mean()),
         "chance": 1 / len(names),
+        "majority": float(np.bincount(code).max() / len(code)),
         "n_labels": float(len(names)),
         "n_rows": float(len(kept)),
     }
 
 
-def nearest_neighbor(v: Any, label: Any, exclude: Any = None, query: Any = None) -> dict[str, float]:
-    """Share of rows whose nearest row by cosine has the same label (mechanism of action, 1-NN).
+def _in_two_groups(label_N: npt.NDArray, split_N: npt.NDArray) -> npt.NDArray[np.intp]:
+    """Rows whose label occurs in two groups of the split. Raises CamaeError for fewer than two such labels."""
+    groups_of = pd.Series(split_N).groupby(label_N).nunique()
+    repeated = groups_of.index[groups_of > 1].to_numpy().astype(str)
+    if len(repeated) < 2:
+        raise CamaeError(
+            "fewer than two labels occur in two groups of split; the probe has nothing to generalize to"
+        )
+    return np.flatnonzero(np.isin(label_N, repeated))
 
-    v: (n, d), one row per treatment; exclude: n groups, rows of the same group are not neighbors (the compound:
-    "not the same compound"); a row is never its own neighbor. query: n booleans, the rows that ask.
-    Returns accuracy and n_rows (rows left without any neighbor do not count).
+
+def _ridge(x: Array, y: Array, ridge: float, penalty: float | None = None) -> tuple[Array, Array]:
+    """Ridge regression of y (n, f) on x (n, d), both fp64: weight (d, f) and offset (f,).
+
+    The penalty is `penalty`, or else `ridge` relative to the mean over features of their sum of squares. Of the two
+    equal forms, (X'X + p I)^(-1) X'Y and X'(XX' + p I)^(-1) Y, the one with the smaller system is solved.
+    """
+    xp = namespace(x)
+    n, d = x.shape
+    mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
+    x, y = x - mean_x, y - mean_y
+    p = ridge * float((x**2).sum()) / d if penalty is None else penalty
+    if p == 0:
+        raise CamaeError("all rows of x are the same; there is nothing to regress on")
+    if n < d:
+        weight = x.T @ xp.linalg.solve(x @ x.T + p * xp.eye(n), y)
+    else:
+        weight = xp.linalg.solve(x.T @ x + p * xp.eye(d), x.T @ y)
+    return weight, mean_y - mean_x @ weight
+
+
+def nearest_neighbor(
+    v: Array, label: Labels, exclude: Labels | None = None, query: Mask | None = None
+) -> dict[str, float]:
+    """Nearest-neighbor accuracy: the share of rows whose nearest row by cosine has the same label.
+
+    Used for mechanisms of action: a treatment is assigned the mechanism of the treatment it looks most like.
+
+    Parameters
+    ----------
+    v : (n, d) array
+        One row for each treatment, NumPy or CuPy, floating point.
+    label : n labels
+        Mechanism of action of each row.
+    exclude : n labels, optional
+        Rows of the same group are not neighbors: the compound gives "not same compound" accuracy. A row is never its
+        own neighbor.
+    query : n booleans, optional
+        Rows that are scored; all by default.
+
+    Returns
+    -------
+    dict
+        accuracy, and n_rows, the rows scored (those without any neighbor do not count).
+
+    Raises
+    ------
+    CamaeError
+        When no row has a neighbor.
+
+    References
+    ----------
+    Ljosa et al. 2013, "Comparison of methods for image-based profiling of cellular morphological responses to
+    small-molecule treatment" (BBBC021).
     """
     unit = unit_rows(embeddings(v, "v"))
     xp, n = namespace(unit), unit.shape[0]
@@ -127,5 +243,5 @@ def nearest_neighbor(v: Any, label: Any, exclude: Any = None, query: Any = None)
         hits.append((label_N[nearest] == label_N[own])[there & asks[own]])
     hit = np.concatenate(hits)
     if len(hit) == 0:
-        raise CamaeError("No row has a neighbor outside its own group; check exclude=.")
+        raise CamaeError("no row has a neighbor outside its own group; check exclude=")
     return {"accuracy": float(hit.mean()), "n_rows": float(len(hit))}

@@ -1,39 +1,82 @@
-"""Which profiles are positives and negatives of which query, from metadata columns.
+"""Positive and negative pairs of profiles, found from metadata columns.
 
-The rules are those users of copairs know: a positive pair has the same value in every `pos_sameby` column and
-different values in every `pos_diffby` column; a negative pair likewise with `neg_sameby` and `neg_diffby`. A
-missing value is neither the same as nor different from anything. A multi-label column holds labels joined by a
-separator: two profiles are the same when they share the label asked for, different when they share none.
+The rules are those of copairs. A positive pair has the same value in every `pos_sameby` column and different values
+in every `pos_diffby` column; a negative pair likewise with `neg_sameby` and `neg_diffby`. A missing value is neither
+the same as nor different from anything. A multi-label column holds labels joined by a separator: two profiles are the
+same when they share the label asked for, different when they share none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError
+from camae.maps.arrays import Array
+
+Columns: TypeAlias = Sequence[str] | str  # names of metadata columns; one may stand alone
 
 
-def columns(meta: pd.DataFrame, names: Sequence[str] | str | None, what: str) -> list[str]:
+@dataclass(frozen=True)
+class PairRules:
+    """Rules of positive and negative pairs, as columns of the metadata, and the column that holds several labels."""
+
+    pos_sameby: list[str]
+    pos_diffby: list[str]
+    neg_sameby: list[str]
+    neg_diffby: list[str]
+    multilabel: str | None = None
+    separator: str = "|"
+
+    @classmethod
+    def of(
+        cls,
+        meta: pd.DataFrame,
+        pos_sameby: Columns,
+        pos_diffby: Columns,
+        neg_sameby: Columns,
+        neg_diffby: Columns,
+        multilabel: str | None,
+        separator: str,
+    ) -> PairRules:
+        """Rules as a user gives them. Raises CamaeError for a column that meta lacks, or no columns."""
+        rules = cls(
+            columns(meta, pos_sameby, "pos_sameby"),
+            columns(meta, pos_diffby, "pos_diffby"),
+            columns(meta, neg_sameby, "neg_sameby"),
+            columns(meta, neg_diffby, "neg_diffby"),
+            multilabel,
+            separator,
+        )
+        if not rules.pos_sameby or not (rules.neg_sameby or rules.neg_diffby):
+            raise CamaeError(
+                "pos_sameby, and one of neg_sameby and neg_diffby, must name at least one column"
+            )
+        return rules
+
+
+def columns(meta: pd.DataFrame, names: Columns | None, what: str) -> list[str]:
     """`names` as a list of columns of meta. Raises CamaeError for a column that is not there."""
     listed = [names] if isinstance(names, str) else list(names or [])
     for name in listed:
         if name not in meta.columns:
-            raise CamaeError(f"{what} names the column '{name}', which the metadata lacks.")
+            raise CamaeError(f"{what} names the column '{name}', which the metadata lacks")
     return listed
 
 
-def codes(column: pd.Series) -> np.ndarray:
+def codes(column: pd.Series) -> npt.NDArray[np.int32]:
     """Integers that are equal where the values are; -1 where missing."""
     return pd.factorize(column)[0].astype(np.int32)
 
 
-def membership(column: pd.Series, separator: str) -> tuple[list[str], np.ndarray]:
-    """Labels of a multi-label column and the 0/1 matrix (profiles, labels) in fp32; missing has no labels."""
+def membership(column: pd.Series, separator: str) -> tuple[list[str], npt.NDArray[np.float32]]:
+    """Labels of a multi-label column and the 0/1 matrix (profiles, labels); a missing value has no labels."""
     listed = [[] if pd.isna(v) else [part for part in str(v).split(separator) if part] for v in column]
     names = sorted({label for row in listed for label in row})
     at = {label: i for i, label in enumerate(names)}
@@ -45,36 +88,22 @@ def membership(column: pd.Series, separator: str) -> tuple[list[str], np.ndarray
 
 @dataclass
 class Queries:
-    """profile_Q: the row that asks; label_Q: the label it asks for ("" without a multi-label column);
-    positive_QK: rows that are its positives, padded with -1."""
+    """Queries (Q,) and their positives.
 
-    profile: np.ndarray
-    label: np.ndarray
-    positive: np.ndarray
+    profile: the row that asks; label: the label it asks for ("" without a multi-label column); positive (Q, K): rows
+    that are its positives, padded with -1.
+    """
+
+    profile: npt.NDArray[np.int64]
+    label: npt.NDArray[np.object_]
+    positive: npt.NDArray[np.int64]
 
 
-def find_queries(
-    meta: pd.DataFrame,
-    pos_sameby: list[str],
-    pos_diffby: list[str],
-    query: np.ndarray,
-    multilabel: str | None,
-    separator: str,
-) -> Queries:
-    """Every (row, label) of `query` rows that has at least one positive, ordered by row."""
-    n = len(meta)
-    single = [name for name in pos_sameby if name != multilabel]
-    member, label = np.arange(n), np.full(n, "", dtype=object)
-    if multilabel in pos_sameby:
-        names, matrix = membership(meta[multilabel], separator)
-        member, at = np.nonzero(matrix)
-        label = np.array(names, dtype=object)[at]
-    code = np.stack([codes(meta[name])[member] for name in single] + [pd.factorize(label)[0]], axis=1)
-    present = (code >= 0).all(axis=1)
-    group = pd.factorize(pd.MultiIndex.from_arrays(code.T))[0]
-    group[~present] = -1
-    differ = [codes(meta[name]) for name in pos_diffby]
-    found: list[tuple[int, Any, np.ndarray]] = []
+def find_queries(meta: pd.DataFrame, rules: PairRules, query: npt.NDArray[np.bool_]) -> Queries:
+    """Every (row, label) of the `query` rows that has at least one positive, ordered by row."""
+    member, label, group = _entries(meta, rules)
+    differ = [codes(meta[name]) for name in rules.pos_diffby]
+    found: list[tuple[int, str, npt.NDArray]] = []
     order = np.argsort(group, kind="stable")
     order = order[group[order] >= 0]
     for entries in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
@@ -88,47 +117,60 @@ def find_queries(
                 found.append((row, label[entry], others[kept]))
     if not found:
         raise CamaeError(
-            f"No profile has a positive pair: no two rows share {pos_sameby}"
-            + (f" and differ in {pos_diffby}" if pos_diffby else "")
-            + "; a perturbation needs at least two replicates."
+            f"no profile has a positive pair: no two rows share {rules.pos_sameby}"
+            + (f" and differ in {rules.pos_diffby}" if rules.pos_diffby else "")
+            + "; a perturbation needs at least two replicates"
         )
     found.sort(key=lambda entry: entry[0])
     positive = np.full((len(found), max(len(entry[2]) for entry in found)), -1, dtype=np.int64)
-    for i, (_, _, rows_) in enumerate(found):
-        positive[i, : len(rows_)] = rows_
+    for i, (_, _, members) in enumerate(found):
+        positive[i, : len(members)] = members
     return Queries(np.array([f[0] for f in found]), np.array([f[1] for f in found], dtype=object), positive)
 
 
+def _entries(meta: pd.DataFrame, rules: PairRules) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray]:
+    """(row, label) entries by the rule pos_sameby: the row, the label asked for, and the group that shares both.
+
+    Rows enter once, or once for each of their labels when pos_sameby holds the multi-label column. The group is -1
+    where a value is missing.
+    """
+    single = [name for name in rules.pos_sameby if name != rules.multilabel]
+    member, label = np.arange(len(meta)), np.full(len(meta), "", dtype=object)
+    if rules.multilabel in rules.pos_sameby:
+        names, matrix = membership(meta[rules.multilabel], rules.separator)
+        member, at = np.nonzero(matrix)
+        label = np.array(names, dtype=object)[at]
+    code = np.stack([codes(meta[name])[member] for name in single] + [pd.factorize(label)[0]], axis=1)
+    group = pd.factorize(pd.MultiIndex.from_arrays(code.T))[0]
+    group[~(code >= 0).all(axis=1)] = -1
+    return member, label, group
+
+
 class Negatives:
-    """The negative-pair rule as a mask for blocks of queries, in the namespace of the embeddings."""
+    """Rule of negative pairs as a mask for blocks of queries, in the namespace of the embeddings."""
 
-    def __init__(
-        self,
-        xp: Any,
-        meta: pd.DataFrame,
-        neg_sameby: list[str],
-        neg_diffby: list[str],
-        multilabel: str | None,
-        separator: str,
-    ) -> None:
+    def __init__(self, xp: ModuleType, meta: pd.DataFrame, rules: PairRules) -> None:
         self.xp = xp
-        self.same = [xp.asarray(codes(meta[name])) for name in neg_sameby]
-        self.different = [xp.asarray(codes(meta[name])) for name in neg_diffby if name != multilabel]
-        self.labels = None
-        if multilabel in neg_diffby:
-            self.labels = xp.asarray(membership(meta[multilabel], separator)[1])
+        self.count = len(meta)
+        self.same: list[Array] = [xp.asarray(codes(meta[name])) for name in rules.neg_sameby]
+        self.different: list[Array] = [
+            xp.asarray(codes(meta[name])) for name in rules.neg_diffby if name != rules.multilabel
+        ]
+        self.labels: Array | None = None
+        if rules.multilabel in rules.neg_diffby:
+            self.labels = xp.asarray(membership(meta[rules.multilabel], rules.separator)[1])
 
-    def mask(self, profile: Any) -> Any:
+    def mask(self, profile: Array) -> Array:
         """Booleans (queries, n): which rows are negatives of the rows `profile` (device indices)."""
-        xp = self.xp
-        n = len((self.same or self.different or [self.labels])[0])
-        out = xp.arange(n)[None] != profile[:, None]
+        out = self.xp.arange(self.count)[None] != profile[:, None]
         for code in self.same:
-            out &= (code[None] == code[profile][:, None]) & (code[profile] >= 0)[:, None]
+            own = code[profile][:, None]
+            out &= (code[None] == own) & (own >= 0)
         for code in self.different:
-            out &= code[None] != code[profile][:, None]
-            out &= ((code[profile] >= 0)[:, None]) & (code >= 0)[None]
+            own = code[profile][:, None]
+            out &= (code[None] != own) & (own >= 0) & (code[None] >= 0)
         if self.labels is not None:
             out &= self.labels[profile] @ self.labels.T == 0
-            out &= (self.labels.any(axis=1))[None] & self.labels[profile].any(axis=1)[:, None]
+            labeled = self.xp.any(self.labels, axis=1)
+            out &= labeled[None] & labeled[profile][:, None]
         return out

@@ -1,20 +1,46 @@
-"""Cosine relationships between perturbations."""
+"""Relationships between perturbations: cosines of their vectors."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError
-from camae.maps.arrays import embeddings, labels, namespace, to_numpy, unit_rows
+from camae.maps.arrays import Array, Labels, namespace, to_numpy, unit_rows
+from camae.maps.inputs import embeddings, labels
+
+# How strong a relationship is, by the side of the map asked for.
+STRENGTH: dict[str, Callable[[Array], Array]] = {
+    "similar": lambda cosine: cosine,
+    "opposite": lambda cosine: -cosine,
+    "both": abs,
+}
 
 
-def relate(v: Any, origin: Any = None) -> Any:
-    """The cosine map (n, n) of v (n, d), in v's namespace and dtype; clipped to [-1, 1].
+def relate(v: Array, origin: npt.ArrayLike | None = None) -> Array:
+    """Map of relationships: the cosine of every two perturbations.
 
-    origin: (d,), subtracted first: the mean of the negative controls when the table is not yet centered there.
+    A cosine near 1 means that two perturbations change the cells in the same way, near -1 in opposite ways.
+
+    Parameters
+    ----------
+    v : (n, d) array
+        One row for each perturbation, origin at the negative controls; NumPy or CuPy.
+    origin : (d,) array, optional
+        Subtracted first: the mean of the negative controls when v is not yet centered there.
+
+    Returns
+    -------
+    (n, n) array
+        Cosines in [-1, 1], in v's namespace and dtype. A row of length zero has the cosine 0 with all.
+
+    Raises
+    ------
+    CamaeError
+        When v is not a finite table.
     """
     v = embeddings(v, "v")
     xp = namespace(v)
@@ -22,15 +48,37 @@ def relate(v: Any, origin: Any = None) -> Any:
     return xp.clip(unit @ unit.T, -1, 1)
 
 
-def strongest(v: Any, names: Any, count: int = 50, side: str = "both", block: int = 1024) -> pd.DataFrame:
-    """The `count` strongest relationships of the map, strongest first: columns a, b, cosine (a < b in row order).
+def strongest(
+    v: Array, names: Labels, count: int = 50, side: str = "both", block: int = 1024
+) -> pd.DataFrame:
+    """Strongest relationships of the map.
 
-    side: "similar" (largest cosines), "opposite" (smallest) or "both" (largest absolute value).
-    Memory is one block of block x n cosines. Raises CamaeError when names and rows differ in number.
+    Parameters
+    ----------
+    v : (n, d) array
+        One row for each perturbation, origin at the negative controls; NumPy or CuPy.
+    names : n labels
+        Perturbation of each row.
+    count : int
+        How many relationships are returned.
+    side : {"both", "similar", "opposite"}
+        The largest absolute cosines, the largest cosines, or the smallest.
+    block : int
+        Rows at a time; memory is block x n cosines.
+
+    Returns
+    -------
+    DataFrame
+        Columns a, b, cosine; strongest first; a stands before b in row order.
+
+    Raises
+    ------
+    CamaeError
+        For an unknown side, or when names and rows differ in number.
     """
-    keys = {"similar": lambda c: c, "opposite": lambda c: -c, "both": abs}
-    if side not in keys:
-        raise CamaeError(f"Unknown side '{side}'; choose one of {', '.join(keys)}.")
+    if side not in STRENGTH:
+        raise CamaeError(f"unknown side '{side}'; choose one of {', '.join(STRENGTH)}")
+    strength = STRENGTH[side]
     unit = unit_rows(embeddings(v, "v"))
     xp, n = namespace(unit), unit.shape[0]
     name_N = labels(names, n, "names")
@@ -39,9 +87,9 @@ def strongest(v: Any, names: Any, count: int = 50, side: str = "both", block: in
         cosines = unit[start : start + block] @ unit[start:].T
         i, j = xp.triu_indices(cosines.shape[0], 1, cosines.shape[1])
         values = cosines[i, j]
-        kept = xp.argsort(-keys[side](values))[:count]
+        kept = xp.argsort(-strength(values))[:count]
         found = [to_numpy(part[kept]).astype(np.float64) for part in (i, j, values)]
         best = np.concatenate([best, np.stack([found[0] + start, found[1] + start, found[2]], axis=1)])
-        best = best[np.argsort(-keys[side](best[:, 2]), kind="stable")[:count]]
+        best = best[np.argsort(-strength(best[:, 2]), kind="stable")[:count]]
     left, right = best[:, 0].astype(int), best[:, 1].astype(int)
     return pd.DataFrame({"a": name_N[left], "b": name_N[right], "cosine": np.clip(best[:, 2], -1, 1)})

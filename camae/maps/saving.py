@@ -1,4 +1,4 @@
-"""Fitted aligners on disk, so that new plates can be mapped later: aligner.json and aligner.safetensors."""
+"""Saved aligners: a fitted alignment on disk (aligner.json, aligner.safetensors), for plates that come later."""
 
 from __future__ import annotations
 
@@ -20,14 +20,33 @@ FORMAT = 1
 
 
 def save_aligner(aligner: Alignment, folder: str | Path) -> Path:
-    """Write what was fitted, fp64, and its options.
+    """Save a fitted alignment.
 
-    offset (batches, d); matrix (batches or 1, d[, k]); where batches have a factor: level (batches,), axes
-    (batches, k, r) and gain (batches, r), padded with zeros. Both files are written aside and moved into place,
-    the JSON last. Raises CamaeError when not fitted.
+    Parameters
+    ----------
+    aligner : Alignment
+        Fitted, for example ``maps.TVN().fit(x, batch, control)``.
+    folder : path
+        Created when missing. Both files are written aside and moved into place, the JSON last.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    CamaeError
+        When the aligner is not fitted.
+
+    Notes
+    -----
+    aligner.json holds the method, its options, the rank and the batch names. aligner.safetensors holds, in fp64,
+    offset (batches, d); matrix (batches or 1, d[, k]); and where batches have a low-rank factor level (batches,),
+    axes (batches, k, r) and gain (batches, r), padded with zeros.
     """
     if not aligner.maps_:
-        raise CamaeError(f"{type(aligner).__name__} is not fitted; fit it before saving.")
+        raise CamaeError(f"{type(aligner).__name__} is not fitted; fit it before saving")
     folder = Path(folder)
     tensors = _tensors(list(aligner.maps_.values()))
     write_atomic(folder / "aligner.safetensors", lambda path: save_file(tensors, path))
@@ -73,18 +92,36 @@ def _maps(tensors: dict[str, np.ndarray], batches: list[str]) -> dict[str, Affin
 
 
 def load_aligner(folder: str | Path) -> Alignment:
-    """The aligner saved in `folder`. Raises MissingFileError, or CamaeError for files that are not an aligner's."""
+    """Load an alignment that `save_aligner` wrote.
+
+    Parameters
+    ----------
+    folder : path
+        Holds aligner.json and aligner.safetensors.
+
+    Returns
+    -------
+    Alignment
+        Fitted, of the class it was saved from; arrays are NumPy and move to x's namespace in `transform`.
+
+    Raises
+    ------
+    MissingFileError
+        When a file is missing.
+    CamaeError
+        When the files do not hold an aligner, or hold another format.
+    """
     folder = Path(folder)
     for name in ("aligner.json", "aligner.safetensors"):
         if not (folder / name).is_file():
             raise MissingFileError(
-                f"{folder / name} does not exist; save an aligner there with save_aligner()."
+                f"{folder / name} does not exist; save an aligner there with save_aligner()"
             )
     try:
         header = json.loads((folder / "aligner.json").read_text())
         if header["format"] != FORMAT:
             raise CamaeError(
-                f"{folder / 'aligner.json'} has format {header['format']}; this version reads {FORMAT}."
+                f"{folder / 'aligner.json'} has format {header['format']}; this version reads {FORMAT}"
             )
         aligner = ALIGNERS[header["method"]](**header["options"])
         tensors = load_file(folder / "aligner.safetensors")
@@ -98,5 +135,5 @@ def load_aligner(folder: str | Path) -> Alignment:
         SafetensorError,
         UnicodeDecodeError,
     ) as error:
-        raise CamaeError(f"{folder} does not hold a saved aligner ({error}); save it again.") from None
+        raise CamaeError(f"{folder} does not hold a saved aligner ({error}); save it again") from None
     return aligner

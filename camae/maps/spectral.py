@@ -1,52 +1,54 @@
-"""Second moments and symmetric eigenproblems, all in fp64, all by `eigh`."""
+"""Covariances, principal axes and matrix powers, all in fp64, all by the symmetric eigensolver `eigh`."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from camae.errors import CamaeError
-from camae.maps.arrays import namespace, rows
+from camae.maps.arrays import Array, namespace, rows
 
 ROWS = 16_384  # rows in memory at once in fp64
 
 
 @dataclass
 class Moments:
-    """count, mean_D and population covariance_DD (ddof 0) of a set of rows."""
+    """First and second moments of a set of rows: count, mean_D and population covariance_DD (ddof 0)."""
 
     count: int
-    mean: Any
-    covariance: Any
+    mean: Array
+    covariance: Array
 
     @property
-    def variance(self) -> Any:
+    def variance(self) -> Array:
+        """Population variance of each feature, (D,)."""
         return namespace(self.covariance).diagonal(self.covariance)
 
 
-def moments(x: Any, index: np.ndarray) -> Moments:
+def moments(x: Array, index: npt.NDArray) -> Moments:
     """Moments of the rows `index` of x (n, d), computed about their own mean, in fp64, some rows at a time."""
     parts = [index[start : start + ROWS] for start in range(0, len(index), ROWS)]
     mean = sum(rows(x, part).sum(axis=0, dtype=np.float64) for part in parts) / len(index)
-    covariance = 0.0
+    covariance = namespace(x).zeros((x.shape[1],) * 2)
     for part in parts:
         centered = rows(x, part) - mean
         covariance = covariance + centered.T @ centered
     return Moments(len(index), mean, covariance / len(index))
 
 
-def safe_scale(mean: Any, std: Any) -> Any:
-    """std, with 1 where a column is constant up to the rounding of its own mean."""
+def safe_scale(mean: Array, std: Array) -> Array:
+    """Standard deviations to divide by: 1 where a column is constant up to the rounding of its own mean."""
     xp = namespace(std)
     return xp.where(std > 1e-12 * xp.abs(mean) + 1e-30, std, xp.ones_like(std))
 
 
-def principal_axes(total: Moments, rtol: float, components: int | None, method: str) -> tuple[Any, Any]:
-    """Eigenvectors axes_DK of the covariance in falling order, and the components' population std spread_K.
+def principal_axes(total: Moments, rtol: float, components: int | None, method: str) -> tuple[Array, Array]:
+    """Principal axes: eigenvectors axes_DK of the covariance in falling order of variance.
 
+    Returns them with spread_K, the population standard deviations along them.
     K is the number of singular values above rtol times the largest, at most count - 1 and `components`.
     Warns, with the rank, when null components were dropped. Each axis' largest entry is positive.
     """
@@ -56,13 +58,13 @@ def principal_axes(total: Moments, rtol: float, components: int | None, method: 
     top = float(values[0])
     if top <= 0:
         raise CamaeError(
-            f"{method}: the rows to fit on are all the same; there is no variation to learn from."
+            f"{method}: the rows to fit on are all the same; there is no variation to learn from"
         )
     rank = min(int((values > rtol**2 * top).sum()), total.count - 1)
     if rank < len(values):
         warnings.warn(
             f"{method}: {total.count} rows to fit on span {rank} of {len(values)} dimensions; the other "
-            f"{len(values) - rank} hold no variation there and are dropped.",
+            f"{len(values) - rank} hold no variation there and are dropped",
             stacklevel=2,
         )
     kept = rank if components is None else min(rank, components)
@@ -71,11 +73,12 @@ def principal_axes(total: Moments, rtol: float, components: int | None, method: 
     return axes * xp.sign(largest), xp.sqrt(values[:kept])
 
 
-def inverse_root(controls_NK: Any, eps: float) -> tuple[float, Any, Any]:
-    """(Cov + eps I)^(-1/2), Cov (ddof 1) of controls_NK about their own mean, as level, axes_KR, gain_R.
+def inverse_root(controls_NK: Array, eps: float) -> tuple[float, Array, Array]:
+    """Whitening factor (Cov + eps I)^(-1/2), Cov (ddof 1) of controls_NK about their own mean.
 
-    The root is level I + axes diag(gain) axes'. With fewer controls than columns the covariance has low rank and
-    the eigenproblem has the size of the smaller side.
+    Returns level, axes_KR and gain_R; the root is level I + axes diag(gain) axes'.
+    With fewer controls than columns the covariance has low rank, and the eigenproblem has the size of the smaller
+    side.
     """
     xp = namespace(controls_NK)
     n, k = controls_NK.shape
@@ -90,8 +93,8 @@ def inverse_root(controls_NK: Any, eps: float) -> tuple[float, Any, Any]:
     return level, (centered.T @ left) / xp.sqrt(values), (values + eps) ** -0.5 - level
 
 
-def symmetric_power(matrix: Any, eps: float, power: float) -> Any:
-    """(matrix + eps I)^power of a symmetric positive semi-definite matrix."""
+def symmetric_power(matrix: Array, eps: float, power: float) -> Array:
+    """Matrix power (matrix + eps I)^power of a symmetric positive semi-definite matrix."""
     xp = namespace(matrix)
     values, vectors = xp.linalg.eigh(matrix)
     return vectors * (xp.maximum(values, 0) + eps) ** power @ vectors.T

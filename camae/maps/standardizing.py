@@ -1,44 +1,61 @@
-"""Column-wise batch correction: centering and scaling."""
+"""Column-wise alignment: centering and scaling each feature."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
-from camae.maps.affine import Affine, Alignment, fit_rows
-from camae.maps.arrays import namespace, rows
+from camae.maps.affine import Affine, Alignment, BatchMaps, fit_rows
+from camae.maps.arrays import Array, namespace, rows
 from camae.maps.spectral import safe_scale
+
+# 1 / the 75th percentile of the standard normal distribution, to the digits in common use.
+MAD_TO_STD = 1.4826
 
 
 @dataclass
 class Standardize(Alignment):
-    """(x - mean) / population std, per batch when batch= is given, over the controls when control= is given.
+    """Standardization of each feature: (x - mean) / std, std the population standard deviation (ddof 0).
 
-    Constant columns are centered and left unscaled.
+    Mean and std are those of the batch's rows with ``batch=``, of the negative controls with ``control=``, of the
+    batch's controls with both, else of all rows. Constant columns are centered and left unscaled.
+
+    Raises
+    ------
+    CamaeError
+        From `fit`, when a batch has fewer than two rows to fit on.
+
+    References
+    ----------
+    Kraus et al. (CVPR 2024), Table 2, "Standardize by plate" and "by experiment".
     """
 
     method: ClassVar[str] = "standardize"
     scaled: ClassVar[bool] = True
 
-    def _learn(
-        self, x: Any, batch: np.ndarray | None, control: np.ndarray | None
-    ) -> Iterator[tuple[str, Affine]]:
+    def _learn(self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None) -> BatchMaps:
         self.rank_ = x.shape[1]
         for name, index in fit_rows(x, batch, control, needed=2 if self.scaled else 1):
             chosen = rows(x, index).astype(np.float64)
             mean = chosen.mean(axis=0)
-            yield (
-                name,
-                Affine(mean, 1 / safe_scale(mean, chosen.std(axis=0)) if self.scaled else mean * 0 + 1),
-            )
+            scale = 1 / safe_scale(mean, chosen.std(axis=0)) if self.scaled else mean * 0 + 1
+            yield name, Affine(mean, scale)
 
 
 @dataclass
 class Center(Standardize):
-    """x - mean, per batch when batch= is given, over the controls when control= is given."""
+    """Centering of each feature: x - mean.
+
+    The mean is that of the batch's rows with ``batch=``, of the negative controls with ``control=``, of the batch's
+    controls with both, else of all rows.
+
+    References
+    ----------
+    Kraus et al. (CVPR 2024), Table 2, "Center by plate" and "by experiment".
+    """
 
     method: ClassVar[str] = "center"
     scaled: ClassVar[bool] = False
@@ -46,17 +63,25 @@ class Center(Standardize):
 
 @dataclass
 class RobustizeMAD(Alignment):
-    """(x - median) / (1.4826 MAD + eps), per batch (plate) when batch= is given, over the controls with control=.
+    """Robust standardization of each feature: (x - median) / (1.4826 MAD + eps).
 
-    The factor makes the median absolute deviation equal the standard deviation of a normal distribution.
+    MAD is the median absolute deviation from the median; the factor makes it equal the standard deviation of a
+    normal distribution. Rows as in `Standardize`.
+
+    Parameters
+    ----------
+    eps : float
+        Added to the scale, in units of the feature.
+
+    References
+    ----------
+    pycytominer, ``pycytominer.operations.RobustMAD``.
     """
 
     method: ClassVar[str] = "robustize_mad"
     eps: float = 1e-18
 
-    def _learn(
-        self, x: Any, batch: np.ndarray | None, control: np.ndarray | None
-    ) -> Iterator[tuple[str, Affine]]:
+    def _learn(self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None) -> BatchMaps:
         self.rank_ = x.shape[1]
         xp = namespace(x)
         for name, index in fit_rows(x, batch, control, needed=2):
@@ -64,8 +89,3 @@ class RobustizeMAD(Alignment):
             median = xp.median(chosen, axis=0)
             spread = MAD_TO_STD * xp.median(xp.abs(chosen - median), axis=0)
             yield name, Affine(median, 1 / safe_scale(median, spread + self.eps))
-
-
-MAD_TO_STD = (
-    1.4826  # 1 / the 75th percentile of the standard normal distribution, to the digits in common use
-)

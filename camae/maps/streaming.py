@@ -11,7 +11,6 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,10 +33,32 @@ def fit_parquet(
     negative: str = "negcon",
     rows: int = ROWS,
 ) -> Alignment:
-    """Fit `aligner` on the rows of Parquet `files` whose column `control` says `negative` (on all rows with None).
+    """Fit an alignment on Parquet files that need not fit in memory together.
 
-    batch: column of the batch, None for one batch. Returns the aligner. Raises CamaeError for missing columns, files
-    that differ in their features, or no controls.
+    Parameters
+    ----------
+    aligner : Alignment
+        For example ``maps.TVN()``.
+    files : sequence of paths
+        Parquet tables with `Metadata_*` columns and the same feature columns.
+    batch : str, optional
+        Column of the batch; None for one batch.
+    control : str, optional
+        Column that marks negative controls by the value `negative`; None to fit on all rows.
+    negative : str
+        Value of `control` in the rows to fit on.
+    rows : int
+        Rows in memory at once.
+
+    Returns
+    -------
+    Alignment
+        The same object, fitted. Features go through fp32.
+
+    Raises
+    ------
+    CamaeError
+        For missing columns, files that differ in their features, or no controls; MissingFileError for no file.
     """
     needed = [name for name in (batch, control) if name is not None]
     with tempfile.TemporaryDirectory(prefix="camae-fit-") as scratch:
@@ -54,9 +75,7 @@ def fit_parquet(
                 width = x.shape[1]
         label = np.concatenate(kept)
         if len(label) == 0:
-            raise CamaeError(
-                f"No row has {control} = '{negative}'; there are no negative controls to fit on."
-            )
+            raise CamaeError(f"no row has {control} = '{negative}'; there are no negative controls to fit on")
         x = np.memmap(path, dtype=np.float32, mode="r", shape=(len(label), width))
         mask = None if control is None else np.ones(len(label), dtype=bool)
         return aligner.fit(x, None if batch is None else label, mask)
@@ -69,9 +88,30 @@ def transform_parquet(
     batch: str | None = "Metadata_Plate",
     rows: int = ROWS,
 ) -> Path:
-    """Map every row of `files` with a fitted aligner into one Parquet file (metadata first, emb_0000 ..).
+    """Align every row of Parquet files with a fitted alignment into one Parquet file.
 
-    The output appears only when it is complete. Raises CamaeError for a batch unseen at fit or missing columns.
+    Parameters
+    ----------
+    aligner : Alignment
+        Fitted, by `fit_parquet`, `fit` or `load_aligner`.
+    files : sequence of paths
+        Parquet tables with `Metadata_*` columns and the features of the fit.
+    out : path
+        Written in full, then moved into place: metadata columns first, then emb_0000, emb_0001, ... in fp32.
+    batch : str, optional
+        Column of the batch; None when the alignment was fitted without batches.
+    rows : int
+        Rows in memory at once.
+
+    Returns
+    -------
+    Path
+        `out`.
+
+    Raises
+    ------
+    CamaeError
+        For a batch unseen at fit, or missing columns; MissingFileError for no file.
     """
 
     def write(path: Path) -> None:
@@ -107,7 +147,29 @@ def align_parquet(
     negative: str = "negcon",
     rows: int = ROWS,
 ) -> Alignment:
-    """`fit_parquet`, then `transform_parquet` of the same files; returns the fitted aligner (see `save_aligner`)."""
+    """Align Parquet files: `fit_parquet`, then `transform_parquet` of the same files.
+
+    Parameters
+    ----------
+    files : sequence of paths
+        Parquet tables with `Metadata_*` columns and the same feature columns.
+    out : path
+        Parquet file to write.
+    aligner : Alignment
+        For example ``maps.TVN()``.
+    batch, control, negative, rows
+        As in `fit_parquet`.
+
+    Returns
+    -------
+    Alignment
+        The fitted aligner; `save_aligner` keeps it for later plates.
+
+    Raises
+    ------
+    CamaeError
+        As `fit_parquet` and `transform_parquet`.
+    """
     fit_parquet(aligner, files, batch, control, negative, rows)
     transform_parquet(aligner, files, out, batch, rows)
     return aligner
@@ -118,27 +180,27 @@ def _chunks(
 ) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
     """Metadata as text and features in fp32, at most `rows` rows at a time, over all files in order."""
     if isinstance(files, str | Path) or not files:
-        raise CamaeError("files must be a list with at least one Parquet file.")
+        raise CamaeError("files must be a list with at least one Parquet file")
     first: list[str] | None = None
     for path in map(Path, files):
         if not path.is_file():
-            raise MissingFileError(f"{path} does not exist; the table is read from Parquet files.")
+            raise MissingFileError(f"{path} does not exist; the table is read from Parquet files")
         with pq.ParquetFile(path, pre_buffer=False) as file:
             names = file.schema_arrow.names
             features = [name for name in names if not name.startswith("Metadata_")]
             missing = [name for name in needed if name not in names]
             if missing:
-                raise CamaeError(f"{path} has no column {missing[0]}.")
+                raise CamaeError(f"{path} has no column {missing[0]}")
             if first is not None and features != first:
                 raise CamaeError(
-                    f"{path} has other feature columns than the first file; align them separately."
+                    f"{path} has other feature columns than the first file; align them separately"
                 )
             first = features
             for part in file.iter_batches(batch_size=rows):
                 yield _split(part, features)
 
 
-def _split(part: Any, features: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
+def _split(part: pa.RecordBatch, features: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
     x = np.empty((part.num_rows, len(features)), dtype=np.float32)
     for k, name in enumerate(features):
         x[:, k] = part.column(name).to_numpy(zero_copy_only=False)

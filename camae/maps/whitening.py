@@ -1,4 +1,4 @@
-"""Batch correction that mixes columns: PCA, typical variation normalization, sphering.
+"""Alignment that mixes features: principal components, typical variation normalization, sphering.
 
 Sources: Ando et al. 2017 (`TVNAndo`), the public EFAAR benchmarking code of Celik et al. (`TVN`), the pycytominer
 documentation (`Spherize`).
@@ -6,26 +6,39 @@ documentation (`Spherize`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from camae.errors import CamaeError
-from camae.maps.affine import EVERY, Affine, Alignment, LowRank, fit_rows
-from camae.maps.arrays import namespace, rows
+from camae.maps.affine import EVERY, Affine, Alignment, BatchMaps, LowRank, fit_rows
+from camae.maps.arrays import Array, namespace, rows
 from camae.maps.spectral import Moments, inverse_root, moments, principal_axes, safe_scale, symmetric_power
 
 RTOL = 1e-6  # singular values under RTOL * the largest carry rounding noise, not biology: 1e-12 in variance
+KINDS = ("ZCA", "PCA", "ZCA-cor", "PCA-cor")
 
 
 @dataclass
 class PCA(Alignment):
-    """Principal components of the controls (of all rows without control=), centered, in falling order of variance.
+    """Principal component analysis, fitted on the negative controls (on all rows without ``control=``).
 
-    components: how many are kept (all by default). Components under `rtol` of the largest singular value, and
-    those beyond n - 1 of the n fitted rows, are null: they are dropped and the rank is reported in `rank_`.
+    Rows are centered and projected on the eigenvectors of the covariance, in falling order of variance. ``batch=``
+    is not used.
+
+    Parameters
+    ----------
+    components : int, optional
+        How many components are kept; all by default.
+    rtol : float
+        Components whose singular value is under `rtol` times the largest, and those beyond n - 1 of the n fitted
+        rows, are null components (rounding noise): they are dropped with a warning. `rank_` reports what is left.
+
+    References
+    ----------
+    Kraus et al. (CVPR 2024), Table 2, "PCA".
     """
 
     method: ClassVar[str] = "pca"
@@ -33,33 +46,34 @@ class PCA(Alignment):
     components: int | None = None
     rtol: float = RTOL
 
-    def _axes(self, x: Any, control: np.ndarray | None) -> tuple[Any, Any, Any]:
+    def _axes(self, x: Array, control: npt.NDArray | None) -> tuple[Array, Array]:
+        """mean_D and axes_DK."""
         ((_, index),) = fit_rows(x, None, control, needed=2)
         total = moments(x, index)
-        axes_DK, spread_K = principal_axes(total, self.rtol, self.components, self.method)
+        axes_DK, _ = principal_axes(total, self.rtol, self.components, self.method)
         self.rank_ = axes_DK.shape[1]
-        return total.mean, axes_DK, spread_K
+        return total.mean, axes_DK
 
-    def _learn(
-        self, x: Any, batch: np.ndarray | None, control: np.ndarray | None
-    ) -> Iterator[tuple[str, Affine]]:
-        mean_D, axes_DK, _ = self._axes(x, control)
+    def _learn(self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None) -> BatchMaps:
+        mean_D, axes_DK = self._axes(x, control)
         yield EVERY, Affine(mean_D, axes_DK)
 
 
 @dataclass
 class PCAStandardize(PCA):
-    """PCA, then (y - mean) / std of the components per batch: the OpenPhenom card's recommendation.
+    """Principal component analysis over all batches, then standardization of the components within each batch.
 
-    Both steps are fitted on the controls when control= is given, else on all rows.
+    Both steps are fitted on the controls when ``control=`` is given, else on all rows. Options are those of `PCA`.
+
+    References
+    ----------
+    Kraus et al. (CVPR 2024), Table 2, "PCA+Standardize"; the model card of OpenPhenom recommends it.
     """
 
     method: ClassVar[str] = "pca_standardize"
 
-    def _learn(
-        self, x: Any, batch: np.ndarray | None, control: np.ndarray | None
-    ) -> Iterator[tuple[str, Affine]]:
-        mean_D, axes_DK, _ = self._axes(x, control)
+    def _learn(self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None) -> BatchMaps:
+        mean_D, axes_DK = self._axes(x, control)
         for name, index in fit_rows(x, batch, control, needed=2):
             chosen = rows(x, index).astype(np.float64)
             offset_D = chosen.mean(axis=0)
@@ -69,13 +83,42 @@ class PCAStandardize(PCA):
 
 @dataclass
 class TVN(Alignment):
-    """Typical variation normalization, EFAAR form: every step is fitted on the negative controls.
+    """Typical variation normalization (TVN): what varies among negative controls is made equal in all batches.
 
-    (1) center and scale, (2) full PCA, (3) center and scale again, (4) per batch multiply by
-    (Cov_b + eps I)^(-1/2), Cov_b of the batch's controls with ddof 1. No per-batch centering, no re-coloring.
-    Null components of step 2 (under `rtol` of the largest singular value, or beyond n_controls - 1) are dropped:
-    rescaling them in step 3 would blow rounding noise up to hold all of the norm. `rank_` reports what is left.
-    Without batch= step 4 is left out: over all controls together it would only be a common factor.
+    Controls differ by technical (typical) variation alone. TVN scales its directions to unit variance, so that the
+    strong ones no longer dominate cosines, and gives the controls of each batch the same covariance. Every step is
+    fitted on the negative controls:
+
+    1. center and scale each feature over all controls;
+    2. project on all principal components of the controls;
+    3. center and scale each component over all controls;
+    4. within each batch b, multiply by (Cov_b + eps I)^(-1/2), Cov_b the covariance (ddof 1) of the batch's controls.
+
+    Parameters
+    ----------
+    eps : float
+        Added to the variances in step 4, where they are near 1; keeps small batches from blowing up noise.
+    rtol : float
+        Null components of step 2 (singular value under `rtol` times the largest, or beyond n_controls - 1) are
+        dropped with a warning: step 3 would blow their rounding noise up to hold all of the norm. `rank_` reports
+        what is left.
+    components : int, optional
+        How many components of step 2 are kept; all by default.
+
+    Raises
+    ------
+    CamaeError
+        From `fit`, without ``control=``, or when a batch has fewer than two controls.
+
+    Notes
+    -----
+    This is the form of the EFAAR benchmarking code: there is no centering within a batch and no re-coloring (see
+    `TVNAndo`). Without ``batch=`` step 4 is left out: over all controls together it would only be a common factor.
+
+    References
+    ----------
+    Ando et al. 2017, "Improving Phenotypic Measurements in High-Content Imaging Screens"; Celik et al. 2024
+    (EFAAR); Kraus et al. (CVPR 2024), Table 2, "TVN".
     """
 
     method: ClassVar[str] = "tvn"
@@ -84,11 +127,11 @@ class TVN(Alignment):
     rtol: float = RTOL
     components: int | None = None
 
-    def _whitener(self, x: Any, control: np.ndarray | None) -> tuple[Any, Any]:
+    def _whitener(self, x: Array, control: npt.NDArray | None) -> tuple[Array, Array]:
         """Steps 1 to 3 as one map: offset_D, matrix_DK."""
         if control is None:
             raise CamaeError(
-                f"{self.method} is fitted on negative controls; give control= with one boolean per row."
+                f"{self.method} is fitted on negative controls; give control= with one boolean per row"
             )
         ((_, index),) = fit_rows(x, None, control, needed=2)
         total = moments(x, index)
@@ -98,9 +141,7 @@ class TVN(Alignment):
         self.rank_ = axes_DK.shape[1]
         return total.mean, axes_DK / scale_D[:, None] / spread_K
 
-    def _learn(
-        self, x: Any, batch: np.ndarray | None, control: np.ndarray | None
-    ) -> Iterator[tuple[str, Affine]]:
+    def _learn(self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None) -> BatchMaps:
         offset_D, white_DK = self._whitener(x, control)
         if batch is None:
             yield EVERY, Affine(offset_D, white_DK)
@@ -112,20 +153,29 @@ class TVN(Alignment):
 
 @dataclass
 class TVNAndo(TVN):
-    """TVN as published by Ando et al.: the controls are centered and scaled again per batch, and re-colored.
+    """Typical variation normalization as Ando et al. published it: by-batch standardization and re-coloring.
 
-    Steps 1 and 2 as in `TVN`; (3) center and scale the components on each batch's controls; (4) per batch multiply
-    by (Cov_b + eps I)^(-1/2) (Cov_all + eps I)^(1/2), Cov_all of all controls after step 3, both with ddof 1.
+    Steps 1 and 2 are those of `TVN`, then
+
+    3. center and scale each component over the controls of each batch;
+    4. within each batch b, multiply by (Cov_b + eps I)^(-1/2) (Cov_all + eps I)^(1/2), Cov_all the covariance of all
+       controls after step 3, both with ddof 1 (the second factor re-colors: it restores the common covariance, as
+       CORAL does).
+
+    Options and errors are those of `TVN`.
+
+    References
+    ----------
+    Ando et al. 2017, "Improving Phenotypic Measurements in High-Content Imaging Screens".
     """
 
     method: ClassVar[str] = "tvn_ando"
 
-    def _learn(
-        self, x: Any, batch: np.ndarray | None, control: np.ndarray | None
-    ) -> Iterator[tuple[str, Affine]]:
+    def _learn(self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None) -> BatchMaps:
         offset_D, white_DK = self._whitener(x, control)
-        per_batch: list[tuple[str, Any, Any, Any]] = []
-        scatter_KK, count = 0.0, 0
+        per_batch: list[tuple[str, Array, Array, Array]] = []
+        scatter_KK = namespace(x).zeros((white_DK.shape[1],) * 2)
+        count = 0
         for name, index in fit_rows(x, batch, control, needed=2):
             chosen_NK = (rows(x, index).astype(np.float64) - offset_D) @ white_DK
             mean_K = chosen_NK.mean(axis=0)
@@ -143,12 +193,34 @@ class TVNAndo(TVN):
 
 @dataclass
 class Spherize(Alignment):
-    """Sphering: (x - mean) @ V diag(sqrt(n - 1) / (s + eps)), s and V of the n controls (all rows without control=).
+    """Sphering (whitening): the negative controls get the identity as their covariance.
 
-    s are singular values, as pycytominer has it. kind: "PCA" leaves the components in falling order, "ZCA" turns
-    them back to the columns; "PCA-cor" and "ZCA-cor" standardize the columns first (ddof 1). Per batch when batch=
-    is given. Needs no n x n matrix. Unlike there, null components are dropped (ZCA: projected out), not divided
-    by eps, which would let rounding noise hold all of the norm.
+    (x - mean) @ V diag(sqrt(n - 1) / (s + eps)), with s the singular values and V the right singular vectors of the
+    n centered controls (of all rows without ``control=``), for each batch with ``batch=``.
+
+    Parameters
+    ----------
+    kind : {"ZCA", "PCA", "ZCA-cor", "PCA-cor"}
+        "PCA" leaves the components in falling order of variance, "ZCA" turns them back to the features; the "-cor"
+        kinds standardize the features first (ddof 1).
+    eps : float
+        Added to the singular values.
+    rtol : float
+        Singular values under `rtol` times the largest are null.
+
+    Raises
+    ------
+    CamaeError
+        From `fit`, for an unknown kind, or when batches differ in rank under a "PCA" kind.
+
+    Notes
+    -----
+    Null components are dropped (ZCA: projected out). pycytominer divides them by `eps`, which lets rounding noise
+    hold all of the norm.
+
+    References
+    ----------
+    Kessy et al. 2018, "Optimal Whitening and Decorrelation"; pycytominer, ``pycytominer.operations.Spherize``.
     """
 
     method: ClassVar[str] = "spherize"
@@ -156,11 +228,9 @@ class Spherize(Alignment):
     eps: float = 1e-6
     rtol: float = RTOL
 
-    def _learn(
-        self, x: Any, batch: np.ndarray | None, control: np.ndarray | None
-    ) -> Iterator[tuple[str, Affine]]:
-        if self.kind not in ("ZCA", "PCA", "ZCA-cor", "PCA-cor"):
-            raise CamaeError(f"Unknown kind of sphering '{self.kind}'; choose ZCA, PCA, ZCA-cor or PCA-cor.")
+    def _learn(self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None) -> BatchMaps:
+        if self.kind not in KINDS:
+            raise CamaeError(f"unknown kind of sphering '{self.kind}'; choose one of {', '.join(KINDS)}")
         xp = namespace(x)
         for name, index in fit_rows(x, batch, control, needed=2):
             total = moments(x, index)
@@ -175,13 +245,13 @@ class Spherize(Alignment):
             matrix = axes_DK / (spread_K + self.eps / (total.count - 1) ** 0.5)
             if self.kind.startswith("ZCA"):
                 matrix = matrix @ axes_DK.T
-            self._same_rank(matrix.shape[1], name)
+            self._check_rank(matrix.shape[1], name)
             yield name, Affine(total.mean, matrix / scale_D[:, None])
 
-    def _same_rank(self, rank: int, name: str) -> None:
+    def _check_rank(self, rank: int, name: str) -> None:
         if self.rank_ not in (0, rank):
             raise CamaeError(
-                f"Batch '{name}' has {rank} dimensions of variation and an earlier one {self.rank_}; use a ZCA "
-                "kind, or sphere all batches together."
+                f"batch '{name}' has {rank} dimensions of variation and an earlier one {self.rank_}; use a ZCA "
+                "kind, or sphere all batches together"
             )
         self.rank_ = rank

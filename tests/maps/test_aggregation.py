@@ -47,9 +47,9 @@ def test_guides_then_genes_and_minimum_replicates(wells):
     many = sorted(name for name in counts if counts[name] >= 8)
     assert maps.perturbation_names(by, min_replicates=8).tolist() == many
     assert maps.aggregate(z, by, min_replicates=8).shape[0] == len(many)
-    with pytest.raises(CamaeError, match="No perturbation has 100 replicates"):
+    with pytest.raises(CamaeError, match="no perturbation has 100 replicates"):
         maps.aggregate(z, by, min_replicates=100)
-    with pytest.raises(CamaeError, match="Unknown aggregation 'mode'"):
+    with pytest.raises(CamaeError, match="unknown aggregation 'mode'"):
         maps.aggregate(z, by, "mode")
 
 

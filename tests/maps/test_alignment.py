@@ -144,15 +144,15 @@ def test_held_out_controls_are_disjoint_and_cover_every_batch(plates):
 def test_bad_input_is_one_sentence(plates, tmp_path):
     x, batch, control, _ = plates
     for call, message in [
-        (lambda: maps.align(x, "combat"), "Unknown alignment 'combat'"),
+        (lambda: maps.align(x, "combat"), "unknown alignment 'combat'"),
         (lambda: maps.align(x, "tvn", batch), "give control="),
-        (lambda: maps.align(x, "tvn", batch, np.zeros(1200, bool)), "No row is marked"),
-        (lambda: maps.align(x, "tvn", batch, control & (batch != "b")), "Batch 'b' has 0 negative controls"),
+        (lambda: maps.align(x, "tvn", batch, np.zeros(1200, bool)), "no row is marked"),
+        (lambda: maps.align(x, "tvn", batch, control & (batch != "b")), "batch 'b' has 0 negative controls"),
         (
             lambda: maps.align(x, "tvn", batch, np.arange(1200) == np.argmax(batch == "a")),
             "at least 2 are needed",
         ),
-        (lambda: maps.TVN().fit(x, batch, control).transform(x, np.full(1200, "z")), "Batch z was not seen"),
+        (lambda: maps.TVN().fit(x, batch, control).transform(x, np.full(1200, "z")), "batch z was not seen"),
         (lambda: maps.TVN().fit(x, batch, control).transform(x), "give batch="),
         (
             lambda: maps.TVN().fit(x, batch, control).transform(x[:, :5], batch),

@@ -1,11 +1,13 @@
 """Arm bias against scipy, probes against scikit-learn, recall at a false-positive rate against brute force."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import brunnermunzel
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.metrics import r2_score
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
 
 from camae import maps
 from camae.errors import CamaeError
@@ -91,8 +93,32 @@ def test_linear_probe_and_nearest_neighbor():
     ]
     assert maps.nearest_neighbor(x, label)["accuracy"] == np.mean(hits)
     assert maps.nearest_neighbor(x, label, exclude=label)["accuracy"] == 0
-    with pytest.raises(CamaeError, match="Fewer than two labels"):
+    with pytest.raises(CamaeError, match="fewer than two labels"):
         maps.linear_probe(x, label, label)
+
+
+@pytest.mark.parametrize("d", [6, 90])  # fewer and more features than rows: both forms of the ridge solution
+def test_linear_probe_is_ridge_regression_on_indicators(d):
+    rng = np.random.default_rng(3)
+    label = np.array([f"c{i}" for i in rng.integers(0, 4, 60)])
+    label[0] = "once"
+    x = 10 * rng.normal(size=(60, d)) + 8 * np.eye(5, d)[np.unique(label, return_inverse=True)[1]]
+    half = np.arange(60) % 2
+    right = 0
+    for fold in (0, 1):
+        scaler = StandardScaler().fit(x[half != fold])
+        model = Ridge(alpha=7.0).fit(
+            scaler.transform(x[half != fold]), pd.get_dummies(label).to_numpy(float)[half != fold]
+        )
+        best = model.predict(scaler.transform(x[half == fold])).argmax(axis=1)
+        right += (np.unique(label)[best] == label[half == fold]).sum()
+    probe = maps.linear_probe(x, label, None, penalty=7.0, standardize=True, unseen="count")
+    assert probe["accuracy"] == right / 60
+    assert probe["majority"] == np.unique(label, return_counts=True)[1].max() / 60
+    assert probe["n_labels"] == 5
+    assert maps.linear_probe(x, label, None)["n_labels"] == 4
+    with pytest.raises(CamaeError, match="unknown unseen 'keep'"):
+        maps.linear_probe(x, label, None, unseen="keep")
 
 
 @pytest.mark.parametrize("constant", [False, True])

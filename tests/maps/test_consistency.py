@@ -54,9 +54,9 @@ def test_constant_profiles_agree_perfectly_and_random_ones_not_at_all():
 
 def test_bad_input_is_one_sentence(wells):
     x, by = wells
-    with pytest.raises(CamaeError, match="No perturbation has two replicates"):
+    with pytest.raises(CamaeError, match="no perturbation has two replicates"):
         maps.consistency(x, np.arange(600).astype(str))
     with pytest.raises(CamaeError, match="null names nobody"):
         maps.consistency(x, by, ["nobody"])
-    with pytest.raises(CamaeError, match="No row is marked"):
+    with pytest.raises(CamaeError, match="no row is marked"):
         maps.magnitude(x, by, np.zeros(600, bool))

@@ -183,6 +183,8 @@ def test_maps_stay_on_the_device(screen, to_device):
         maps.correct_arms(host, names, arms, zfpkm, more_than=5),
     )
     pd.testing.assert_frame_equal(maps.arm_bias(v, names, arms), maps.arm_bias(host, names, arms), atol=1e-3)
+    screen = (meta.pert, meta.plate, meta.control.to_numpy())
+    _same(maps.map_profiles(to_device(x), *screen).vectors, maps.map_profiles(x, *screen).vectors, 1e-8)
 
 
 def test_scores_stay_on_the_device(screen, to_device):

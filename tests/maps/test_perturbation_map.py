@@ -7,8 +7,6 @@ import pytest
 from camae import maps
 from camae.embedding_table import make_table
 from camae.errors import CamaeError
-from camae.maps.pairs import read_pairs, read_pairs_folder
-from camae.maps.perturbation_map import map_screen
 
 
 def wells(features=6, plates=2, seed=0):
@@ -30,7 +28,7 @@ def wells(features=6, plates=2, seed=0):
 
 
 def test_one_vector_per_perturbation_and_no_controls():
-    result = map_screen(wells(), "center")
+    result = maps.map_screen(wells(), "center")
     assert result.names.tolist() == [f"gene{i}" for i in range(5)]
     assert result.vectors.shape == (5, 6)
 
@@ -45,14 +43,30 @@ def test_equals_the_steps_by_hand():
     z = maps.align(x, "tvn", batch=plate, control=control)
     by = table["Metadata_Perturbation"].to_numpy(str)[~control]
     expected = maps.aggregate(z[~control], by=by, method="spherical_mean", origin=z[control].mean(0))
-    np.testing.assert_allclose(map_screen(table, "tvn").vectors, expected, atol=1e-6)
+    np.testing.assert_allclose(maps.map_screen(table, "tvn").vectors, expected, atol=1e-6)
 
 
 def test_components_are_limited_by_the_controls():
-    result = map_screen(wells(features=30), "tvn")
+    result = maps.map_screen(wells(features=30), "tvn")
     assert result.options["components"] == 40 // 2
     assert result.vectors.shape[1] == 20
-    assert map_screen(wells(features=30), "tvn", components=5).vectors.shape[1] == 5
+    assert maps.map_screen(wells(features=30), "tvn", components=5).vectors.shape[1] == 5
+
+
+def test_profiles_and_table_give_the_same_map():
+    table = wells(features=30)
+    x = table.filter(regex="^emb_").to_numpy()
+    name, plate = (table[f"Metadata_{key}"].to_numpy(str) for key in ("Perturbation", "Plate"))
+    control = (table["Metadata_control_type"] == "negcon").to_numpy()
+    by_columns, by_arrays = maps.map_screen(table), maps.map_profiles(x, name, plate, control)
+    np.testing.assert_array_equal(by_arrays.vectors, by_columns.vectors)
+    assert by_arrays.names.tolist() == by_columns.names.tolist()
+    assert by_arrays.options == by_columns.options
+    every = maps.map_profiles(x, name, None, control, "pca", components=None)
+    assert every.vectors.shape == (5, 30)
+    assert every.options == {}
+    with pytest.raises(CamaeError, match="no row has a perturbation"):
+        maps.map_profiles(x, np.where(control, name, ""), plate, control)
 
 
 @pytest.mark.parametrize(
@@ -64,24 +78,24 @@ def test_components_are_limited_by_the_controls():
 )
 def test_missing_columns_are_named(column, sentence):
     with pytest.raises(CamaeError, match=sentence):
-        map_screen(wells().drop(columns=column), "tvn")
+        maps.map_screen(wells().drop(columns=column), "tvn")
 
 
 def test_no_controls():
     table = wells()
     table["Metadata_control_type"] = ""
     with pytest.raises(CamaeError, match="no well is a negative control"):
-        map_screen(table)
+        maps.map_screen(table)
 
 
 def test_pairs_from_csv_and_tsv(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\nA,B\nC,NA\n")
     (tmp_path / "a.tsv").write_text("x\ty\tz\nA\tB\t1\n")
-    assert read_pairs(tmp_path / "a.csv").tolist() == [["A", "B"], ["C", "NA"]]
-    assert read_pairs(tmp_path / "a.tsv").tolist() == [["A", "B"]]
+    assert maps.read_pairs(tmp_path / "a.csv").tolist() == [["A", "B"], ["C", "NA"]]
+    assert maps.read_pairs(tmp_path / "a.tsv").tolist() == [["A", "B"]]
     (tmp_path / "license.txt").write_text("one column\nof text\n")
-    assert list(read_pairs_folder(tmp_path)) == ["a"]  # by source; the other file is no table of pairs
+    assert list(maps.read_pairs_folder(tmp_path)) == ["a"]  # by source; the other file is no table of pairs
     with pytest.raises(CamaeError, match="needs two columns"):
-        read_pairs(tmp_path / "license.txt")
+        maps.read_pairs(tmp_path / "license.txt")
     with pytest.raises(CamaeError, match="no such file"):
-        read_pairs(tmp_path / "none.csv")
+        maps.read_pairs(tmp_path / "none.csv")

@@ -10,7 +10,7 @@ import pytest
 from camae import maps
 from camae.errors import CamaeError
 from camae.maps.nulls import null_average_precision, q_values
-from camae.maps.retrieval import count_true
+from camae.maps.ranking import count_true
 
 RULES = {"pos_sameby": ["pert"], "pos_diffby": [], "neg_sameby": ["plate"], "neg_diffby": ["control"]}
 
@@ -176,7 +176,7 @@ def test_bad_input_is_one_sentence(screen):
         maps.retrieval(x, meta.assign(pert=np.arange(len(meta)).astype(str)), **RULES)
     with pytest.raises(CamaeError, match="neg_sameby names the column 'site'"):
         maps.retrieval(x, meta, "pert", [], "site", "control")
-    with pytest.raises(CamaeError, match="No profile has a negative pair"):
+    with pytest.raises(CamaeError, match="no profile has a negative pair"):
         maps.retrieval(x, meta.assign(control=0), **RULES)
     lonely = meta.assign(pert=meta.pert.where(meta.index != 5, "only once"))
     with pytest.warns(UserWarning, match=r"1 of 240 profiles have no positive pair.*row 5, only once"):

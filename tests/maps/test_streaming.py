@@ -49,7 +49,7 @@ def test_new_plates_are_mapped_later_and_unknown_ones_are_named(tmp_path):
     expected = fitted.transform(features_of(table)[: len(out)], table.Metadata_Plate[: len(out)])
     np.testing.assert_allclose(features_of(out), expected, atol=1e-4)
     table.assign(Metadata_Plate="P9").to_parquet(tmp_path / "new.parquet", index=False)
-    with pytest.raises(CamaeError, match="Batch P9 was not seen"):
+    with pytest.raises(CamaeError, match="batch P9 was not seen"):
         maps.transform_parquet(loaded, [tmp_path / "new.parquet"], tmp_path / "never.parquet")
     assert not list(tmp_path.glob("*never*"))
 
