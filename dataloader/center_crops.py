@@ -1,10 +1,10 @@
-"""Center crops of chosen sites as one plane batch: what validation, probes and pictures look at."""
+"""Center crops of chosen sites, for validation, probes and pictures."""
 
 from __future__ import annotations
 
-from camae.dataloader.images import plane_kind, read_window
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
+from camae.dataloader.read_pixels import plane_kind, read_window
 
 
 def center_batch(
@@ -15,15 +15,18 @@ def center_batch(
     value_range: ValueRange | None = None,
     reader: str | None = None,
 ) -> tuple[PlaneBatch, list[str]]:
-    """The center crop of each row, and its label: its perturbation, or "negative control".
+    """Center crops of the given manifest rows as one batch, and a label for each.
 
-    value_range: of the planes, see `PlaneBatch`. reader: image back-end.
+    crop:        edge of the square crops in pixels.
+    value_range: of the planes, see `PlaneBatch`.
+    reader:      image back-end, see `read_crops`.
+    Labels are perturbations, or "negative control".
     """
     images, names, labels = [], [], []
     for row in rows:
-        height, width, *_ = plane_kind(manifest.path(row, manifest.site_channels(row)[0]), reader)
-        y, x = (height - crop) // 2, (width - crop) // 2
-        image, channels = read_window(manifest, row, y, x, crop, backend=reader)
+        kind = plane_kind(manifest.path(row, manifest.site_channels(row)[0]), reader)
+        y, x = (kind.height - crop) // 2, (kind.width - crop) // 2
+        image, channels = read_window(manifest, row, y, x, crop, reader=reader)
         images.append(image)
         names.append(channels)
         record = manifest.table.iloc[row]

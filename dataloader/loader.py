@@ -1,4 +1,4 @@
-"""CropLoader: random crops of a screen as plane batches, a pure function of (manifest, seed, rank, step)."""
+"""Crop loader: random crops of a screen as plane batches, a pure function of (manifest, seed, rank, step)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from camae.dataloader.manifest import Manifest
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.dataloader.read_ahead import ReadAhead
 from camae.dataloader.sampling import Draws, draw
-from camae.dataloader.sites import Site, SiteReader, Windows
+from camae.dataloader.site_reader import Site, SiteReader, Windows
 from camae.errors import CamaeError
 
 _ATTEMPTS = 4  # places tried per crop when min_signal is set
 
 
 class CropLoader(ReadAhead):
-    """Endless random crops: every epoch shows every site once, at a random place, flipped or rotated.
+    """Loader of random crops without end: every epoch shows every site once, at a random place, flipped or rotated.
 
     crop:           edge of the square crops in pixels.
     batch_size:     crops per batch of this rank. `world_size` ranks with batch b draw exactly the samples of
@@ -28,7 +28,7 @@ class CropLoader(ReadAhead):
     augment:        one of the eight flips and rotations, the same for all channels of a crop.
     start_step:     first step that iterating yields; with it a run resumes at the exact next crop.
     workers:        batches read at once. At most `workers + 1` batches wait in memory.
-    backend:        "native" (default), "tifffile" or "dali": who reads TIFFs.
+    reader:         image back-end for TIFFs: "native" (default), "tifffile" or "dali".
     cache_bytes:    decoded sites kept in memory, so that small screens are decoded once. 0 keeps none.
     crops_per_site: crops taken from a site at each visit (its planes are then decoded once for all of them).
     max_bad_share:  share of the sites that may be unreadable; each is replaced by the next readable one and
@@ -54,7 +54,7 @@ class CropLoader(ReadAhead):
         augment: bool = True,
         start_step: int = 0,
         workers: int = 1,
-        backend: str | None = None,
+        reader: str | None = None,
         cache_bytes: int = 1 << 30,
         crops_per_site: int = 1,
         max_bad_share: float = 0.0,
@@ -73,7 +73,7 @@ class CropLoader(ReadAhead):
         self.augment, self.value_range = augment, value_range
         self.crops_per_site, self.max_bad_share, self.min_signal = crops_per_site, max_bad_share, min_signal
         self.bad_sites: dict[int, str] = {}
-        self._reader = SiteReader(manifest, backend, cache_bytes, threads)
+        self._site_reader = SiteReader(manifest, reader, cache_bytes, threads)
         self._ready: dict[int, Site] = {}
         self._dtype: tuple[np.dtype, int] | None = None
         self._lock = threading.Lock()
@@ -81,16 +81,16 @@ class CropLoader(ReadAhead):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps after which every site was shown at least once more."""
+        """Number of steps in which every site is shown at least once."""
         return -(-len(self.manifest) * self.crops_per_site // (self.batch_size * self.world_size))
 
     def batch_at(self, step: int) -> PlaneBatch:
-        """The batch of one step: a pure function of the manifest, the arguments and `step`."""
+        """Batch of one step: a pure function of the manifest, the arguments and `step`."""
         first = (step * self.world_size + self.rank) * self.batch_size
         return self.crops(np.arange(first, first + self.batch_size, dtype=np.int64))
 
     def crops(self, slots_B: np.ndarray) -> PlaneBatch:
-        """What the given slots of the endless sequence of crops show, in their order."""
+        """Batch of the given slots (B,) of the sequence of crops, in their order."""
         sites, planes_KHW = self._filled(slots_B)
         sample_K, channel_K, present = _layout(tuple([site.channels for site in sites]))
         return PlaneBatch(
@@ -110,9 +110,9 @@ class CropLoader(ReadAhead):
             sites = [self._ready.get(row) or self._readable(row) for row in draws.rows_B.tolist()]
             windows = self._windows(sites, draws)
             shape = (sum([len(s.addresses) for s in sites]), self.crop, self.crop)
-            dtype = getattr(torch, sites[0].dtype.name)
+            dtype = getattr(torch, sites[0].kind.dtype.name)
             planes_KHW = torch.empty(shape, dtype=dtype, pin_memory=self._pinned)
-            errors = self._reader.fill(windows, planes_KHW.numpy())
+            errors = self._site_reader.fill(windows, planes_KHW.numpy())
             for b, error in errors.items():
                 self._note_bad(sites[b].row, error)
             if not errors:
@@ -125,7 +125,7 @@ class CropLoader(ReadAhead):
         return draw(len(self.manifest), self.seed, slots_B, self.crops_per_site, attempt)
 
     def _windows(self, sites: list[Site], draws: Draws) -> Windows:
-        room_B2 = np.array([(site.H, site.W) for site in sites]) - self.crop + 1
+        room_B2 = np.array([site.kind[:2] for site in sites]) - self.crop + 1
         y_B, x_B = (draws.uniform_B2 * room_B2).astype(np.int64).T
         symmetry_B = draws.symmetry_B if self.augment else np.zeros_like(draws.symmetry_B)
         return Windows(sites, y_B, x_B, symmetry_B)
@@ -135,7 +135,7 @@ class CropLoader(ReadAhead):
         while True:
             if row not in self.bad_sites:
                 try:
-                    site = self._reader.site(row)
+                    site = self._site_reader.site(row)
                 except CamaeError as error:
                     self._note_bad(row, error)
                 else:
@@ -145,16 +145,17 @@ class CropLoader(ReadAhead):
             row = (row + 1) % len(self.manifest)
 
     def _check(self, site: Site) -> None:
-        if self.crop > min(site.H, site.W):
+        height, width, dtype, _ = site.kind
+        if self.crop > min(height, width):
             raise CamaeError(
                 f"{self.manifest.where(site.row)}: a crop of {self.crop} pixels is larger than its "
-                f"{site.H}x{site.W}"
+                f"{height}x{width}"
             )
         if self._dtype is None:
-            self._dtype = (site.dtype, site.row)
-        elif self._dtype[0] != site.dtype:
+            self._dtype = (dtype, site.row)
+        elif self._dtype[0] != dtype:
             raise CamaeError(
-                f"{self.manifest.where(site.row)} is {site.dtype} but {self.manifest.where(self._dtype[1])} is "
+                f"{self.manifest.where(site.row)} is {dtype} but {self.manifest.where(self._dtype[1])} is "
                 f"{self._dtype[0]}: one batch holds one dtype, split the manifest"
             )
 
@@ -182,7 +183,7 @@ class CropLoader(ReadAhead):
             chosen = [sites[b] for b in weak]
             tried = np.empty((counts[weak].sum(), *planes_KHW.shape[1:]), planes_KHW.dtype)
             windows = self._windows(chosen, self._draws(slots_B[weak], attempt))
-            for error in self._reader.fill(windows, tried).values():
+            for error in self._site_reader.fill(windows, tried).values():
                 raise error
             offsets = np.cumsum(counts[weak]) - counts[weak]
             for b, offset, signal in zip(weak, offsets, _signal(tried, offsets), strict=True):
@@ -206,8 +207,5 @@ def _layout(channels_B: tuple[tuple[int, ...], ...]) -> tuple[torch.Tensor, torc
 
 def _signal(planes_KHW: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """(B,) the largest standard deviation / mean over each sample's planes."""
-    if planes_KHW.dtype.kind == "u":
-        mean_K, variance_K = native.module().plane_statistics(planes_KHW).T
-    else:
-        mean_K, variance_K = planes_KHW.mean(axis=(1, 2)), planes_KHW.var(axis=(1, 2))
+    mean_K, variance_K = native.plane_moments(planes_KHW).T
     return np.maximum.reduceat(np.sqrt(variance_K) / np.maximum(np.abs(mean_K), 1e-12), starts)

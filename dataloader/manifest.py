@@ -74,7 +74,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Manifest:
-        """A manifest from a CSV or Parquet file; relative paths in it start from the file's folder.
+        """Manifest of a CSV or Parquet file; relative paths in it start from the file's folder.
 
         Raises MissingFileError when there is no such file, CamaeError when it is not a table.
         """
@@ -85,7 +85,7 @@ class Manifest:
             raise CamaeError(f"{path}: {error}") from None
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write to `.csv` or `.parquet`, whole or not at all; paths stay valid from the new folder."""
+        """Write to `.csv` or `.parquet`, atomically; paths stay valid from the new folder."""
         path = Path(path).absolute()
         table = self.table
         if path.parent != self.root:
@@ -101,7 +101,7 @@ class Manifest:
             raise CamaeError(f"{path}: a manifest is written as .csv or .parquet")
 
     def select(self, mask_or_rows: Sequence[bool] | Sequence[int] | np.ndarray | pd.Series) -> Manifest:
-        """The manifest of some rows: a boolean mask over all rows or row numbers in the wanted order."""
+        """Manifest of some rows: a boolean mask over all rows, or row numbers in the wanted order."""
         chosen = np.asarray(mask_or_rows)
         if chosen.dtype == bool and len(chosen) != len(self):
             raise CamaeError(f"the mask has {len(chosen)} entries, the manifest {len(self)} rows")
@@ -111,7 +111,7 @@ class Manifest:
         return Manifest(self.table.iloc[rows], self.root)
 
     def plates(self) -> np.ndarray:
-        """(sites,) the plate of every row; a plate's name counts within its experiment (`Metadata_Batch`).
+        """Plate of every row, (sites,) text "batch/plate": plate names repeat between batches (`Metadata_Batch`).
 
         Raises CamaeError without the column Metadata_Plate.
         """

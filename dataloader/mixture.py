@@ -1,4 +1,4 @@
-"""Several data sets as one endless sequence of crops, each with its share; channel sets may differ.
+"""Mixture of data sets: one sequence of crops in which each has its share; channel sets may differ.
 
 Which data set a slot of the sequence shows is a pure function of (seed, slot): every 1,024 slots hold the same
 number of each data set's crops, in an order drawn anew. So a run resumes at the exact next crop, and any number of
@@ -7,17 +7,17 @@ ranks share the same global batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Required, TypedDict, Unpack
 
 import numpy as np
 import torch
 
 from camae.dataloader.loader import CropLoader
 from camae.dataloader.manifest import Manifest
-from camae.dataloader.plane_batch import PlaneBatch
+from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.dataloader.read_ahead import ReadAhead
 from camae.errors import CamaeError
 
@@ -33,8 +33,22 @@ class Source:
     weight: float
 
 
+class CropOptions(TypedDict, total=False):
+    """Arguments of CropLoader that all data sets of a mixture share."""
+
+    crop: Required[int]
+    augment: bool
+    reader: str | None
+    cache_bytes: int
+    crops_per_site: int
+    max_bad_share: float
+    min_signal: float
+    threads: int
+    value_range: ValueRange | None
+
+
 def quotas(weights: Sequence[float]) -> np.ndarray:
-    """(S,) crops of each data set in every PERIOD slots, by largest remainder.
+    """Apportionment by largest remainder: (S,) crops of each data set in every PERIOD slots.
 
     Raises CamaeError for a weight that is not positive or too small for a single crop in a period.
     """
@@ -54,7 +68,7 @@ def quotas(weights: Sequence[float]) -> np.ndarray:
 
 
 def assign(slots_B: np.ndarray, quota_S: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(B,) the data set of every slot, and (B,) the number of the slot within its data set's own sequence."""
+    """Data set of every slot (B,), and the number of the slot within its data set's own sequence (B,)."""
     period_B, place_B = np.divmod(slots_B, PERIOD)
     source_B, own_B = np.empty_like(slots_B), np.empty_like(slots_B)
     for period in np.unique(period_B):
@@ -76,11 +90,11 @@ def _order(quota_S: tuple[int, ...], seed: int, period: int) -> tuple[np.ndarray
 
 
 class MixedLoader(ReadAhead):
-    """Global batches of one or several data sets, or one rank's part of them.
+    """Loader of global batches of one or several data sets, or of one rank's part of them.
 
     batch_size: crops of a global batch. Rank r of w takes crops [batch_size*r//w, batch_size*(r+1)//w) of each, so
                 any number of ranks up to batch_size draws the same batches.
-    loader:     the class that reads each data set; `options` are its further arguments.
+    loader:     class of the loader of each data set; `options` are its further arguments.
 
     Within a batch the crops lie data set by data set. uint8 and uint16 data sets mix (as uint16: standardization
     is by stored gray levels); floats mix only with floats. With one data set the crops are CropLoader's own.
@@ -96,8 +110,8 @@ class MixedLoader(ReadAhead):
         world_size: int = 1,
         start_step: int = 0,
         workers: int = 1,
-        loader: Callable[..., CropLoader] = CropLoader,
-        **options: Any,
+        loader: type[CropLoader] = CropLoader,
+        **options: Unpack[CropOptions],
     ) -> None:
         if not 0 <= rank < world_size <= batch_size:
             raise CamaeError(f"a global batch of {batch_size} crops cannot be shared by {world_size} ranks")
@@ -111,7 +125,7 @@ class MixedLoader(ReadAhead):
         ]
 
     def slots_at(self, step: int) -> np.ndarray:
-        """This rank's slots of one global batch."""
+        """Slots (b,) of this rank's part of one global batch."""
         start = step * self.batch_size
         first, last = (self.batch_size * r // self.world_size for r in (self.rank, self.rank + 1))
         return np.arange(start + first, start + last, dtype=np.int64)
@@ -130,7 +144,7 @@ class MixedLoader(ReadAhead):
 
     @property
     def bad_sites(self) -> dict[str, dict[int, str]]:
-        """Data set -> row -> why it could not be read, for data sets that have such rows."""
+        """Unreadable sites: data set -> row -> reason, for data sets that have any."""
         pairs = zip(self.sources, self.loaders, strict=True)
         return {s.name: dict(loader.bad_sites) for s, loader in pairs if loader.bad_sites}
 

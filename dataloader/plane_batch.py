@@ -1,4 +1,4 @@
-"""PlaneBatch: the only form in which images reach a model."""
+"""Plane batch: the form in which images reach a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ValueRange = tuple[float, float]  # lowest and highest possible value, in stored
 
 @dataclass(frozen=True)
 class PlaneBatch:
-    """A pile of planes: one plane is one channel of one crop, in its stored dtype.
+    """Batch of planes: one plane is one channel of one crop, in its stored dtype.
 
     planes_KHW: (K, H, W) uint8, uint16 or float32.
     sample_K:   (K,) int64, which sample (crop) each plane belongs to; non-decreasing, 0..B-1, none skipped.
@@ -47,33 +47,34 @@ class PlaneBatch:
 
     @property
     def n_samples(self) -> int:
-        """B, the number of samples (crops)."""
+        """Number of samples (crops), B."""
         return len(self.planes_per_sample)
 
     @cached_property
     def planes_per_sample(self) -> tuple[int, ...]:
-        """(B,) on the host: how many planes each sample has."""
+        """Number of planes of each sample (B,), on the host."""
         return tuple(torch.bincount(self.sample_K.cpu()).tolist())
 
     @cached_property
     def names_K(self) -> list[str]:
-        """The channel name of every plane."""
+        """Channel name of every plane (K,)."""
         return [self.channels[i] for i in self.channel_K.tolist()]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PlaneBatch:
-        """The same batch with its tensors on `device`."""
+        """Copy of the batch with its tensors on `device`."""
         moved = replace(
             self,
             planes_KHW=self.planes_KHW.to(device, non_blocking=non_blocking),
             sample_K=self.sample_K.to(device, non_blocking=non_blocking),
             channel_K=self.channel_K.to(device, non_blocking=non_blocking),
         )
-        # Counts and names stay known on the host: reading them back would make it wait for the device.
-        moved.__dict__.update(planes_per_sample=self.planes_per_sample, names_K=self.names_K)
+        # Carried over, as reading them back would make the host wait for the device.
+        object.__setattr__(moved, "planes_per_sample", self.planes_per_sample)
+        object.__setattr__(moved, "names_K", self.names_K)
         return moved
 
     def part(self, first: int, last: int) -> PlaneBatch:
-        """Samples first..last-1 as a batch of their own (views, no copies)."""
+        """Samples first..last-1 as a batch (views, no copies)."""
         start, stop = (sum(self.planes_per_sample[:b]) for b in (first, last))
         return replace(
             self,
@@ -93,7 +94,9 @@ class PlaneBatch:
         rows: Sequence[int] | None = None,
         value_range: ValueRange | None = None,
     ) -> PlaneBatch:
-        """Pack images (C_i, H, W), all of one H, W and dtype, with their channel names.
+        """Batch of images (C_i, H, W), all of one H, W and dtype, with their channel names.
+
+        rows: their manifest rows; None for images from memory.
 
         Raises CamaeError when sizes or dtypes differ or names do not match the number of planes.
         """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from camae.dataloader.backends.addresses import is_tiff, refuse_remote, require, split_address  # noqa: F401
+from camae.dataloader.backends.addresses import refuse_remote, require, split_address
 from camae.dataloader.optional_module import optional_module
 from camae.errors import CamaeError
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from camae.dataloader.backends.addresses import split_address
 from camae.errors import CamaeError, MissingBackendError, MissingFileError
 
-_MISSING = 1  # Reason::missing in csrc/refused.h
+_MISSING = 1  # Reason::missing in csrc/reader/refused.h
 _CODECS = ("uncompressed", "LZW", "PackBits", "deflate", "zstd")
 Integers = Sequence[int] | npt.NDArray[np.integer]
 
@@ -47,9 +47,6 @@ class TiffLayout:
     block_height: int
     block_width: int
     min_is_white: bool
-
-    def __getitem__(self, name: str) -> object:
-        return getattr(self, name)
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:

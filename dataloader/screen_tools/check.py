@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from camae.dataloader.images import read_plane
 from camae.dataloader.manifest import Manifest
+from camae.dataloader.read_pixels import read_plane
 from camae.errors import CamaeError, MissingFileError
 
 COLUMNS = ["row", "plate", "well", "site", "channel", "path", "problem", "detail"]

@@ -23,8 +23,8 @@ import pandas as pd
 import tifffile
 
 from camae.dataloader.backends.addresses import refuse_remote, require, split_address
-from camae.dataloader.images import image_size, read_plane, read_window
 from camae.dataloader.manifest import ILLUMINATION, Manifest
+from camae.dataloader.read_pixels import image_size, read_plane, read_window
 from camae.errors import CamaeError, MissingBackendError
 from camae.files import write_atomic
 

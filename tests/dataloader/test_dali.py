@@ -34,7 +34,7 @@ def test_windows_lose_no_bit(tmp_path: Path, compression: str | None, dtype: str
             paths[-1], full_range((150, 170), dtype) // (c + 1), compression=compression, **layout
         )
     truth = np.stack([tifffile.imread(p)[31:95, 77:141] for p in paths])
-    crops = read_crops(paths, 31, 77, 64, backend="dali")
+    crops = read_crops(paths, 31, 77, 64, reader="dali")
     assert crops.dtype == np.dtype(dtype)
     assert np.array_equal(crops, truth)
 
@@ -44,12 +44,12 @@ def test_several_planes_are_refused_not_cut_to_page_0(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "pages.tif", full_range((3, 64, 64)), photometric="minisblack")
     tifffile.imwrite(tmp_path / "ok.tif", full_range((64, 64)))
     with pytest.raises(CamaeError, match=r"pages\.tif: holds 3 planes"):
-        read_crops([tmp_path / "ok.tif", tmp_path / "pages.tif"], 0, 0, 32, backend="dali")
+        read_crops([tmp_path / "ok.tif", tmp_path / "pages.tif"], 0, 0, 32, reader="dali")
     with pytest.raises(CamaeError, match=r"ok\.tif: a crop of 65 pixels"):
-        read_crops([tmp_path / "ok.tif", tmp_path / "ok.tif"], 0, 0, 65, backend="dali")
+        read_crops([tmp_path / "ok.tif", tmp_path / "ok.tif"], 0, 0, 65, reader="dali")
     tifffile.imwrite(tmp_path / "signed.tif", np.zeros((64, 64), np.int16))
     with pytest.raises(CamaeError, match=r"signed\.tif: signed integers"):
-        read_crops(tmp_path / "signed.tif", 0, 0, 32, backend="dali")
+        read_crops(tmp_path / "signed.tif", 0, 0, 32, reader="dali")
 
 
 @needs_dali
@@ -87,7 +87,7 @@ def test_native_reader_feeds_dali(screen: Manifest) -> None:
 @needs_dali
 def test_loader_on_dali_equals_native(screen: Manifest) -> None:
     native = CropLoader(screen, crop=16, batch_size=6, cache_bytes=0).batch_at(1)
-    dali = CropLoader(screen, crop=16, batch_size=6, cache_bytes=0, backend="dali").batch_at(1)
+    dali = CropLoader(screen, crop=16, batch_size=6, cache_bytes=0, reader="dali").batch_at(1)
     assert torch.equal(native.planes_KHW, dali.planes_KHW)
 
 
@@ -95,7 +95,7 @@ def test_loader_on_dali_equals_native(screen: Manifest) -> None:
 def test_missing_dali_is_an_error(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", full_range((64, 64)))
     with pytest.raises(MissingBackendError, match="nvidia-dali-cuda130"):
-        read_crops([tmp_path / "a.tif"], 0, 0, 32, backend="dali")
+        read_crops([tmp_path / "a.tif"], 0, 0, 32, reader="dali")
 
 
 @pytest.mark.gpu

@@ -12,7 +12,7 @@ from PIL import Image
 
 from camae.dataloader import CropLoader, Manifest, read_manifest
 from camae.dataloader.datasets.rxrx import STAINS_6
-from camae.dataloader.images import read_site, read_window
+from camae.dataloader.read_pixels import read_site, read_window
 from camae.errors import CamaeError, MissingFileError
 
 ELSEWHERE = "/home/ubuntu/bucket/cpg0016-jump/source_4/images"

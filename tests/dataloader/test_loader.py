@@ -12,7 +12,7 @@ import tifffile
 import torch
 
 from camae.dataloader import CropLoader, Manifest
-from camae.dataloader.images import plane_kind, read_site
+from camae.dataloader.read_pixels import plane_kind, read_site
 from camae.dataloader.sampling import draw, symmetric
 from camae.errors import CamaeError
 

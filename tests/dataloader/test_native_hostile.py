@@ -21,7 +21,7 @@ from camae.dataloader import read_crops, read_manifest, read_plane
 from camae.dataloader.backends.native import module
 from camae.errors import CamaeError, MissingFileError
 
-# Minimized by libFuzzer from its run under address and undefined-behavior sanitizers (csrc/fuzz_tiff.cpp).
+# Minimized by libFuzzer from its run under address and undefined-behavior sanitizers (csrc/reader/fuzz_tiff.cpp).
 CORPUS = Path(__file__).parent / "fuzz_corpus.zip"
 VARIANTS = {
     "none": {"rowsperstrip": 7},

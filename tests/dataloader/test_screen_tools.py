@@ -17,7 +17,7 @@ import pytest
 import tifffile
 
 from camae.dataloader import Manifest, read_manifest, read_plane
-from camae.dataloader.images import read_site
+from camae.dataloader.read_pixels import read_site
 from camae.dataloader.screen_tools import pack as pack_module
 from camae.dataloader.screen_tools.check import check
 from camae.dataloader.screen_tools.pack import pack

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from camae.dataloader import read_manifest
-from camae.dataloader.images import read_site
+from camae.dataloader.read_pixels import read_site
 from camae.errors import CamaeError
 
 zarr = pytest.importorskip("zarr")

@@ -1,4 +1,4 @@
-"""Windows of many sites into one pile of planes: from memory, by the native reader in one call, or plane by plane."""
+"""Site reader: windows of many sites, from memory, by the native reader in one call, or plane by plane."""
 
 from __future__ import annotations
 
@@ -10,32 +10,37 @@ from dataclasses import dataclass
 import numpy as np
 
 from camae.dataloader.backends import native
-from camae.dataloader.backends.decoders import is_tiff, refuse_remote
+from camae.dataloader.backends.addresses import is_tiff, refuse_remote
 from camae.dataloader.illumination import corrected
-from camae.dataloader.images import checked_backend, plane_kind, read_site
 from camae.dataloader.manifest import ILLUMINATION, Manifest
+from camae.dataloader.read_pixels import PlaneKind, checked_reader, plane_kind, read_site
 from camae.dataloader.sampling import symmetric
 from camae.errors import CamaeError
 
 
 @dataclass(frozen=True)
 class Site:
-    """What reading a site needs to know; `share` is the part of a plane decoded for one small window."""
+    """One site of a manifest, ready to be read.
+
+    row:          its manifest row.
+    addresses:    of its planes, as `file.tif#page`.
+    illumination: path of each plane's illumination function or None; () where no plane has one.
+    channels:     of its planes, as indices into the manifest's channels.
+    kind:         size and dtype of its first plane.
+    by_window:    a back-end reads windows of its planes without decoding them whole.
+    """
 
     row: int
     addresses: tuple[str, ...]
-    illumination: tuple[str | None, ...]  # () where no channel has an illumination function
+    illumination: tuple[str | None, ...]
     channels: tuple[int, ...]
-    H: int
-    W: int
-    dtype: np.dtype
-    share: float
+    kind: PlaneKind
     by_window: bool
 
 
 @dataclass(frozen=True)
 class Windows:
-    """B square windows: sites, corners and symmetries (see sampling.symmetric)."""
+    """B square windows: their sites, top left corners in pixels, and symmetries (see sampling.symmetric)."""
 
     sites: Sequence[Site]
     y_B: np.ndarray
@@ -44,27 +49,29 @@ class Windows:
 
 
 class SiteReader:
-    """Reads windows of a manifest's sites; keeps decoded sites in memory up to `cache_bytes`.
+    """Reader of windows of a manifest's sites, with a cache of decoded sites.
 
-    threads: of the native reader, 0 for every core.
+    reader:      image back-end, see `read_crops`.
+    cache_bytes: size of the cache.
+    threads:     of the native reader, 0 for every core.
     """
 
-    def __init__(self, manifest: Manifest, backend: str | None, cache_bytes: int, threads: int) -> None:
-        self.manifest, self.backend, self.threads = manifest, checked_backend(backend), threads
+    def __init__(self, manifest: Manifest, reader: str | None, cache_bytes: int, threads: int) -> None:
+        self.manifest, self.reader, self.threads = manifest, checked_reader(reader), threads
         self._sites: dict[int, Site] = {}
         self._index = {name: i for i, name in enumerate(manifest.channels)}
         self._corrected = any(str(c).startswith(ILLUMINATION) for c in manifest.table.columns)
         self._cache = _SiteCache(cache_bytes)
 
     def site(self, row: int) -> Site:
-        """Raises CamaeError naming row, file and channel when the site's first plane cannot be opened."""
+        """Site of a manifest row. Raises CamaeError naming row, file and channel when it cannot be opened."""
         if row not in self._sites:
             names = self.manifest.site_channels(row)
             addresses = tuple(self.manifest.path(row, name) for name in names)
             try:
                 for address in addresses:
                     refuse_remote(address)
-                H, W, dtype, share = plane_kind(addresses[0], self.backend)
+                kind = plane_kind(addresses[0], self.reader)
             except CamaeError as error:
                 raise type(error)(f"{self.manifest.where(row, names[0])}: {error}") from error
             self._sites[row] = Site(
@@ -72,11 +79,8 @@ class SiteReader:
                 addresses,
                 self._illumination(row, names),
                 tuple(self._index[name] for name in names),
-                H,
-                W,
-                dtype,
-                share,
-                self.backend != "tifffile" and all(map(is_tiff, addresses)),
+                kind,
+                self.reader != "tifffile" and all(map(is_tiff, addresses)),
             )
         return self._sites[row]
 
@@ -87,7 +91,7 @@ class SiteReader:
         return paths if any(paths) else ()
 
     def fill(self, windows: Windows, planes_KHW: np.ndarray) -> dict[int, CamaeError]:
-        """Write every window's planes, in order, into planes_KHW; returns sample -> error of those that failed."""
+        """Read the planes of all windows, in order, into planes_KHW; returns sample -> error of those that failed."""
         errors: dict[int, CamaeError] = {}
         first_B = np.cumsum([0] + [len(s.addresses) for s in windows.sites])
         visits = Counter([s.row for s in windows.sites])
@@ -97,13 +101,13 @@ class SiteReader:
         for b, site in enumerate(windows.sites):
             image = self._cache.get(site.row) if site.row not in whole else whole[site.row]
             # A whole decode pays when the windows together would decode as much.
-            cheaper = cache_is_full and visits[site.row] * site.share < 1
-            if image is None and site.by_window and (cheaper or self.backend == "dali"):
+            cheaper = cache_is_full and visits[site.row] * site.kind.decoded_share < 1
+            if image is None and site.by_window and (cheaper or self.reader == "dali"):
                 direct.append(b)
                 continue
             try:
                 if image is None:
-                    image = whole[site.row] = read_site(self.manifest, site.row, backend=self.backend)[0]
+                    image = whole[site.row] = read_site(self.manifest, site.row, reader=self.reader)[0]
                     self._cache.put(site.row, image)
                 _copy_turned(image, windows, b, planes_KHW[first_B[b] : first_B[b + 1]])
             except CamaeError as error:
@@ -123,7 +127,7 @@ class SiteReader:
         addresses = [a for b in direct for a in windows.sites[b].addresses]
         owner = np.repeat(direct, counts)
         y, x, turns = windows.y_B[owner], windows.x_B[owner], windows.symmetry_B[owner]
-        if self.backend == "dali":
+        if self.reader == "dali":
             failures = _through_dali(addresses, y, x, chosen, turns)
         else:
             failures = native.read_windows(addresses, y, x, chosen, turns, threads=self.threads)
@@ -150,7 +154,7 @@ class SiteReader:
 def _through_dali(
     addresses: Sequence[str], y: np.ndarray, x: np.ndarray, out: np.ndarray, turns: np.ndarray
 ) -> list[tuple[int, CamaeError]]:
-    """As native.read_windows; a batch with a bad file fails as a whole, so the file is looked for in the sentence."""
+    """DALI counterpart of native.read_windows: failed jobs are found by the file that the error names."""
     from camae.dataloader.backends.dali import read_windows
 
     try:
@@ -168,14 +172,14 @@ def _through_dali(
 def _copy_turned(image: np.ndarray, windows: Windows, b: int, out: np.ndarray) -> None:
     y, x, symmetry = int(windows.y_B[b]), int(windows.x_B[b]), int(windows.symmetry_B[b])
     if image.dtype.kind == "u":
-        native.module().copy_windows(np.ascontiguousarray(image), y, x, symmetry, out)
+        native.copy_window(image, y, x, symmetry, out)
     else:
         size = out.shape[-1]
         out[:] = symmetric(image[:, y : y + size, x : x + size], symmetry)
 
 
 class _SiteCache:
-    """Decoded sites up to a number of bytes. What is in stays: random visits gain nothing from eviction."""
+    """Cache of decoded sites up to a number of bytes, without eviction: random visits would gain nothing from it."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._held = limit, 0
@@ -184,7 +188,7 @@ class _SiteCache:
 
     @property
     def open(self) -> bool:
-        """Whether another site may still fit."""
+        """True while another site may still fit."""
         return self._held < self._limit
 
     def get(self, row: int) -> np.ndarray | None:
