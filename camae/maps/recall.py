@@ -162,7 +162,7 @@ def found_pairs(v: Array, index: npt.NDArray, tails: Sequence[Tails]) -> npt.NDA
 def _tail_ranks(tails: Tails, total: int) -> tuple[int | None, int | None]:
     """Ranks in the sorted null whose values bound the tails: found is s < null[low] or s > null[high].
 
-    #{null <= s} / total <= left means that s < null[low], low the smallest count with low / total > left.
+    #{null <= s} / total <= left means that s < null[low], low the largest count with low / total <= left.
     #{null < s} / total >= right means that s > null[m - 1], m the smallest count with m / total >= right.
     """
     left, right = tails
@@ -171,7 +171,7 @@ def _tail_ranks(tails: Tails, total: int) -> tuple[int | None, int | None]:
             raise CamaeError(f"tails must lie between 0 and 1, got {tails}; (0.05, 0.95) is the paper's")
     # Bisection of the quotients themselves, so that rounding falls as it does for a pair's own rank / total.
     counts = range(total + 1)
-    low = None if left is None else bisect.bisect_right(counts, left, key=lambda count: count / total)
+    low = None if left is None else bisect.bisect_right(counts, left, key=lambda count: count / total) - 1
     high = None if right is None else bisect.bisect_left(counts, right, key=lambda count: count / total) - 1
     if (low is not None and low >= total) or (high is not None and high < 0):
         raise CamaeError(

@@ -1,5 +1,6 @@
 """Recall against a direct transcription of its definition on a fully sorted null."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -37,6 +38,17 @@ def test_recall_counts_what_the_definition_counts(screen, tails):
     assert list(table.columns) == ["recall", "n_pairs", "n_found", "left", "right", "se"]
     assert table.n_found.iloc[0] == _definition(v, pairs, *tails)
     assert table.n_pairs.iloc[0] == len(pairs)
+
+
+@pytest.mark.parametrize("distinct", [10_000, 4])  # 4: tied cosines
+@pytest.mark.parametrize("tails", [(0.05, 0.95), (0.07, 0.93), (1 / 3, 2 / 3), (0.29, 0.71), (0.0, 1.0)])
+def test_the_pair_at_the_edge_of_a_tail_is_decided_as_defined(tails, distinct):
+    """Every pair is known, so that one rank too many or too few changes the count; 37 x 36 / 2 pairs."""
+    v = np.random.default_rng(0).normal(size=(37, 3))[np.arange(37) % distinct]
+    pairs = list(itertools.combinations(range(37), 2))
+    names = np.array([f"G{i}" for i in range(37)])
+    table = maps.recall(v, names, [(names[a], names[b]) for a, b in pairs], tails=tails)
+    assert table.n_found.iloc[0] == _definition(v, pairs, *tails)
 
 
 def test_sources_repeats_and_unknown_names(screen):
