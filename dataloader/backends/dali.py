@@ -23,14 +23,14 @@ from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError
 
 if TYPE_CHECKING:
-    from nvidia import dali
+    from nvidia.dali import Pipeline
 
 
 def _dali() -> ModuleType:
     return optional_module("nvidia.dali", "reader='dali'", package="nvidia-dali-cuda130")
 
 
-def _synchronous(max_planes: int, threads: int, device_id: int | None) -> dali.Pipeline:
+def _synchronous(max_planes: int, threads: int, device_id: int | None) -> Pipeline:
     return _dali().Pipeline(
         max_planes, threads, device_id, prefetch_queue_depth=1, exec_async=False, exec_pipelined=False
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from camae.dataloader.backends.native import module
+from camae.dataloader.backends.native import codecs, module
 
 CODECS = {"none": None, "lzw": "lzw", "deflate": "zlib", "zstd": "zstd", "packbits": "packbits"}
 LAYOUTS = {
@@ -102,6 +102,10 @@ def test_symmetries_agree_with_numpy(tmp_path: Path, symmetry: int, dtype: str, 
     truth = expected_planes(path)[:, 9 : 9 + size, 11 : 11 + size]
     out = windows(path, -1, 9, 11, size, size, 2, truth.dtype, symmetry)
     assert np.array_equal(out, symmetric(truth, symmetry))
+
+
+def test_every_codec_is_served_once_the_wrapper_is_imported() -> None:
+    assert "not available" not in codecs().values()
 
 
 def test_pages_are_channels(tmp_path: Path) -> None:
