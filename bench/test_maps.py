@@ -145,7 +145,10 @@ def test_tvn(timed, full, efaar, competitor):
         EFAAR: lambda: efaar.align.tvn_on_controls(x.astype(np.float64), meta, "pert", "ctl", "batch"),
         "eigh script": lambda: _eigh_script(x, batch, control),
     }[competitor]
-    ours = lambda: maps.align(x, "tvn", batch, control)  # noqa: E731
+
+    def ours():
+        return maps.align(x, "tvn", batch, control)
+
     timed("tvn", f"8 batches, {n // 10} controls", (n, d), ours, check, theirs, competitor, target="<= 6 s")
 
 
@@ -183,7 +186,10 @@ def test_recall_of_five_sources(timed, full, efaar, tmp_path):
         table = Bunch(metadata=pd.DataFrame({"gene": names}), features=pd.DataFrame(v))
         efaar.benchmark.known_relationship_benchmark(table, "gene", benchmark_data_dir=str(tmp_path))
 
-    ours = lambda: maps.recall(v, names, maps.read_pairs_folder(tmp_path))  # noqa: E731  (both read the files)
+    def ours():
+        # Both read the files.
+        return maps.recall(v, names, maps.read_pairs_folder(tmp_path))
+
     timed("recall", "5 sources", (n, d), ours, _check_recall, theirs, EFAAR, target="<= 1 s")
 
 
@@ -191,7 +197,10 @@ def test_recall_curve(timed, full):
     n, d = (20_000, 128) if full else (2000, 32)
     v, names, pairs = _genes(n, d, 50_000 if full else 3000, ("one",))
     shares = np.arange(1, 101) / 101
-    ours = lambda: maps.recall_curve(v, names, pairs, shares)  # noqa: E731
+
+    def ours():
+        return maps.recall_curve(v, names, pairs, shares)
+
     timed("recall_curve", "100 percentiles", (n, d), ours, _check_recall, target="<= 4 s, < 1000 MB")
 
 
@@ -222,15 +231,15 @@ def test_average_precision_all_negatives(timed, full, profiles, tmp_path, monkey
 
     n, d = (profiles, 128) if full else (profiles // 10, 32)
     x, meta = table(n, d)
+
+    def ours():
+        return maps.retrieval(x, meta, *rules)
+
     # copairs needs minutes and more than 10 GB for 20,000 profiles: it is timed at 5,000.
     rival = (theirs, "copairs") if profiles == 5000 else (None, None)
-    case, goal = (
-        "all negatives, 8 replicates, null of 10,000",
-        None if profiles == 5000 else "<= 8 s, < 2000 MB",
-    )
-    timed(
-        "average_precision", case, (n, d), lambda: maps.retrieval(x, meta, *rules), check, *rival, target=goal
-    )
+    goal = None if profiles == 5000 else "<= 8 s, < 2000 MB"
+    case = "all negatives, 8 replicates, null of 10,000"
+    timed("average_precision", case, (n, d), ours, check, *rival, target=goal)
 
 
 def test_consistency(timed, full, efaar):
@@ -249,7 +258,9 @@ def test_consistency(timed, full, efaar):
     def theirs():
         efaar.benchmark.pert_signal_consistency_benchmark(x, meta, "pert", null, n_jobs=1)
 
-    ours = lambda: maps.consistency(x, by, null)  # noqa: E731
+    def ours():
+        return maps.consistency(x, by, null)
+
     case = f"{perturbations} perturbations"
     timed("consistency", case, (n, d), ours, check, theirs, EFAAR, dtype="float64", target="<= 2 s")
 
@@ -270,5 +281,7 @@ def test_cosine_tails(timed, full):
     def theirs():
         np.sort((x[:10_000] @ x[:10_000].T)[np.triu_indices(10_000, 1)])
 
-    ours = lambda: order_statistics(x, ranks(n))  # noqa: E731
+    def ours():
+        return order_statistics(x, ranks(n))
+
     timed("cosine_tails", "both 5 % tails", (n, d), ours, check, theirs, "sort of a quarter of the pairs")
