@@ -9,6 +9,7 @@ The norms of q and k, where `key_rstd` is given: head_norm_triton.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import triton
@@ -375,139 +376,158 @@ def _strides(*tensors: torch.Tensor) -> tuple[int, ...]:
     return tuple(stride for x in tensors for stride in x.stride()[:2])
 
 
-def _vectors(norms: Norms | None) -> tuple[torch.Tensor | None, ...]:
-    return (None, None, None) if norms is None else (norms.q_weight, norms.q_bias, norms.k_weight)
+class Problem(NamedTuple):
+    """Attention over a packed batch: q (T, H, d), k and v (S, H, d), and with norms the keys' 1 / spread (H, S)."""
+
+    q_THd: torch.Tensor
+    k_SHd: torch.Tensor
+    v_SHd: torch.Tensor
+    cu_q: torch.Tensor
+    cu_k: torch.Tensor
+    max_q: int
+    max_k: int
+    scale: float
+    rstd_HS: torch.Tensor | None = None
+    norms: Norms | None = None
+
+    @property
+    def config(self) -> AttentionConfig:
+        """Tiles for the device, the head dim, and whether there are norms."""
+        return config_for(self.q_THd.device, self.q_THd.shape[2], self.norms is not None)
+
+    @property
+    def vectors(self) -> tuple[torch.Tensor | None, ...]:
+        """Weight and bias of q's norm, weight of k's."""
+        norms = self.norms
+        return (None, None, None) if norms is None else (norms.q_weight, norms.q_bias, norms.k_weight)
+
+    @property
+    def eps(self) -> float:
+        """Of the norms."""
+        return 0.0 if self.norms is None else self.norms.eps
 
 
-def _forward(
-    q_THd: torch.Tensor,
-    k_SHd: torch.Tensor,
-    v_SHd: torch.Tensor,
-    cu_q: torch.Tensor,
-    cu_k: torch.Tensor,
-    max_q: int,
-    scale: float,
-    rstd_HS: torch.Tensor | None = None,
-    norms: Norms | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _tile_options(tile: Tile, head_dim: int) -> dict[str, int]:
+    return {
+        "HEAD": head_dim,
+        "BLOCK_M": tile.queries,
+        "BLOCK_N": tile.keys,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+
+
+def _forward(a: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     """Output (T, H, d) and log2 of the softmax denominators (H, T), with norms less a constant by row."""
-    T, H, d = q_THd.shape
-    tile = config_for(q_THd.device, d, norms is not None).forward
-    out_THd = q_THd.new_empty(T, H, d)
-    lse_HT = q_THd.new_empty(H, T, dtype=torch.float32)
-    tiles = triton.cdiv(max_q, tile.queries)
+    (T, H, d), tile = a.q_THd.shape, a.config.forward
+    out_THd = a.q_THd.new_empty(T, H, d)
+    lse_HT = a.q_THd.new_empty(H, T, dtype=torch.float32)
+    tiles = triton.cdiv(a.max_q, tile.queries)
     if T and tiles:
-        forward_kernel[(tiles * H * (len(cu_q) - 1),)](
-            q_THd,
-            k_SHd,
-            v_SHd,
+        forward_kernel[(tiles * H * (len(a.cu_q) - 1),)](
+            a.q_THd,
+            a.k_SHd,
+            a.v_SHd,
             out_THd,
             lse_HT,
-            cu_q,
-            cu_k,
-            rstd_HS,
-            *_vectors(norms),
-            *_strides(q_THd, k_SHd, v_SHd),
+            a.cu_q,
+            a.cu_k,
+            a.rstd_HS,
+            *a.vectors,
+            *_strides(a.q_THd, a.k_SHd, a.v_SHd),
             T,
-            k_SHd.shape[0],
+            a.k_SHd.shape[0],
             H,
             tiles,
-            scale * LOG2_E,
-            0.0 if norms is None else norms.eps,
-            HEAD=d,
-            BLOCK_M=tile.queries,
-            BLOCK_N=tile.keys,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            a.scale * LOG2_E,
+            a.eps,
+            **_tile_options(tile, d),
         )
     return out_THd, lse_HT
 
 
 def _backward(
-    grad_THd: torch.Tensor,
-    q_THd: torch.Tensor,
-    k_SHd: torch.Tensor,
-    v_SHd: torch.Tensor,
-    out_THd: torch.Tensor,
-    lse_HT: torch.Tensor,
-    cu_q: torch.Tensor,
-    cu_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    scale: float,
-    rstd_HS: torch.Tensor | None = None,
-    norms: Norms | None = None,
+    a: Problem, grad_THd: torch.Tensor, out_THd: torch.Tensor, lse_HT: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Gradients of q, k and v, contiguous, in their dtype; (3, d) of the norms' vectors. Always deterministic."""
-    grad_THd = grad_THd.contiguous()
-    (T, H, d), S, B = q_THd.shape, k_SHd.shape[0], len(cu_q) - 1
-    config = config_for(q_THd.device, d, norms is not None)
-    grad_q = q_THd.new_empty(T, H, d)
-    grad_k, grad_v = k_SHd.new_empty(S, H, d), v_SHd.new_empty(S, H, d)
-    delta_HT = torch.empty_like(lse_HT)
-    tile, tiles = config.queries, triton.cdiv(max_q, config.queries.queries)
+    grad_THd, delta_HT = grad_THd.contiguous(), torch.empty_like(lse_HT)
+    grad_q, folded_THd, sums = _query_gradient(a, grad_THd, out_THd, lse_HT, delta_HT)
+    grad_k, grad_v = _key_gradient(a, grad_THd, folded_THd, lse_HT, delta_HT)
+    return grad_q, grad_k, grad_v, None if sums is None else sums.sum(0)
+
+
+def _query_gradient(
+    a: Problem, grad_THd: torch.Tensor, out_THd: torch.Tensor, lse_HT: torch.Tensor, delta_HT: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Gradient of q, the queries that meet the keys (q itself without norms), sums of the norms' gradients.
+
+    Fills `delta_HT`: the row sums of out * grad, (H, T) float32 (FlashAttention-2's D).
+    """
+    (T, H, d), B, tile = a.q_THd.shape, len(a.cu_q) - 1, a.config.queries
+    tiles = triton.cdiv(a.max_q, tile.queries)
+    grad_q = a.q_THd.new_empty(T, H, d)
     folded_THd = sums = None
-    if norms is not None:
+    if a.norms is not None:
         folded_THd = torch.empty_like(grad_q)
         # Zeros: programs past the end of a short sequence write nothing.
-        sums = torch.zeros(tiles * H * B, 3, d, dtype=torch.float32, device=q_THd.device)
+        sums = torch.zeros(tiles * H * B, 3, d, dtype=torch.float32, device=a.q_THd.device)
     if T and tiles:
         query_gradient_kernel[(tiles * H * B,)](
-            q_THd,
-            k_SHd,
-            v_SHd,
+            a.q_THd,
+            a.k_SHd,
+            a.v_SHd,
             out_THd,
             grad_THd,
             lse_HT,
             delta_HT,
             grad_q,
-            cu_q,
-            cu_k,
-            rstd_HS,
-            *_vectors(norms),
+            a.cu_q,
+            a.cu_k,
+            a.rstd_HS,
+            *a.vectors,
             folded_THd,
             sums,
-            *_strides(q_THd, k_SHd, v_SHd),
+            *_strides(a.q_THd, a.k_SHd, a.v_SHd),
             T,
-            S,
+            a.k_SHd.shape[0],
             H,
             tiles,
-            scale,
-            0.0 if norms is None else norms.eps,
-            HEAD=d,
-            BLOCK_M=tile.queries,
-            BLOCK_N=tile.keys,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            a.scale,
+            a.eps,
+            **_tile_options(tile, d),
         )
-    tile, tiles = config.keys, triton.cdiv(max_k, config.keys.keys)
-    seen_THd = q_THd if folded_THd is None else folded_THd
+    return grad_q, a.q_THd if folded_THd is None else folded_THd, sums
+
+
+def _key_gradient(
+    a: Problem, grad_THd: torch.Tensor, folded_THd: torch.Tensor, lse_HT: torch.Tensor, delta_HT: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of k and v."""
+    (S, H, d), B, tile = a.k_SHd.shape, len(a.cu_q) - 1, a.config.keys
+    tiles = triton.cdiv(a.max_k, tile.keys)
+    grad_k, grad_v = a.k_SHd.new_empty(S, H, d), a.v_SHd.new_empty(S, H, d)
     if S and tiles:
         key_gradient_kernel[(tiles * H * B,)](
-            seen_THd,
-            k_SHd,
-            v_SHd,
+            folded_THd,
+            a.k_SHd,
+            a.v_SHd,
             grad_THd,
             lse_HT,
             delta_HT,
             grad_k,
             grad_v,
-            cu_q,
-            cu_k,
-            rstd_HS,
-            *_strides(seen_THd, k_SHd, v_SHd),
-            T,
+            a.cu_q,
+            a.cu_k,
+            a.rstd_HS,
+            *_strides(folded_THd, a.k_SHd, a.v_SHd),
+            a.q_THd.shape[0],
             S,
             H,
             tiles,
-            scale,
-            HEAD=d,
-            BLOCK_M=tile.queries,
-            BLOCK_N=tile.keys,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            a.scale,
+            **_tile_options(tile, d),
         )
-    return grad_q, grad_k, grad_v, None if sums is None else sums.sum(0)
+    return grad_k, grad_v
 
 
 def attention(
@@ -521,7 +541,7 @@ def attention(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the forward kernel without norms."""
-    return _forward(q_THd, k_SHd, v_SHd, cu_q, cu_k, max_q, scale)
+    return _forward(Problem(q_THd, k_SHd, v_SHd, cu_q, cu_k, max_q, max_k, scale))
 
 
 def attention_backward(
@@ -538,7 +558,8 @@ def attention_backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Launch both backward kernels without norms."""
-    return _backward(grad_THd, q_THd, k_SHd, v_SHd, out_THd, lse_HT, cu_q, cu_k, max_q, max_k, scale)[:3]
+    problem = Problem(q_THd, k_SHd, v_SHd, cu_q, cu_k, max_q, max_k, scale)
+    return _backward(problem, grad_THd, out_THd, lse_HT)[:3]
 
 
 def _norms(q_weight_d: torch.Tensor, q_bias_d: torch.Tensor, k_weight_d: torch.Tensor, eps: float) -> Norms:
@@ -564,8 +585,8 @@ def normed_attention(
     """Launch the kernels of the keys' spread and of the forward pass with norms."""
     rstd_HS = key_rstd(k_SHd, eps)
     norms = _norms(q_weight_d, q_bias_d, k_weight_d, eps)
-    out_THd, lse_HT = _forward(q_THd, k_SHd, v_SHd, cu_q, cu_k, max_q, scale, rstd_HS, norms)
-    return out_THd, lse_HT, rstd_HS
+    problem = Problem(q_THd, k_SHd, v_SHd, cu_q, cu_k, max_q, max_k, scale, rstd_HS, norms)
+    return *_forward(problem), rstd_HS
 
 
 def normed_attention_backward(
@@ -589,8 +610,8 @@ def normed_attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Launch both backward kernels with norms."""
     norms = _norms(q_weight_d, q_bias_d, k_weight_d, eps)
-    sequences = (cu_q, cu_k, max_q, max_k, scale)
-    return _backward(grad_THd, q_THd, k_SHd, v_SHd, out_THd, lse_HT, *sequences, rstd_HS, norms)
+    problem = Problem(q_THd, k_SHd, v_SHd, cu_q, cu_k, max_q, max_k, scale, rstd_HS, norms)
+    return _backward(problem, grad_THd, out_THd, lse_HT)
 
 
 def compile_cases(arch: str) -> list[CompileCase]:
