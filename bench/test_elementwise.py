@@ -1,4 +1,4 @@
-"""What lies between the products of a block, beside eager torch and torch.compile of the same formulas.
+"""Elementwise ops of a block beside eager torch and torch.compile of the same formulas.
 
 On a CPU "ours" is the plain torch form that a CPU user gets, and torch.compile (Inductor's C++) joins with --full; on
 CUDA ours are the kernels, and eager torch and torch.compile are the competitors. Floors: bench/FLOORS.md.

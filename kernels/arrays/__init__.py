@@ -1,1 +1,1 @@
-"""Array ops without torch (NumPy and CuPy). Imported by camae.maps, never by models."""
+"""Array ops without torch (NumPy and CuPy), one folder each. Imported by camae.maps, never by models."""

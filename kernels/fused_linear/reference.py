@@ -23,7 +23,7 @@ def norm_gradients(
     bias_D: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    """Gradients of y (both branches), weight and bias, by torch's own backward pass of a norm computed again."""
+    """Gradients of y (both branches), weight and bias, by torch's backward pass of a recomputed norm."""
     leaves = [t.detach().requires_grad_() for t in (y_TD, weight_D, bias_D)]
     with torch.enable_grad():
         again = rounded_norm(leaves[0], leaves[1], leaves[2], eps, grad_normed_TD.dtype)
@@ -51,7 +51,7 @@ def residual_gradients(
 def gelu_gradients(
     grad_act_Th: torch.Tensor, first_Th: torch.Tensor, bias_h: Maybe
 ) -> tuple[torch.Tensor, torch.Tensor, Maybe]:
-    """The activation computed again, and gradients of the columns and the bias by torch's own backward pass."""
+    """The recomputed activation, and gradients of the columns and the bias by torch's backward pass."""
     leaf = first_Th.detach().requires_grad_()
     bias = None if bias_h is None else bias_h.detach().requires_grad_()
     with torch.enable_grad():

@@ -172,9 +172,11 @@ def compile_cases(arch: str) -> list[CompileCase]:
         found.append(
             _case(f"backward {name}, recomputed", backward_kernel, types, absent | tile, config.warps)
         )
-        kept = {n: t for n, t in types.items() if n != "act"}
+        without_act = {n: t for n, t in types.items() if n != "act"}
         found.append(
-            _case(f"backward {name}", backward_kernel, kept, absent | tile | {"act": None}, config.warps)
+            _case(
+                f"backward {name}", backward_kernel, without_act, absent | tile | {"act": None}, config.warps
+            )
         )
     return found
 

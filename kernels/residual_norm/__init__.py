@@ -1,9 +1,9 @@
-"""residual_norm: the memory-bound part between two products of a transformer block, in one pass.
+"""residual_norm: residual sum, LayerScale, stochastic depth and LayerNorm of a transformer block, in one pass.
 
 y = x + factor[sample] * gamma * update (residual, LayerScale of Touvron et al. 2021, stochastic depth of Huang et
 al. 2016 by sample) and normed = LayerNorm(y), each part optional. Floor: x, update read, y, normed written once
 (T*D values each); backward: grad_y, grad_normed, y, update read, grad_x, grad_update written once. Mean and
-spread of a row are recomputed in the backward pass, so that nothing but y and update has to be kept.
+spread of a row are recomputed in the backward pass, so that nothing but y and update has to be saved.
 """
 
 from __future__ import annotations

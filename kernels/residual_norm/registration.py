@@ -157,7 +157,7 @@ def gradients_of(
     eps: float,
     dtypes: Sequence[torch.dtype | None],
 ) -> Gradients:
-    """Gradients of x, update, gamma, weight and bias in `dtypes` (None: not an input), from what was kept."""
+    """Gradients of x, update, gamma, weight and bias in `dtypes` (None: not an input), from saved tensors."""
     like_TD = grad_y_TD if y_TD is None else y_TD  # without a norm its values are not read
     assert like_TD is not None
     if update_TD is None and dtypes[1] is not None:  # without gamma only the update's shape and dtype matter

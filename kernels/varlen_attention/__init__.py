@@ -1,4 +1,4 @@
-"""varlen_attention: attention within the sequences of a packed batch, q and k lengths free.
+"""varlen_attention: variable-length multi-head attention within the sequences of a packed batch.
 
 softmax(q k^T * scale) v for every sequence, without padding. Tokens of a sequence are contiguous; `cu_q` and
 `cu_k` say where each begins. Forward 4*Tq*Tk*d FLOPs per head and sequence, backward 2.5 times that; bytes q, k,

@@ -1,7 +1,7 @@
 """torch.library ops of normed attention: LayerNorm of q and k over the head dim inside the kernels.
 
 softmax(LN(q) LN(k)^T * scale) v for every sequence, what ViTs with "qk norm" compute (Dehghani et al. 2023). The
-normed q and k never reach memory, so that only the raw projections are kept for the backward pass. Called through
+normed q and k never reach memory, so that only the raw projections are saved for the backward pass. Called through
 `varlen_attention(..., q_norm=, k_norm=)`; the derivation is in head_norm_triton.py.
 """
 

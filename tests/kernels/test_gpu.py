@@ -1,4 +1,4 @@
-"""What only a GPU can show: the kernels in bf16 against fp64, self-calibrated, at production shapes."""
+"""The kernels on a GPU, in bf16 against fp64, self-calibrated, at production shapes."""
 
 from __future__ import annotations
 

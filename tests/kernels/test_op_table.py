@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +56,19 @@ def test_kernels_are_the_default_on_cuda():
         "gelu_split": "triton",
         "lion": "triton",
     }
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_op_folders_are_alike(op):
+    """reference.py, triton.py with compile_cases, registration.py (but for the optimizer), `backends` and a docstring."""
+    folder = Path(__file__).parents[2] / "kernels" / op
+    assert (folder / "reference.py").exists()
+    assert (folder / "registration.py").exists() != (op == "lion")
+    assert "def compile_cases(" in (folder / "triton.py").read_text()
+    module = importlib.import_module(f"camae.kernels.{op}")
+    assert module.__doc__.startswith(f"{op}: ")
+    assert [b.name for b in module.backends("cpu")][-1] == "reference"
+    assert default_backend(op, "cpu") in {b.name for b in module.backends("cpu")}
 
 
 def test_importing_the_ops_imports_no_triton():

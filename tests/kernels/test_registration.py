@@ -1,4 +1,4 @@
-"""The ops as torch sees them: opcheck, fake tensors on a CUDA device without one, compiled graphs."""
+"""Registration of the ops with torch: opcheck, fake tensors on a CUDA device without one, compiled graphs."""
 
 from __future__ import annotations
 

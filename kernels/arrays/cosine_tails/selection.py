@@ -90,7 +90,7 @@ class PairSelection:
                 below[k] += xp.count_nonzero(under)
                 inside[k].append(values[~under & (values <= high)])
                 gathered += inside[k][-1].size
-            if gathered > COLLECT:  # a tie of many pairs: bins keep to their memory
+            if gathered > COLLECT:  # a tie of many pairs: bins need less memory
                 return {}
         found = {}
         for rank, count, parts in zip(wanted.tolist(), below, inside, strict=True):

@@ -1,4 +1,4 @@
-"""The kernels between the products of a block, against plain torch in fp64, in Triton's interpreter."""
+"""The elementwise kernels of a block against plain torch in fp64, in Triton's interpreter."""
 
 from __future__ import annotations
 
