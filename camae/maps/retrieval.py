@@ -229,17 +229,19 @@ def mean_average_precision(
         key: null_average_precision(int(key[0]), int(key[1]), null_size, seed) for key in sorted(set(size))
     }
     table = ap.assign(place=np.arange(len(ap)))
+    if rule == "mean_log_p":
+        score, p = table.average_precision.to_numpy(), np.empty(len(ap))
+        for key, place in table.groupby(["n_pos_pairs", "n_total_pairs"]).place:
+            p[place] = p_values(score[place], nulls[key])
+        table["log_p"] = np.log10(p)
     grouped = table.groupby(by, sort=True)
     summary = {"n_profiles": ("place", "size"), "average_precision": ("average_precision", "mean")}
     out = grouped.agg(**summary).reset_index()
-    score = (table if rule == "mean_log_p" else out).average_precision.to_numpy()
     if rule == "mean_log_p":
-        p = np.empty(len(ap))
-        for key, place in table.groupby(["n_pos_pairs", "n_total_pairs"]).place:
-            p[place] = p_values(score[place], nulls[key])
-        out["p_value"] = 10 ** np.array([np.log10(p[place]).mean() for _, place in grouped.place])
+        out["p_value"] = 10 ** grouped.log_p.mean().to_numpy()
     else:
         means = [np.mean([nulls[size[i]] for i in place], axis=0) for _, place in grouped.place]
+        score = out.average_precision.to_numpy()
         out["p_value"] = [float(p_values(score[k], null)) for k, null in enumerate(means)]
     out["q_value"] = q_values(out.p_value.to_numpy())
     return out.assign(retrieved=out.q_value < threshold)
