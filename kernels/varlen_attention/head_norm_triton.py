@@ -1,10 +1,10 @@
 """Triton kernels of normed attention: LayerNorm of q and k over the head dim, for one factor per score.
 
-With kn = khat * kw + kb, khat = (k - mean) * rstd, the term qn . kb is the same for all keys and drops out of the softmax, and
-(qn * kw) . (k - mean) = folded . k with folded = qn * kw less its own mean. So scores are rstd_j * (folded_i . k_j):
-the key tiles stay as stored, only a query tile is transformed, once. Backward likewise: by u = sum_j dS_ij rstd_j k_j
-less its mean, dL/dqn = u * kw and dL/dkw = sum_i qn_i * u_i; dL/dkb = 0. Precision: `folded` is rounded as qn would
-be; a mean of k far above its spread would cost digits.
+With kn = khat * kw + kb, khat = (k - mean) * rstd, the term qn . kb is the same for all keys and drops out of the
+softmax, and (qn * kw) . (k - mean) = folded . k with folded = qn * kw less its own mean. So scores are
+rstd_j * (folded_i . k_j): the key tiles stay as stored, only a query tile is transformed, once. Backward likewise: by
+u = sum_j dS_ij rstd_j k_j less its mean, dL/dqn = u * kw and dL/dkw = sum_i qn_i * u_i; dL/dkb = 0. Precision:
+`folded` is rounded as qn would be; a mean of k far above its spread would cost digits.
 """
 
 from __future__ import annotations

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 from camae.kernels import _dispatch
+from camae.kernels.gelu_split.registration import gelu_columns_backward_op, gelu_columns_op
 from camae.kernels.lion import Lion
 from camae.kernels.patches import plane_statistics_reference
 from camae.kernels.reconstruction_loss import reconstruction_losses
 from camae.kernels.reconstruction_loss.registration import reconstruction_loss_op
+from camae.kernels.residual_norm.registration import residual_norm_backward_op, residual_norm_op
 from camae.kernels.tokenize import tokenize
 from camae.kernels.tokenize.registration import plane_statistics_op, tokenize_op, weight_gradient_op
+from camae.kernels.varlen_attention.normed import normed_attention_backward_op, normed_attention_op
 from camae.kernels.varlen_attention.registration import attention_backward_op, attention_op
 from camae.model import CAMAE, Backends, preset
 from camae.model.blocks import Sequences
@@ -57,6 +63,35 @@ def test_opcheck_tokenize(tokenize_case, keep):
     case = tokenize_case(torch.uint16, 8, keep, width=12)
     opcheck(tokenize_op, tokenize_arguments(case))
     opcheck(plane_statistics_op, (case.planes_KHW,))
+
+
+LAUNCHERS = [
+    (plane_statistics_op, "tokenize", "plane_statistics"),
+    (tokenize_op, "tokenize", "tokenize"),
+    (weight_gradient_op, "tokenize", "weight_gradient"),
+    (reconstruction_loss_op, "reconstruction_loss", "reconstruction_loss"),
+    (residual_norm_op, "residual_norm", "residual_norm"),
+    (residual_norm_backward_op, "residual_norm", "residual_norm_backward"),
+    (gelu_columns_op, "gelu_split", "forward"),
+    (gelu_columns_backward_op, "gelu_split", "backward"),
+    (attention_op, "varlen_attention", "attention"),
+    (attention_backward_op, "varlen_attention", "attention_backward"),
+    (normed_attention_op, "varlen_attention", "normed_attention"),
+    (normed_attention_backward_op, "varlen_attention", "normed_attention_backward"),
+]
+
+
+@pytest.mark.parametrize(
+    ("op", "module", "launcher"), LAUNCHERS, ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_a_triton_launcher_is_the_kernel_on_cuda(op, module, launcher):
+    """Registered for CUDA tensors, with the op's own signature; on CPU tensors the op runs its formula."""
+    pytest.importorskip("triton", reason="the kernels need triton, which is installed on Linux only")
+    schema = op._opoverload._schema
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(schema.name, "CUDA")
+    assert not torch._C._dispatch_has_kernel_for_dispatch_key(schema.name, "CPU")
+    function = getattr(importlib.import_module(f"camae.kernels.{module}.triton"), launcher)
+    assert list(inspect.signature(function).parameters) == [a.name for a in schema.arguments]
 
 
 def test_opcheck_loss(loss_case):
