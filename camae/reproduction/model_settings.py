@@ -30,7 +30,7 @@ class ModelSettings(TypedDict, total=False):
 
 
 class TrainingSettings(TypedDict, total=False):
-    """Fields of `camae.training.config.Recipe` that the demo and the paper's systems set; see there."""
+    """Settings of `camae.train` that the demo and the paper's systems set; see `camae.training.config`."""
 
     recipe: str
     steps: int

@@ -1,1 +1,1 @@
-"""`camae paper`: the paper's systems on one screen, and its Tables 2-5 and Figures 2, 3, 5, 6 from what was run."""
+"""The paper's systems on one screen: its Tables 2-5 and Figures 2, 3, 5, 6 from what was run (`camae paper`)."""

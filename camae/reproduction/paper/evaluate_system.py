@@ -1,13 +1,13 @@
-"""One system on one screen: train or load, embed through `embed_screen`, align, recall. Nothing is done twice."""
+"""Evaluation of one system on one screen: train or load, embed, align, recall. Finished parts of a run are reused."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -15,47 +15,73 @@ import torch
 
 from camae import maps
 from camae.dataloader.manifest import Manifest
+from camae.dataloader.plane_batch import ValueRange
 from camae.embedding import embed_screen
 from camae.embedding_table import by_well, features_of, make_table, write_table
 from camae.errors import CamaeError
 from camae.files import write_json
-from camae.maps.screen import ScreenMap, map_screen
+from camae.maps.perturbation_map import ScreenMap, map_screen
 from camae.model import load
+from camae.model.interface import Model
+from camae.reporting.run_folder import Score
+from camae.reproduction.benchmark.benchmark_tables import PairsBySource
+from camae.reproduction.model_settings import TrainingSettings
 from camae.reproduction.paper.paper_systems import System
 from camae.reproduction.paper.system_flops import training_flops
+from camae.reproduction.systems.fixed_channels import FixedChannelModel
 from camae.reproduction.systems.imagenet import TIMM_NAMES, load_imagenet
 from camae.reproduction.systems.pixel import pixel_table
 from camae.reproduction.systems.random import random_table
-from camae.training import train
-
-Pairs = Mapping[str, Any]
+from camae.training import Run, train
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run on the screen.
+    """Settings of all systems on one screen.
 
-    recipe: steps, batch_size, seed ... of every training. tiles: as in `embed_screen`. weights: folder of ImageNet
+    recipe: training settings of every system. tiles, value_range: as in `embed_screen`. weights: folder of ImageNet
     weights, files named after the timm model. channel_map: of fixed-channel models whose weights are given.
+    bootstrap: resamples for standard errors. all_checkpoints: saved steps become outcomes of their own.
     """
 
     manifest: Manifest
     out: Path
-    pairs: Pairs | None
-    recipe: dict[str, Any]
+    pairs: PairsBySource | None
+    recipe: TrainingSettings
     tiles: str = "grid"
     weights: Path | None = None
     channel_map: dict[str, str] = field(default_factory=dict)
     bootstrap: int = 200
     all_checkpoints: bool = False
-    value_range: tuple[float, float] | None = None
+    value_range: ValueRange | None = None
+
+
+class Facts(TypedDict, total=False):
+    """Sizes, costs and losses of an outcome.
+
+    parameters, encoder_parameters: counts. dimensions: of an embedding. channel_map: image channel of each channel
+    of a fixed-channel model. seconds: wall clock, train_seconds: of the training alone. run: folder, relative to the
+    results folder.
+    """
+
+    parameters: int
+    encoder_parameters: int
+    dimensions: int
+    channel_map: dict[str, str] | None
+    training_crops: int
+    training_flops: float
+    loss: float
+    val_loss: float | None
+    train_seconds: float
+    seconds: float
+    run: str
 
 
 @dataclass
 class Outcome:
-    """A system's row: "done" with a table of wells and its map, or "unavailable" with the reason.
+    """Result of a system: "done" with a table of wells and its map, or "unavailable" with the reason.
 
-    step: of an intermediate checkpoint. facts: parameters, training_crops, training_flops, seconds, run ...
+    step: of an intermediate checkpoint, None for the last. recall: by source of known pairs.
     """
 
     system: System
@@ -63,16 +89,18 @@ class Outcome:
     reason: str = ""
     step: int | None = None
     wells: pd.DataFrame | None = None
-    map: ScreenMap | None = None
-    recall: dict[str, dict[str, float]] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    mapped: ScreenMap | None = None
+    recall: dict[str, Score] = field(default_factory=dict)
+    facts: Facts = field(default_factory=Facts)
 
     @property
     def label(self) -> str:
         """The model as the table names it."""
-        return self.system.backbone + (f" (step {self.step:,})" if self.step is not None else "")
+        if self.step is None:
+            return self.system.backbone
+        return f"{self.system.backbone} (step {self.step:,})"
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, object]:
         """Plain values for results.json."""
         return {
             "system": self.system.name,
@@ -81,36 +109,38 @@ class Outcome:
             "status": self.status,
             "reason": self.reason,
             "recall": self.recall,
-        } | self.facts
+            **self.facts,
+        }
 
 
 def run_system(system: System, plan: Plan) -> list[Outcome]:
-    """The system's outcome and, before it, those of its saved steps where asked for. User errors become reasons."""
+    """Outcomes of a system: those of its saved steps where asked for, then its own.
+
+    User errors (CamaeError) become an "unavailable" outcome with the message as its reason.
+    """
     try:
-        if system.family in ("random", "pixel", "imagenet"):
-            return [_untrained(system, plan)]
-        return _trained(system, plan)
+        return _trained(system, plan) if system.trains else [_untrained(system, plan)]
     except CamaeError as error:
         return [Outcome(system, "unavailable", str(error))]
 
 
 def _untrained(system: System, plan: Plan) -> Outcome:
     began = time.perf_counter()
-    facts: dict[str, Any] = {"training_crops": 0, "training_flops": 0.0}
+    facts: Facts = {"training_crops": 0, "training_flops": 0.0}
     folder = plan.out / "embeddings" / system.name
     if system.family == "imagenet":
         channels = tuple(plan.channel_map) or tuple(plan.manifest.channels)
-        model = load_imagenet(
-            system.preset, _weights(plan, system.preset), channels, channel_map=plan.channel_map
-        )
+        weights = _weights(plan, system.preset)
+        model = load_imagenet(system.preset, weights, channels, channel_map=plan.channel_map)
         wells = _embedded(system, plan, model, folder)
-        facts |= _size(model) | {"channel_map": _recorded_map(model, plan)}
+        facts.update(_model_facts(model))
     else:
         pixel = system.family == "pixel"
-        wells = pixel_table(plan.manifest) if pixel else random_table(_wells_like(plan))
+        wells = pixel_table(plan.manifest) if pixel else random_table(_wells_metadata(plan.manifest))
         write_table(folder / "wells.parquet", wells, {"system": system.name})
-        facts |= {"parameters": 0, "encoder_parameters": 0}
-    facts |= {"seconds": time.perf_counter() - began, "run": str(folder.relative_to(plan.out))}
+        facts.update({"parameters": 0, "encoder_parameters": 0})
+    facts["seconds"] = time.perf_counter() - began
+    facts["run"] = str(folder.relative_to(plan.out))
     return _evaluated(Outcome(system, "done", wells=wells, facts=facts), plan)
 
 
@@ -123,15 +153,32 @@ def _weights(plan: Plan, preset: str) -> Path | None:
     return found[0] if found else plan.weights / f"{stem}.safetensors"
 
 
-def _wells_like(plan: Plan) -> pd.DataFrame:
-    """One row per well with the manifest's metadata, as an embedding's table has."""
-    metadata = plan.manifest.table.filter(regex="^Metadata_")
+def _wells_metadata(manifest: Manifest) -> pd.DataFrame:
+    """One row per well with the manifest's metadata, as an embeddings table has, and one column of zeros."""
+    metadata = manifest.table.filter(regex="^Metadata_")
     return by_well(make_table(metadata, np.zeros((len(metadata), 1))))
 
 
 def _trained(system: System, plan: Plan) -> list[Outcome]:
-    folder, began = plan.out / "runs" / system.name, time.perf_counter()
-    known = _seconds_before(folder)
+    folder = plan.out / "runs" / system.name
+    run, train_seconds = _train(system, plan, folder)
+    facts, flops = _model_facts(run.model), training_flops(run.model)
+    outcomes = []
+    if plan.all_checkpoints:
+        for row in _saved_steps(run, plan):
+            outcomes.append(_checkpoint(system, plan, folder, row, {**facts, **_progress(row, flops)}))
+    began = time.perf_counter()
+    wells = _embedded(system, plan, run.model, plan.out / "embeddings" / system.name)
+    facts.update(_progress(run.history[-1], flops))
+    facts["train_seconds"] = train_seconds
+    facts["seconds"] = train_seconds + time.perf_counter() - began
+    facts["run"] = str(folder.relative_to(plan.out))
+    return [*outcomes, _evaluated(Outcome(system, "done", wells=wells, facts=facts), plan)]
+
+
+def _train(system: System, plan: Plan, folder: Path) -> tuple[Run, float]:
+    """Train the system, or read its finished run; and the seconds that training took when it ran."""
+    record, began = folder / "seconds.json", time.perf_counter()
     run = train(
         plan.manifest,
         system.preset,
@@ -142,73 +189,63 @@ def _trained(system: System, plan: Plan) -> list[Outcome]:
         keep_checkpoints=0,
         **(plan.recipe | system.recipe),
     )
-    seconds = {"train_seconds": known or time.perf_counter() - began}
-    facts: dict[str, Any] = _size(run.model) | {"channel_map": _recorded_map(run.model, plan)}
-    flops = training_flops(run.model)
-    log = {row["step"]: row for row in run.history}
-    steps = sorted(log) if plan.all_checkpoints else []
-    outcomes = [
-        _checkpoint(system, plan, folder, step, log, facts, flops)
-        for step in steps
-        if step < plan.recipe["steps"] and (folder / "checkpoints" / f"step_{step:08d}").is_dir()
+    if record.is_file():
+        return run, float(json.loads(record.read_text())["train_seconds"])
+    seconds = time.perf_counter() - began
+    write_json(record, {"train_seconds": seconds})
+    return run, seconds
+
+
+def _saved_steps(run: Run, plan: Plan) -> Sequence[Mapping[str, float]]:
+    """Rows of the log whose step has a checkpoint, in order, without the last step."""
+    rows = {row["step"]: row for row in run.history}
+    return [
+        rows[step]
+        for step in sorted(rows)
+        if step < plan.recipe["steps"] and _checkpoint_folder(run.path, step).is_dir()
     ]
-    write_json(folder / "seconds.json", seconds)
-    began = time.perf_counter()
-    wells = _embedded(system, plan, run.model, plan.out / "embeddings" / system.name)
-    last = run.history[-1]
-    facts = facts | seconds | _progress(last, flops) | {"run": str(folder.relative_to(plan.out))}
-    facts["seconds"] = seconds["train_seconds"] + time.perf_counter() - began
-    return [*outcomes, _evaluated(Outcome(system, "done", wells=wells, facts=facts), plan)]
 
 
-def _seconds_before(folder: Path) -> float | None:
-    """How long a training that is already there took."""
-    file = folder / "seconds.json"
-    return float(json.loads(file.read_text())["train_seconds"]) if file.is_file() else None
+def _checkpoint_folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:08d}"
 
 
-def _checkpoint(
-    system: System,
-    plan: Plan,
-    folder: Path,
-    step: int,
-    log: dict[int, dict[str, Any]],
-    facts: dict[str, Any],
-    flops: float,
-) -> Outcome:
-    """A saved step as a row of its own: the table's intermediate checkpoints."""
-    saved = folder / "checkpoints" / f"step_{step:08d}"
-    began = time.perf_counter()
+def _checkpoint(system: System, plan: Plan, folder: Path, row: Mapping[str, float], facts: Facts) -> Outcome:
+    """Outcome of a saved step: an intermediate checkpoint of the table. row: of the log."""
+    step, began = int(row["step"]), time.perf_counter()
+    saved = _checkpoint_folder(folder, step)
     wells = _embedded(system, plan, load(saved), plan.out / "embeddings" / f"{system.name}_step{step}")
-    facts = facts | _progress(log[step], flops) | {"run": str(saved.relative_to(plan.out))}
     facts["seconds"] = time.perf_counter() - began
+    facts["run"] = str(saved.relative_to(plan.out))
     return _evaluated(Outcome(system, "done", step=step, wells=wells, facts=facts), plan)
 
 
-def _progress(row: dict[str, Any], flops: float) -> dict[str, Any]:
+def _progress(row: Mapping[str, float], flops: float) -> Facts:
+    """Crops, FLOPs and losses of a row of the log. flops: of one crop."""
     return {
-        "training_crops": row["crops"],
+        "training_crops": int(row["crops"]),
         "training_flops": flops * row["crops"],
         "loss": row["loss"],
         "val_loss": row.get("val_loss"),
     }
 
 
-def _size(model: Any) -> dict[str, int]:
+def _model_facts(model: Model) -> Facts:
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),
+        "channel_map": recorded_channel_map(model),
     }
 
 
-def _recorded_map(model: Any, plan: Plan) -> dict[str, str] | None:
-    """Which image channel each channel of a fixed-channel model was; None for channel-agnostic ones."""
-    if not hasattr(model.config, "channel_map"):
+def recorded_channel_map(model: Model) -> dict[str, str] | None:
+    """Image channel of each channel of a fixed-channel model; None for channel-agnostic ones."""
+    if not isinstance(model, FixedChannelModel):
         return None
     return {name: model.config.channel_map.get(name, name) for name in model.channels}
 
 
-def _embedded(system: System, plan: Plan, model: Any, folder: Path) -> pd.DataFrame:
+def _embedded(system: System, plan: Plan, model: Model, folder: Path) -> pd.DataFrame:
     """Wells through `embed_screen`; a CA-MAE's channels side by side where all sites have the same."""
     pool = system.pool
     if system.family == "ca_mae" and (plan.manifest.table[list(plan.manifest.channels)] != "").all(axis=None):
@@ -223,11 +260,11 @@ def _evaluated(outcome: Outcome, plan: Plan) -> Outcome:
     assert outcome.wells is not None
     outcome.facts["dimensions"] = features_of(outcome.wells).shape[1]
     mapped = map_screen(outcome.wells, "tvn")
-    recall = {}
+    recall: dict[str, Score] = {}
     if plan.pairs is not None:
         table = maps.recall(mapped.vectors, mapped.names, plan.pairs, bootstrap=plan.bootstrap)
         recall = {str(s): {"value": float(r.recall), "se": float(r.se)} for s, r in table.iterrows()}
-    return replace(outcome, map=mapped, recall=recall)
+    return replace(outcome, mapped=mapped, recall=recall)
 
 
 def has_gpu() -> bool:

@@ -1,37 +1,114 @@
-"""Figures 5 (left) and 6 of the paper; 2, 3 and 5 (right) are those of `camae.reporting.figures`."""
+"""Figures 2, 3, 5 and 6 of the paper: reconstructions, losses, scaling and recall curves, feature regression."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from camae import maps
+from camae.files import read_json_lines
+from camae.maps.pairs import Pairs
 from camae.maps.probes import CATEGORIES, feature_regression
+from camae.reporting.figures import loss_curves, recall_against_percentile, save_png
 from camae.reporting.style import CYCLE, INK, house_style, new_figure, plain_axes
-from camae.reproduction.paper.evaluate_system import Outcome
+from camae.reproduction.paper.evaluate_system import Outcome, Plan
+
+
+def write_figures(outcomes: Sequence[Outcome], plan: Plan, cellprofiler: str | Path | None) -> dict[str, str]:
+    """Write the figures into the results folder. Returns each figure's file name, or why there is none.
+
+    cellprofiler: table of CellProfiler features with Metadata_Plate and Metadata_Well, for Figure 6.
+    """
+    final = [o for o in outcomes if o.status == "done" and o.step is None]
+    trained = [o for o in final if o.system.trains]
+    return {
+        "figure2": _reconstructions(trained, plan.out),
+        "figure3": _losses(trained, plan.out),
+        **_recall_figures(outcomes, plan),
+        "figure6": _features(final, plan.out, cellprofiler),
+    }
+
+
+def _reconstructions(trained: Sequence[Outcome], out: Path) -> str:
+    """The picture of the last masked autoencoder that has one."""
+    pictures = [out / o.facts["run"] / "reconstructions.png" for o in trained]
+    pictures = [picture for picture in pictures if picture.is_file()]
+    if not pictures:
+        return "no masked autoencoder was run"
+    return str(pictures[-1].relative_to(out))
+
+
+def _losses(trained: Sequence[Outcome], out: Path) -> str:
+    """Squared error with and without the Fourier loss, same seed: the family where both were run."""
+    for family in ("ca_mae", "mae_vit"):
+        logs = {
+            o.system.backbone: read_json_lines(out / o.facts["run"] / "log.jsonl")
+            for o in trained
+            if o.system.family == family
+        }
+        if len(logs) > 1:
+            save_png(loss_curves(logs, y="mse"), out / "figure3.png")
+            return "figure3.png"
+    return "needs a system with and without the Fourier loss"
+
+
+def _recall_figures(outcomes: Sequence[Outcome], plan: Plan) -> dict[str, str]:
+    """Both parts of Figure 5 for every source of known pairs; the first source's are named."""
+    final = [o for o in outcomes if o.mapped is not None and o.step is None]
+    if plan.pairs is None or not final:
+        reason = "no known pairs were given, or nothing was run"
+        return {"figure5_left": reason, "figure5_right": reason}
+    for source, pairs in plan.pairs.items():
+        save_png(scaling_plot(outcomes, source), plan.out / f"figure5_left_{source}.png")
+        curves = recall_against_percentile(_recall_curves(final, pairs))
+        save_png(curves, plan.out / f"figure5_right_{source}.png")
+    first = next(iter(plan.pairs))
+    return {"figure5_left": f"figure5_left_{first}.png", "figure5_right": f"figure5_right_{first}.png"}
+
+
+def _recall_curves(outcomes: Sequence[Outcome], pairs: Pairs) -> pd.DataFrame:
+    """Recall against percentile of every outcome that has a map; columns of `maps.recall_curve` and system."""
+    return pd.concat(
+        [
+            maps.recall_curve(o.mapped.vectors, o.mapped.names, pairs).assign(system=o.label)
+            for o in outcomes
+            if o.mapped is not None
+        ]
+    )
+
+
+def _features(final: Sequence[Outcome], out: Path, cellprofiler: str | Path | None) -> str:
+    if cellprofiler is None:
+        return "no CellProfiler features were given (cellprofiler=, with Metadata_Plate and Metadata_Well)"
+    meta, x = maps.read_profiles(cellprofiler)
+    names = [c for c in pd.read_parquet(cellprofiler).columns if not c.startswith("Metadata_")]
+    scores = feature_scores(final, pd.concat([meta, pd.DataFrame(x, columns=names)], axis=1))
+    if not scores:
+        return "no well of the screen is in the table of CellProfiler features, or it has one plate only"
+    save_png(feature_bars(scores), out / "figure6.png")
+    return "figure6.png"
 
 
 def scaling_plot(outcomes: Sequence[Outcome], source: str) -> Figure:
     """Recall of `source` against training FLOPs, one color per family; whiskers are standard errors.
 
-    Systems without training stand as dotted lines.
+    Systems without training are dotted lines.
     """
     with house_style():
         figure = new_figure(5.4, 4.0)
         axes = plain_axes(figure, grid="both")
-        families = list(dict.fromkeys(o.system.family for o in outcomes if o.system.trains and o.recall))
+        shown = [o for o in outcomes if source in o.recall]
+        families = list(dict.fromkeys(o.system.family for o in shown if o.system.trains))
         for i, family in enumerate(families):
-            points = [o for o in outcomes if o.system.family == family and source in o.recall]
-            flops = [o.facts["training_flops"] for o in points]
-            value, se = ([o.recall[source][k] for o in points] for k in ("value", "se"))
-            hue = CYCLE[i % len(CYCLE)]
-            axes.errorbar(flops, value, se, fmt="o", color=hue, markersize=4, linewidth=1, label=family)
-            for o, x, y in zip(points, flops, value, strict=True):
-                axes.annotate(o.label, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6)
-        for o in outcomes:
-            if not o.system.trains and source in o.recall:
+            points = [o for o in shown if o.system.family == family]
+            _family_points(axes, points, source, CYCLE[i % len(CYCLE)])
+        for o in shown:
+            if not o.system.trains:
                 height = o.recall[source]["value"]
                 axes.axhline(height, color=INK, linewidth=0.7, linestyle=":")
                 axes.annotate(o.label, (0.01, height), xycoords=("axes fraction", "data"), fontsize=6)
@@ -41,8 +118,18 @@ def scaling_plot(outcomes: Sequence[Outcome], source: str) -> Figure:
     return figure
 
 
+def _family_points(axes: Axes, points: Sequence[Outcome], source: str, color: str) -> None:
+    flops = [o.facts["training_flops"] for o in points]
+    value = [o.recall[source]["value"] for o in points]
+    error = [o.recall[source]["se"] for o in points]
+    family = points[0].system.family
+    axes.errorbar(flops, value, error, fmt="o", color=color, markersize=4, linewidth=1, label=family)
+    for o, x, y in zip(points, flops, value, strict=True):
+        axes.annotate(o.label, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6)
+
+
 def feature_scores(outcomes: Sequence[Outcome], features: pd.DataFrame) -> dict[str, pd.Series]:
-    """Median R^2 of each CellProfiler category (Figure 6) by system: fitted on all plates but the last, judged on it.
+    """Median R^2 of each CellProfiler category by system (Figure 6), fitted on all plates but the last, tested on it.
 
     features: `Metadata_Plate`, `Metadata_Well` and CellProfiler columns.
     """

@@ -1,38 +1,31 @@
-"""The systems of the paper's Table 3: which preset, how it is trained at the smallest and at the paper's size."""
+"""Systems of the paper's Table 3: preset, model and training settings, at the smallest and at the paper's size."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from camae.errors import CamaeError
+from camae.reproduction.model_settings import (
+    ADAMW,
+    CROP,
+    SMALL_CA_MAE,
+    SMALL_MAE,
+    SMALL_VIT,
+    ModelSettings,
+    TrainingSettings,
+)
 
-CROP = 128
-_SMALL_VIT: dict[str, Any] = {"crop": CROP, "width": 96, "depth": 4, "heads": 3, "drop_path": 0.0}
-_IMAGE_DECODER = {"width": 64, "depth": 2, "heads": 4, "cross_attention": "none"}
-# The demo's decoder: see `camae.reproduction.demo.run_demo`.
-_CHANNEL_DECODER = {
-    "width": 64,
-    "depth": 1,
-    "heads": 4,
-    "cross_heads": 4,
-    "context": "visible",
-    "cross_residual": True,
-}
-_CA_MAE = _SMALL_VIT | {"decoder": _CHANNEL_DECODER}
-_MAE = _SMALL_VIT | {"decoder": _IMAGE_DECODER}
-# At the smallest size every model takes the same optimizer; batch, steps and learning rate are the run's.
-_ADAMW = {"optimizer": "adamw", "lr": 3e-3}
+UNTRAINED_FAMILIES = ("random", "pixel", "imagenet")
 
 
 @dataclass(frozen=True)
 class System:
     """One row of Table 3.
 
-    name: how it is called here (and its folder). family: "random", "pixel" or a family of `camae.model.registry`.
-    backbone: the paper's name for the model, ending in "+" with the Fourier loss. group: the table's block.
-    preset, options: of the model; "" where nothing is trained. recipe: training settings that are its own.
+    name: of the system and its folder. family: "random", "pixel" or a family of `camae.model.registry`.
+    group: the table's block. backbone: the paper's name for the model, ending in "+" with the Fourier loss.
+    preset, options: of the model; "" where nothing is trained. recipe: training settings of this system alone.
     pool: how its tokens become a vector.
     """
 
@@ -41,14 +34,14 @@ class System:
     group: str
     backbone: str
     preset: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-    recipe: dict[str, Any] = field(default_factory=dict)
+    options: ModelSettings = field(default_factory=ModelSettings)
+    recipe: TrainingSettings = field(default_factory=TrainingSettings)
     pool: str = "mean"
 
     @property
     def trains(self) -> bool:
         """Whether the system is trained on the screen."""
-        return self.family not in ("random", "pixel", "imagenet")
+        return self.family not in UNTRAINED_FAMILIES
 
 
 _SIMPLE = (
@@ -66,48 +59,53 @@ _IMAGENET = tuple(
     )
     for size, label in (("s16", "ViT-S/16"), ("b16", "ViT-B/16"), ("b8", "ViT-B/8"), ("l16", "ViT-L/16"))
 )
-_WSL, _MU, _MAES, _CA = (
-    "Weakly supervised models",
-    "MU-Nets",
-    "MAE ViTs",
-    "Channel-agnostic MAE ViTs",
-)
-_DENSE = {"crop": CROP}
+_WSL = "Weakly supervised models"
+_MU = "MU-Nets"
+_MAES = "MAE ViTs"
+_CA = "Channel-agnostic MAE ViTs"
+
+# At the smallest size every model is trained with AdamW; batch size and steps are the run's.
+_SMALL_CONVOLUTIONAL: ModelSettings = {"crop": CROP}
+_SLOWER: TrainingSettings = {**ADAMW, "lr": 1e-3}
+_SMALL_PLAIN: TrainingSettings = {**ADAMW, "alpha": 0.0}
+_SMALL_FOURIER: TrainingSettings = {**ADAMW, "alpha": 0.01}
 
 # Each family at the size that two cores train in minutes. Table 3's variants that are questions of their own
 # (AdaBN or not, Fourier loss or not) are kept.
 SMALLEST = (
     *_SIMPLE,
     *_IMAGENET,
-    System("wsl_densenet", "wsl_densenet", _WSL, "DenseNet-ti", "wsl_densenet_ti", _DENSE, _ADAMW),
+    System(
+        "wsl_densenet", "wsl_densenet", _WSL, "DenseNet-ti", "wsl_densenet_ti", _SMALL_CONVOLUTIONAL, ADAMW
+    ),
     System(
         "wsl_densenet_adabn",
         "wsl_densenet",
         _WSL,
         "DenseNet-ti w/ AdaBN",
         "wsl_densenet_ti_adabn",
-        _DENSE,
-        _ADAMW,
+        _SMALL_CONVOLUTIONAL,
+        ADAMW,
     ),
-    System("wsl_vit", "wsl_vit", _WSL, "ViT-ti/16", "wsl_vit_ti16", _SMALL_VIT, _ADAMW | {"lr": 1e-3}, "cls"),
-    System("mu_net", "mu_net", _MU, "MU-Net-ti", "mu_net_ti", _DENSE, _ADAMW | {"lr": 1e-3}),
-    System("mae_vit", "mae_vit", _MAES, "MAE ViT-ti/16", "mae_vit_ti16", _MAE, _ADAMW | {"alpha": 0.0}),
+    System("wsl_vit", "wsl_vit", _WSL, "ViT-ti/16", "wsl_vit_ti16", SMALL_VIT, _SLOWER, "cls"),
+    System("mu_net", "mu_net", _MU, "MU-Net-ti", "mu_net_ti", _SMALL_CONVOLUTIONAL, _SLOWER),
+    System("mae_vit", "mae_vit", _MAES, "MAE ViT-ti/16", "mae_vit_ti16", SMALL_MAE, _SMALL_PLAIN),
+    System("mae_vit_plus", "mae_vit", _MAES, "MAE ViT-ti/16+", "mae_vit_ti16", SMALL_MAE, _SMALL_FOURIER),
+    System("ca_mae", "ca_mae", _CA, "CA-MAE ViT-ti/16", "ca_mae_vit_ti16", SMALL_CA_MAE, _SMALL_PLAIN),
     System(
-        "mae_vit_plus", "mae_vit", _MAES, "MAE ViT-ti/16+", "mae_vit_ti16", _MAE, _ADAMW | {"alpha": 0.01}
-    ),
-    System("ca_mae", "ca_mae", _CA, "CA-MAE ViT-ti/16", "ca_mae_vit_ti16", _CA_MAE, _ADAMW | {"alpha": 0.0}),
-    System(
-        "ca_mae_plus",
-        "ca_mae",
-        _CA,
-        "CA-MAE ViT-ti/16+",
-        "ca_mae_vit_ti16",
-        _CA_MAE,
-        _ADAMW | {"alpha": 0.01},
+        "ca_mae_plus", "ca_mae", _CA, "CA-MAE ViT-ti/16+", "ca_mae_vit_ti16", SMALL_CA_MAE, _SMALL_FOURIER
     ),
 )
 
-_PLUS, _PLAIN = {"alpha": 0.01}, {"alpha": 0.0}
+_PLAIN: TrainingSettings = {"alpha": 0.0}
+_FOURIER: TrainingSettings = {"alpha": 0.01}
+
+
+def _ca_mae(name: str, backbone: str, preset: str, recipe: str) -> System:
+    """A channel-agnostic row at the paper's size, trained by a recipe of `camae.training.recipes`."""
+    return System(name, "ca_mae", _CA, backbone, preset, recipe={"recipe": recipe})
+
+
 PAPER = (
     *_SIMPLE,
     *_IMAGENET,
@@ -128,17 +126,20 @@ PAPER = (
     System("mae_vit_b16", "mae_vit", _MAES, "MAE ViT-B/16", "mae_vit_b16", {}, _PLAIN),
     System("mae_vit_b8", "mae_vit", _MAES, "MAE ViT-B/8", "mae_vit_b8", {}, _PLAIN),
     System("mae_vit_l16", "mae_vit", _MAES, "MAE ViT-L/16", "mae_vit_l16", {}, _PLAIN),
-    System("mae_vit_l16_plus", "mae_vit", _MAES, "MAE ViT-L/16+", "mae_vit_l16", {}, _PLUS),
-    System("mae_vit_l8_plus", "mae_vit", _MAES, "MAE ViT-L/8+", "mae_vit_l8", {}, _PLUS),
-    System("ca_mae_b16", "ca_mae", _CA, "CA-MAE ViT-B/16", "ca_mae_vit_b16", {}, _PLAIN),
-    System("ca_mae_b16_plus", "ca_mae", _CA, "CA-MAE ViT-B/16+", "ca_mae_vit_b16", {}, _PLUS),
-    System("ca_mae_l16_plus", "ca_mae", _CA, "CA-MAE ViT-L/16+", "ca_mae_vit_l16", {}, _PLUS),
+    System("mae_vit_l16_plus", "mae_vit", _MAES, "MAE ViT-L/16+", "mae_vit_l16", {}, _FOURIER),
+    System("mae_vit_l8_plus", "mae_vit", _MAES, "MAE ViT-L/8+", "mae_vit_l8", {}, _FOURIER),
+    _ca_mae("ca_mae_b16", "CA-MAE ViT-B/16", "ca_mae_vit_b16", "ca_mae_vit_b16"),
+    _ca_mae("ca_mae_b16_plus", "CA-MAE ViT-B/16+", "ca_mae_vit_b16", "ca_mae_vit_b16+"),
+    _ca_mae("ca_mae_l16_plus", "CA-MAE ViT-L/16+", "ca_mae_vit_l16", "ca_mae_vit_l16+"),
 )
 SIZES = {"smallest": SMALLEST, "paper": PAPER}
 
 
 def chosen(size: str, names: Sequence[str] | None) -> tuple[System, ...]:
-    """Systems of a size, all or by name or family. Raises CamaeError for one that is not there."""
+    """Systems of a size, all or by name or family.
+
+    Raises CamaeError for an unknown size, name or family.
+    """
     if size not in SIZES:
         raise CamaeError(f"size {size!r} is not {' or '.join(map(repr, SIZES))}")
     table = SIZES[size]

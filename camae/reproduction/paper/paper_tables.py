@@ -1,4 +1,4 @@
-"""The paper's Tables 2-5 from what was run here: one row per system, each cell a value or the reason it is empty."""
+"""Tables 2-5 in the paper's layout: one row per system, each cell a value or the reason it is empty."""
 
 from __future__ import annotations
 
@@ -6,23 +6,31 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from camae import maps
 from camae.embedding_table import features_of
 from camae.errors import CamaeError
-from camae.reproduction.benchmark.benchmark_tables import Screen, table_2, table_4
+from camae.maps.pairs import Pairs
+from camae.maps.perturbation_map import ScreenMap
+from camae.reproduction.benchmark.benchmark_tables import (
+    HELD_OUT,
+    PairsBySource,
+    ScreenProfiles,
+    fraction_retrieved,
+    recall_by_alignment,
+)
 from camae.reproduction.paper import published
 from camae.reproduction.paper.evaluate_system import Outcome
 
 INTERMEDIATE = "Intermediate MAE ViT checkpoints"
+NO_PAIRS = "no known pairs were given"
 
 
 @dataclass
 class PaperTable:
-    """A table in the paper's layout. header and rows hold text; published: the paper's own, in the same layout."""
+    """Table in the paper's layout, as text. published_header, published_rows: the paper's own numbers."""
 
     name: str
     title: str
@@ -37,8 +45,8 @@ class PaperTable:
         return pd.DataFrame(self.rows, columns=self.header)
 
 
-def table2(outcomes: Sequence[Outcome], pairs: Mapping[str, Any] | None, bootstrap: int) -> PaperTable:
-    """Alignment methods, for the best trained system here (the paper: MAE ViT-L/8+)."""
+def alignment_table(outcomes: Sequence[Outcome], pairs: PairsBySource | None) -> PaperTable:
+    """Table 2: recall by alignment, of the trained system with the highest recall (the paper: MAE ViT-L/8+)."""
     done = [o for o in outcomes if o.wells is not None and o.step is None and o.system.trains]
     theirs = [[label, "/".join(_three(v) for v in values)] for label, values in published.TABLE_2.items()]
     table = PaperTable(
@@ -49,13 +57,13 @@ def table2(outcomes: Sequence[Outcome], pairs: Mapping[str, Any] | None, bootstr
         ["Transformation method", f"Recalls ({'/'.join(published.SOURCES)})"],
         theirs,
     )
-    reason = "no known pairs were given" if pairs is None else "no trained system was run"
     if pairs is None or not done:
+        reason = NO_PAIRS if pairs is None else "no trained system was run"
         table.rows = [[label, reason, ""] for label in published.TABLE_2]
         return table
     chosen = max(done, key=_mean_recall)
-    screen = _screen(chosen)
-    scores = table_2(screen, pairs, bootstrap=0)
+    screen = _profiles(chosen)
+    scores = recall_by_alignment(screen, pairs)
     cells = {
         label: "/".join(_three(v) for v in part.recall)
         for label, part in scores.groupby("alignment", sort=False)
@@ -72,14 +80,14 @@ def table2(outcomes: Sequence[Outcome], pairs: Mapping[str, Any] | None, bootstr
     return table
 
 
-def table3(outcomes: Sequence[Outcome], sources: Sequence[str], dataset: str) -> PaperTable:
-    """Every system, in the paper's groups; intermediate checkpoints in theirs."""
+def recall_table(outcomes: Sequence[Outcome], sources: Sequence[str], dataset: str) -> PaperTable:
+    """Table 3: recall of every system, in the paper's groups; intermediate checkpoints in theirs."""
     header = ["", "Model backbone", "Pretraining dataset", *sources]
     header += ["parameters", "training crops", "training FLOPs", "validation loss", "seconds", "run"]
     rows = []
     for group in published.TABLE_3:
         for o in outcomes:
-            if group == (o.system.group if o.step is None else INTERMEDIATE):
+            if group == _group(o):
                 rows.append([group, o.label, _dataset(o, dataset), *_cells(o, sources)])
     theirs = [
         [group, backbone, data, *(_three(v) for v in values)]
@@ -96,21 +104,21 @@ def table3(outcomes: Sequence[Outcome], sources: Sequence[str], dataset: str) ->
     )
 
 
+def _group(o: Outcome) -> str:
+    return o.system.group if o.step is None else INTERMEDIATE
+
+
 def _dataset(o: Outcome, dataset: str) -> str:
-    """What the system was trained on."""
+    """The data set that the system was trained on."""
     if o.system.trains:
         return dataset
     return "Imagenet-21k" if o.system.family == "imagenet" else "N/A"
 
 
 def _cells(o: Outcome, sources: Sequence[str]) -> list[str]:
+    """Recall by source, and the columns that follow it; empty where a fact is not known."""
     f = o.facts
-    missing = o.reason or "no known pairs were given"
-    recalls = [
-        f"{_three(o.recall[s]['value'])} ± {_three(o.recall[s]['se'])}" if s in o.recall else missing
-        for s in (sources or [""])
-    ]
-    recalls = recalls[: len(sources)]
+    recalls = [_recall_cell(o, source) for source in sources]
     loss = f.get("val_loss")
     return [
         *recalls,
@@ -123,8 +131,15 @@ def _cells(o: Outcome, sources: Sequence[str]) -> list[str]:
     ]
 
 
-def table4(outcomes: Sequence[Outcome], target: str | None, null_size: int) -> PaperTable:
-    """Perturbation and sibling retrieval of each system, TVN fitted on half of the controls."""
+def _recall_cell(o: Outcome, source: str) -> str:
+    if source not in o.recall:
+        return o.reason or NO_PAIRS
+    score = o.recall[source]
+    return f"{_three(score['value'])} ± {_three(score['se'])}"
+
+
+def retrieval_table(outcomes: Sequence[Outcome], target: str | None, null_size: int) -> PaperTable:
+    """Table 4: perturbation and sibling retrieval of each system, TVN fitted on half of the controls."""
     table = PaperTable(
         "table4",
         "Fraction retrieved: perturbations and siblings (Table 4)",
@@ -137,30 +152,35 @@ def table4(outcomes: Sequence[Outcome], target: str | None, null_size: int) -> P
         ],
     )
     for o in outcomes:
-        if o.wells is None:
-            table.rows.append([o.label, o.reason, o.reason, ""])
-            continue
-        screen = _screen(o, target)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                found = table_4(screen, null_size)
-            held = found[found.alignment == "TVN, held out"].set_index("task").fraction_retrieved
-            pert = _three(held["perturbations"]) if "perturbations" in held else screen.notes[-1]
-            reason = "no targets were given" if target is None else "no perturbation was retrieved"
-            siblings = _three(held["siblings"]) if "siblings" in held else reason
-        except (CamaeError, KeyError) as error:
-            pert = siblings = str(error)
-        table.rows.append([o.label, pert, siblings, _run(o)])
+        perturbations, siblings = (
+            (o.reason, o.reason) if o.wells is None else _retrieval_cells(o, target, null_size)
+        )
+        table.rows.append([o.label, perturbations, siblings, _run(o)])
     return table
 
 
-def table5(
-    outcomes: Sequence[Outcome],
-    pairs: Mapping[str, Any] | None,
-    gene_sets: Mapping[str, Sequence[str] | None],
+def _retrieval_cells(o: Outcome, target: str | None, null_size: int) -> tuple[str, str]:
+    """Fractions of perturbations and of siblings retrieved, each or the reason why there is none."""
+    screen = _profiles(o, target)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = fraction_retrieved(screen, null_size)
+    except CamaeError as error:
+        return str(error), str(error)
+    if found.empty:
+        return screen.notes[-1], screen.notes[-1]
+    held_out = found[found.alignment == HELD_OUT].set_index("task").fraction_retrieved
+    perturbations = _three(held_out["perturbations"])
+    if "siblings" in held_out:
+        return perturbations, _three(held_out["siblings"])
+    return perturbations, "no targets were given" if target is None else "no perturbation was retrieved"
+
+
+def gene_set_table(
+    outcomes: Sequence[Outcome], pairs: PairsBySource | None, gene_sets: Mapping[str, Sequence[str]]
 ) -> PaperTable:
-    """Recall at 5 % false positives in gene sets; without any, over the whole map ("all")."""
+    """Table 5: recall at 5 % false positives in gene sets; without any, over the whole map."""
     columns = list(gene_sets) or ["all perturbations"]
     table = PaperTable(
         "table5",
@@ -175,22 +195,22 @@ def table5(
             f"{', '.join(published.GENE_SETS)}: no data (give their lists of genes with gene_sets)."
         ]
     for o in outcomes:
-        if o.map is None or pairs is None:
-            reason = o.reason or "no known pairs were given"
+        if o.mapped is None or pairs is None:
+            reason = o.reason or NO_PAIRS
             table.rows.append([o.label, "", *[reason] * len(columns), _run(o)])
             continue
         for source, listed in pairs.items():
-            cells = [_at_fpr(o, listed, gene_sets.get(column)) for column in columns]
+            cells = [_recall_at_fpr(o.mapped, listed, gene_sets.get(column)) for column in columns]
             table.rows.append([o.label, source, *cells, _run(o)])
     return table
 
 
-def _at_fpr(o: Outcome, pairs: Any, genes: Sequence[str] | None) -> str:
-    assert o.map is not None
+def _recall_at_fpr(mapped: ScreenMap, pairs: Pairs, genes: Sequence[str] | None) -> str:
+    """Recall at 5 % false positives among `genes` (None: all), or the reason why there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _three(maps.recall_at_fpr(o.map.vectors, o.map.names, pairs, 0.05, genes)["recall"])
+            return _three(maps.recall_at_fpr(mapped.vectors, mapped.names, pairs, 0.05, genes)["recall"])
     except CamaeError as error:
         return str(error)
 
@@ -205,31 +225,32 @@ def read_gene_sets(folder: str | Path | None) -> dict[str, list[str]]:
     return {f.stem: [line.strip() for line in f.read_text().splitlines() if line.strip()] for f in files}
 
 
-def _screen(o: Outcome, target: str | None = None) -> Screen:
+def _profiles(o: Outcome, target: str | None = None) -> ScreenProfiles:
+    """Profiles of the wells. Metadata_Batch is the experiment, where there are several."""
     assert o.wells is not None
     table = o.wells
-    batch = table.get("Metadata_Batch")
-    several = batch is not None and batch.nunique() > 1
     if target is not None and target not in table:
         raise CamaeError(f"the screen has no column {target} for the targets of siblings")
-    return Screen(
+    several = "Metadata_Batch" in table and table["Metadata_Batch"].nunique() > 1
+    return ScreenProfiles(
         features_of(table),
         table["Metadata_Perturbation"].to_numpy(str),
         table["Metadata_Plate"].to_numpy(str),
         (table["Metadata_control_type"] == "negcon").to_numpy(bool),
-        batch.to_numpy(str) if several and batch is not None else None,
-        None if target is None else table[target].to_numpy(str),
-        table["Metadata_Well"].to_numpy(str) if "Metadata_Well" in table else None,
+        experiment=table["Metadata_Batch"].to_numpy(str) if several else None,
+        target=None if target is None else table[target].to_numpy(str),
+        well=table["Metadata_Well"].to_numpy(str) if "Metadata_Well" in table else None,
     )
 
 
 def _mean_recall(o: Outcome) -> float:
-    return sum(r["value"] for r in o.recall.values()) / max(1, len(o.recall))
+    return sum(score["value"] for score in o.recall.values()) / max(1, len(o.recall))
 
 
 def _run(o: Outcome) -> str:
-    return str(o.facts.get("run", ""))
+    return o.facts.get("run", "")
 
 
 def _three(value: float) -> str:
-    return f"{value:.3f}".replace("0.", ".", 1) if 0 <= value < 1 else f"{value:.3f}"
+    """Three decimals, without the leading zero, as the paper writes recall."""
+    return f"{value:.3f}".removeprefix("0")

@@ -1,4 +1,4 @@
-"""The paper's own numbers, to stand beside ours and never to be mixed with them (other data, other sizes)."""
+"""Published numbers of the paper, shown beside ours and never mixed with them (other data, other sizes)."""
 
 from __future__ import annotations
 

@@ -180,8 +180,8 @@ def test_bad_input_is_one_sentence(screen, tmp_path, monkeypatch):
             MissingBackendError,
             "CuPy is not installed",
         ),
-        (lambda: run_benchmark([good], pairs, out, backend="gpu"), CamaeError, "Unknown backend"),
-        (lambda: run_benchmark([], pairs, out), CamaeError, "No embeddings"),
+        (lambda: run_benchmark([good], pairs, out, backend="gpu"), CamaeError, "unknown backend"),
+        (lambda: run_benchmark([], pairs, out), CamaeError, "no embeddings"),
         (lambda: maps.read_profiles(screen / "arms.xlsx"), MissingFileError, "does not exist"),
         (lambda: maps.read_expression(screen / "arms.csv"), CamaeError, "lacks the column zfpkm"),
     ]:

@@ -14,9 +14,9 @@ from camae import maps
 from camae.errors import CamaeError
 from camae.reproduction.demo import screen_design
 from camae.reproduction.demo.cells import sample_cells
+from camae.reproduction.demo.generate_screen import generate, render_site
 from camae.reproduction.demo.optics import magnify
 from camae.reproduction.demo.screen_parameters import CHANNELS, FACTORS, ScreenParameters
-from camae.reproduction.demo.generate_screen import generate, render_site
 
 PARAMETERS = ScreenParameters()
 

@@ -16,11 +16,12 @@ from camae.embedding_table import make_table
 from camae.errors import CamaeError
 from camae.model import registry as families
 from camae.reproduction.paper import published
-from camae.reproduction.paper.run_paper import run_paper
+from camae.reproduction.paper.evaluate_system import Outcome, recorded_channel_map
 from camae.reproduction.paper.paper_figures import feature_scores
-from camae.reproduction.paper.system_flops import training_flops
-from camae.reproduction.paper.evaluate_system import Outcome
 from camae.reproduction.paper.paper_systems import PAPER, SMALLEST, chosen
+from camae.reproduction.paper.run_paper import PAPER_RUN, run_paper
+from camae.reproduction.paper.system_flops import training_flops
+from camae.training.recipes import TABLE_3
 
 BENCH = Path(__file__).parents[3] / "bench"
 
@@ -49,8 +50,8 @@ def test_the_papers_sizes_need_a_gpu(screen, tmp_path):
     assert {r["status"] for r in found["families"]["mu_net"]["systems"]} == {"unavailable"}
 
 
-def test_a_channel_map_is_recorded(screen, tmp_path):
-    """ImageNet weights for six channels on a screen of three: one image channel serves four times."""
+def test_a_channel_map_is_recorded(tmp_path):
+    """ImageNet weights for six channels and images of three: one image channel serves four times."""
     pytest.importorskip("safetensors")
     if importlib.util.find_spec("timm") is None or importlib.util.find_spec("torchvision") is None:
         pytest.skip("timm or torchvision is absent")
@@ -70,11 +71,7 @@ def test_a_channel_map_is_recorded(screen, tmp_path):
         channel_map=channel_map,
         crop=48,
     )
-    from camae.dataloader.manifest import Manifest
-    from camae.reproduction.paper.evaluate_system import Plan, _recorded_map
-
-    plan = Plan(Manifest.read(screen), tmp_path, None, {})
-    assert _recorded_map(model, plan) == channel_map
+    assert recorded_channel_map(model) == channel_map
 
 
 def test_systems_are_chosen_by_name_or_family():
@@ -88,6 +85,17 @@ def test_every_backbone_of_the_papers_table_has_a_system():
     """At the paper's size; intermediate checkpoints come from `checkpoints="all"`."""
     rows = {(g, b) for g, block in published.TABLE_3.items() for b, _, _ in block if "Intermediate" not in g}
     assert rows <= {(s.group, s.backbone) for s in PAPER}
+
+
+def test_channel_agnostic_rows_are_trained_as_the_recipes_say():
+    """Each row's recipe is of its preset, its "+" is the Fourier loss, and the run's batch is the recipe's."""
+    rows = [s for s in PAPER if s.family == "ca_mae"]
+    assert len(rows) == 3
+    for system in rows:
+        settings = TABLE_3[system.recipe["recipe"]]
+        assert settings["model"] == system.preset
+        assert (settings["alpha"] > 0) == system.backbone.endswith("+")
+        assert {k: PAPER_RUN[k] for k in ("batch_size", "micro_batch")}.items() <= settings.items()
 
 
 @pytest.mark.parametrize("system", SMALLEST, ids=lambda s: s.name)
