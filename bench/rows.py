@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from camae.inference.fast_linear import FastLinear
+from camae.inference.inference_linear import InferenceLinear
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -138,7 +138,7 @@ def measured_limits(device: str) -> tuple[float, float]:
     timer = time_cuda if device == "cuda" else time_cpu
     runs = {"copy": lambda: target.copy_(source), "product": lambda: a @ a}
     if device == "cpu":
-        packed = FastLinear(a, None, "float32")
+        packed = InferenceLinear(a, None, "float32")
         runs["packed product"] = lambda: packed(a)
     times = timer(runs, 10)
     fastest = min(times[name].p20 for name in times if name != "copy")

@@ -10,8 +10,9 @@ import torch
 from plain_encoder import PlainBlock
 from rows import close
 
-from camae.inference.fast_block import LayeredBlock, NativeBlock, layers_of
+from camae.inference.inference_block import FusedBlock, LayerwiseBlock, block_layers
 from camae.kernels._cpu import instructions
+from camae.model.backends import Backends
 from camae.model.blocks import ParallelBlock, Sequences
 from camae.model.config import preset
 
@@ -29,8 +30,8 @@ def test_block(recorder: Any, benchmark: Any, name: str) -> None:
     block = ParallelBlock(config, 0.0).eval().requires_grad_(False)
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    plain, layers, D = PlainBlock(block).eval(), layers_of(block), config.width
-    native, layered = NativeBlock(layers), LayeredBlock(layers, "float32", packed=True)
+    plain, layers, D = PlainBlock(block).eval(), block_layers(block), config.width
+    native, layered = FusedBlock(layers), LayerwiseBlock(layers, "float32", True, Backends())
     T = 1537 if recorder.full else 193
     tokens_TD = torch.randn(T, D)
     sequences = Sequences(torch.tensor([0, T], dtype=torch.int32), (T,))
@@ -38,7 +39,7 @@ def test_block(recorder: Any, benchmark: Any, name: str) -> None:
     def run(runner: Any) -> Any:
         def forward() -> torch.Tensor:
             with torch.inference_mode():
-                return runner(tokens_TD, sequences, None)
+                return runner(tokens_TD, sequences)
 
         return forward
 

@@ -16,7 +16,7 @@ import torch
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.kernels.lion import Lion
 from camae.model import CAMAE, Backends, preset
-from camae.model.blocks import set_block_options
+from camae.model.activation_checkpointing import set_recompute
 from camae.model.flops import model_flops, peak_flops
 
 NAMES = ("DNA", "RNA", "ER", "AGP", "Mito", "Actin")
@@ -38,9 +38,9 @@ class Step:
         kernels = device == "cuda" and ours
         backend = "triton" if kernels else "reference"
         self.model = CAMAE(
-            preset(name, channels=NAMES, decoder="small", **size), Backends(backend, backend, backend)
+            preset(name, channels=NAMES, decoder="small", **size), Backends(*[backend] * 4)
         ).to(device)
-        set_block_options(self.model, keep=keep or not ours, glue=backend)
+        set_recompute(self.model, 0, selective=ours and not keep)
         self.optimizer = Lion(self.model.parameters(), lr=1e-5, clip_norm=1.0, backend=backend)
         crop = self.model.config.crop
         g = torch.Generator().manual_seed(0)

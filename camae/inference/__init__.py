@@ -1,6 +1,6 @@
-"""Encoders rewritten for inference: packed weights, fused blocks, one channel at a time.
+"""Encoders for inference: packed weights and fused blocks, and one channel at a time.
 
-Built from a trained `camae.model`; never trained. `camae.embedding` takes them like any other model.
+Made from a trained `camae.model`, never trained; `camae.embedding` takes them like any other model.
 """
 
 from __future__ import annotations

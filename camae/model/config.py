@@ -1,17 +1,22 @@
-"""What a model is: its configuration and the one table of named presets."""
+"""Configuration of CA-MAE models, and the table of named presets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from camae.errors import CamaeError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The decoders: one stack of `depth` blocks per channel name, and what they share.
+    """Configuration of the decoders: one stack of `depth` blocks per channel name, and shared cross-attention.
 
     cross_attention: "shared" (the released form: one cross-attention, norms, MLP and head for all channels),
         "per_channel" (the paper's separate decoder for each channel), "none" (self-attention within the
@@ -43,7 +48,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A CA-MAE. Widths in features, `crop` and `patch` in pixels.
+    """Configuration of a CA-MAE. Widths in features, `crop` and `patch` in pixels.
 
     block: "parallel" (one fused in-projection, q/k norm, LayerScale) or "sequential" (pre-norm ViT block).
     bias_layout: which rows of the fused in-projection the parallel block's bias falls on: "mlp" (the MLP
@@ -89,26 +94,53 @@ class ModelConfig:
         """N, patches per plane."""
         return self.grid**2
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+    def to_dict(self) -> dict[str, object]:
+        """Fields as JSON values."""
         return asdict(self) | {"channels": list(self.channels)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """The inverse of `to_dict`; unknown names are an error."""
-        known = {f.name for f in fields(cls)}
-        if unknown := set(values) - known:
-            raise CamaeError(
-                f"unknown model settings {sorted(unknown)}; known ones are {', '.join(sorted(known))}"
-            )
-        values = dict(values)
-        decoder = values.get("decoder", {})
-        if not isinstance(decoder, DecoderConfig):
-            if unknown := set(decoder) - {f.name for f in fields(DecoderConfig)}:
-                raise CamaeError(f"unknown decoder settings {sorted(unknown)}")
-            values["decoder"] = DecoderConfig(**decoder)
-        values["channels"] = tuple(values.get("channels", ()))
-        return cls(**values)
+    def from_dict(cls, values: Mapping[str, object]) -> Self:
+        """Inverse of `to_dict`. Raises CamaeError for unknown names."""
+        return with_changes(cls(), values)
+
+
+def with_changes(base: C, changes: Mapping[str, object]) -> C:
+    """A configuration with fields changed; lists become tuples, `decoder` may be a name or a table of settings.
+
+    Raises CamaeError for an unknown field.
+    """
+    known = {f.name for f in fields(base)}
+    if unknown := set(changes) - known:
+        raise CamaeError(
+            f"unknown model settings {sorted(unknown)}; known ones are {', '.join(sorted(known))}"
+        )
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+    if "decoder" in values and isinstance(base, ModelConfig):
+        values["decoder"] = _decoder(base.decoder, values["decoder"])
+    return replace(base, **values)
+
+
+def find_preset(presets: Mapping[str, C], name: str, changes: Mapping[str, object]) -> C:
+    """The preset `name` of a family's table, with fields changed. Raises CamaeError for an unknown name or field."""
+    if name not in presets:
+        raise CamaeError(
+            f"there is no model preset {name!r}; presets of this family are {', '.join(presets)}"
+        )
+    return with_changes(presets[name], changes)
+
+
+def _decoder(base: DecoderConfig, decoder: object) -> DecoderConfig:
+    if isinstance(decoder, DecoderConfig):
+        return decoder
+    if isinstance(decoder, str) and decoder in DECODERS:
+        return DECODERS[decoder]
+    if not isinstance(decoder, Mapping):
+        raise CamaeError(
+            f"decoder must be {', '.join(map(repr, DECODERS))} or a table of settings, not {decoder!r}"
+        )
+    if unknown := set(decoder) - {f.name for f in fields(DecoderConfig)}:
+        raise CamaeError(f"unknown decoder settings {sorted(unknown)}")
+    return replace(base, **decoder)
 
 
 def _check(c: ModelConfig) -> None:
@@ -199,38 +231,17 @@ def _presets() -> dict[str, ModelConfig]:
 PRESETS: dict[str, ModelConfig] = _presets()
 
 
-def preset(name: str, **changes: Any) -> ModelConfig:
+def preset(name: str, **changes: object) -> ModelConfig:
     """The named preset, with fields changed: `preset("ca_mae_vit_ti16", crop=128, decoder={"depth": 1})`.
 
     `decoder` is a name of `DECODERS` or a table of settings.
     Raises CamaeError for an unknown name or field.
     """
-    if name not in PRESETS:
-        raise CamaeError(f"there is no model preset {name!r}; presets are {', '.join(PRESETS)}")
-    base = PRESETS[name]
-    changes = dict(changes)
-    if "decoder" in changes:
-        decoder = changes["decoder"]
-        if isinstance(decoder, str) and decoder in DECODERS:
-            changes["decoder"] = DECODERS[decoder]
-        elif isinstance(decoder, Mapping):
-            unknown = set(decoder) - {f.name for f in fields(DecoderConfig)}
-            if unknown:
-                raise CamaeError(f"unknown decoder settings {sorted(unknown)}")
-            changes["decoder"] = replace(base.decoder, **decoder)
-        elif not isinstance(decoder, DecoderConfig):
-            raise CamaeError(
-                f"decoder must be {', '.join(map(repr, DECODERS))} or a table of settings, not {decoder!r}"
-            )
-    if unknown := set(changes) - {f.name for f in fields(ModelConfig)}:
-        raise CamaeError(f"unknown model settings {sorted(unknown)}")
-    if "channels" in changes:
-        changes["channels"] = tuple(changes["channels"])
-    return replace(base, **changes)
+    return find_preset(PRESETS, name, changes)
 
 
 def encoder_parameters(c: ModelConfig) -> int:
-    """Closed formula for the encoder's trainable parameters (tokenizer, class token, blocks)."""
+    """Trainable parameters of the encoder (tokenizer, class token, blocks), by formula."""
     D, hidden, head = c.width, c.width * c.mlp_ratio, c.width // c.heads
     tokenizer = D * c.patch**2 + D + D
     attention_out, mlp_out = D * D + D, D * hidden + D

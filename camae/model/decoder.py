@@ -1,4 +1,4 @@
-"""The decoders: separate per channel, the released form, a small one, and one of cross-attention alone.
+"""Decoders: separate per channel, the released form, a small one, and one of cross-attention alone.
 
 Two rewrites of the released form are exact and always on. Keys and values of the shared cross-attention are
 computed once, not once per channel. Projections at masked positions (queries, keys, values) depend on channel
@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from camae.errors import CamaeError
-from camae.model.blocks import CrossAttention, Sequences, SequentialBlock, initialize_linears, run_block
+from camae.model.activation_checkpointing import run_block
+from camae.model.backends import BackendModule, Backends
+from camae.model.blocks import CrossAttention, Sequences, SequentialBlock, initialize_linears
 from camae.model.config import ModelConfig
 from camae.model.local_start import start_local
 from camae.model.positions import sincos_positions
@@ -25,7 +27,7 @@ from camae.model.token_layout import Part, TokenLayout, cumulative
 
 @dataclass(frozen=True)
 class DecoderTokens:
-    """Mask tokens of the channels at hand, where each patch finds its own, and the visible tokens.
+    """Decoder input: mask tokens of the channels present, the one of each patch, and the visible tokens.
 
     blank_SD: (S, width), S = channels present * N: mask token + channel + position.
     slot_L: (K*N,) row of blank_SD of every patch. visible_VD, kept_V: visible tokens and their flat indices.
@@ -47,7 +49,10 @@ class DecoderTokens:
 
 
 class Planes:
-    """Which decoder each plane of a batch belongs to, and the planes of every decoder, from the host's list."""
+    """Planes of a batch grouped by decoder.
+
+    decoder_K: decoder of each plane, on the host.
+    """
 
     def __init__(self, decoder_K: list[int], device: torch.device):
         self.present = sorted(set(decoder_K))
@@ -77,14 +82,14 @@ class Planes:
         return torch.cat(parts).index_select(0, self.inverse_K)
 
 
-class Decoder(nn.Module):
+class Decoder(BackendModule):
     """Decoders of a model (paper, Figure 4; MultiMAE), what they share as configured.
 
     Input: encoder tokens. Output: P*P pixels of the self-standardized plane for the patches asked for.
     """
 
-    def __init__(self, c: ModelConfig):
-        super().__init__()
+    def __init__(self, c: ModelConfig, backends: Backends | None = None):
+        super().__init__(backends)
         d = c.decoder
         self.config, self.channels, self.pixels = d, c.channels, c.patch**2
         self.project = nn.Linear(c.width, d.width)
@@ -97,16 +102,19 @@ class Decoder(nn.Module):
             table_CND = torch.zeros(len(c.channels), c.n_patches, d.width)
             self.register_buffer("stored_positions_CND", table_CND)
         self.stored_positions = c.stored_positions > 0
-        self.recompute = 0  # 1 and more: blocks compute their activations again in the backward pass
+        self.recompute = 0  # above 0: all blocks are checkpointed
         n_cross = {"shared": d.cross_depth, "per_channel": len(c.channels), "none": 0}[d.cross_attention]
         n_heads = len(c.channels) if d.cross_attention == "per_channel" else 1
         hidden = 4 * d.width
         self.cross = nn.ModuleList(
-            CrossAttention(d.width, d.cross_heads, hidden, d.norm_eps, d.cross_residual)
+            CrossAttention(d.width, d.cross_heads, hidden, d.norm_eps, d.cross_residual, self.backends)
             for _ in range(n_cross)
         )
         self.stacks = nn.ModuleList(
-            nn.ModuleList(SequentialBlock(d.width, d.heads, hidden, d.norm_eps) for _ in range(d.depth))
+            nn.ModuleList(
+                SequentialBlock(d.width, d.heads, hidden, d.norm_eps, backends=self.backends)
+                for _ in range(d.depth)
+            )
             for _ in c.channels
         )
         self.heads = nn.ModuleList(nn.Linear(d.width, self.pixels) for _ in range(n_heads))
@@ -116,7 +124,7 @@ class Decoder(nn.Module):
         """Xavier-uniform projections (He et al.); heads, mask and channel tokens std 0.02."""
         initialize_linears(self)
         for head in self.heads:  # first predictions near the mean of a standardized plane: a loss near 1
-            nn.init.trunc_normal_(head.weight, std=0.02)  # type: ignore[arg-type]
+            nn.init.trunc_normal_(cast(nn.Linear, head).weight, std=0.02)
         nn.init.normal_(self.mask_token_D, std=0.02)
         nn.init.normal_(self.channel_tokens_CD, std=0.02)
         if self.config.local_start:
@@ -137,7 +145,6 @@ class Decoder(nn.Module):
         tokens_TD: torch.Tensor,
         layout: TokenLayout,
         names_K: Sequence[str],
-        backend: str | None,
         part: Part | None = None,
     ) -> torch.Tensor:
         """Pixels (M, P*P) of the masked patches `part`, or of all K*N patches without it.
@@ -147,10 +154,10 @@ class Decoder(nn.Module):
         planes = Planes(self.channel_indices(names_K), layout.device)
         query = self._query(tokens_TD, layout, planes)
         if self.config.depth == 0:
-            return self.heads[0](self._cross_only(query, layout, part or layout.everything, part, backend))
+            return self.heads[0](self._cross_only(query, layout, part or layout.everything, part))
         N = layout.n_patches
-        x_KND = self._cross(query, layout, planes, backend).unflatten(0, (-1, N))
-        x_KND = planes.map(lambda c, x, _: self._stack(c, x, backend), x_KND)
+        x_KND = self._cross(query, layout, planes).unflatten(0, (-1, N))
+        x_KND = planes.map(lambda c, x, _: self._stack(c, x), x_KND)
         if len(self.heads) > 1:
             x_KND = planes.map(lambda c, x, _: self.heads[c](x), x_KND)
         x_MD = x_KND.flatten(0, 1)
@@ -183,7 +190,7 @@ class Decoder(nn.Module):
         return kv_SD, Sequences(cumulative(lengths, layout.device), lengths)
 
     def _cross_only(
-        self, query: DecoderTokens, layout: TokenLayout, wanted: Part, part: Part | None, backend: str | None
+        self, query: DecoderTokens, layout: TokenLayout, wanted: Part, part: Part | None
     ) -> torch.Tensor:
         """Features (M, width) of the patches wanted, through the cross-attention blocks alone."""
         queries = Sequences(cumulative(wanted.per_sample, layout.device), wanted.per_sample)
@@ -199,17 +206,15 @@ class Decoder(nn.Module):
             # The first block's queries are mask tokens: projected once per step.
             q_MD = rows(cross.query) if i == 0 else cross.query(x_MD)
             kv_SD, keys = self._context(cross, query, layout)
-            x_MD = run_block(cross, self.recompute > 0, x_MD, q_MD, kv_SD, queries, keys, backend)
+            x_MD = run_block(cross, self.recompute > 0, x_MD, q_MD, kv_SD, queries, keys)
         return x_MD
 
-    def _cross(
-        self, query: DecoderTokens, layout: TokenLayout, planes: Planes, backend: str | None
-    ) -> torch.Tensor:
+    def _cross(self, query: DecoderTokens, layout: TokenLayout, planes: Planes) -> torch.Tensor:
         """Features (K*N, width): every patch looks at the context of its sample."""
         if self.config.cross_attention == "none":
             return query.all()
         if self.config.cross_attention == "shared":
-            return self._cross_only(query, layout, layout.everything, None, backend)
+            return self._cross_only(query, layout, layout.everything, None)
         N, device = layout.n_patches, layout.device
         sample_K = [b for b, count in enumerate(layout.planes_per_sample) for _ in range(count)]
 
@@ -220,16 +225,16 @@ class Decoder(nn.Module):
             queries = Sequences(cumulative(lengths, device), lengths)
             kv_SD, keys = self._context(cross, query, layout)
             x_TD = x_KND.flatten(0, 1)
-            out = run_block(cross, self.recompute > 0, x_TD, cross.query(x_TD), kv_SD, queries, keys, backend)
+            out = run_block(cross, self.recompute > 0, x_TD, cross.query(x_TD), kv_SD, queries, keys)
             return out.unflatten(0, (-1, N))
 
         return planes.map(one_channel, query.all().unflatten(0, (-1, N))).flatten(0, 1)
 
-    def _stack(self, c: int, x_KND: torch.Tensor, backend: str | None) -> torch.Tensor:
+    def _stack(self, c: int, x_KND: torch.Tensor) -> torch.Tensor:
         """Planes of one channel through its own blocks: self-attention within the plane."""
         K, N = x_KND.shape[:2]
         sequences = Sequences(cumulative((N,) * K, x_KND.device), (N,) * K)
         x_TD = x_KND.flatten(0, 1)
         for block in cast(nn.ModuleList, self.stacks[c]):
-            x_TD = run_block(block, self.recompute > 0, x_TD, sequences, backend)
+            x_TD = run_block(block, self.recompute > 0, x_TD, sequences)
         return x_TD.unflatten(0, (K, N))

@@ -1,4 +1,4 @@
-"""The encoder: shared tokenizer, the same positions for every channel, class token, transformer blocks."""
+"""Encoders: patch embedding, sine-cosine positions, class token, transformer blocks."""
 
 from __future__ import annotations
 
@@ -10,28 +10,35 @@ from torch import nn
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError
 from camae.kernels.tokenize import tokenize
-from camae.model.blocks import ParallelBlock, Sequences, SequentialBlock, initialize_linears, run_block
+from camae.model.activation_checkpointing import run_block
+from camae.model.backends import BackendModule, Backends
+from camae.model.blocks import ParallelBlock, Sequences, SequentialBlock, initialize_linears
 from camae.model.config import ModelConfig
 from camae.model.positions import sincos_positions
 from camae.model.token_layout import TokenLayout
 
+Statistics = tuple[torch.Tensor, torch.Tensor]  # mean and variance of planes, (K,) float64 each
 
-class Encoder(nn.Module):
-    """CA-MAE encoder (paper, section 4.2.2). Channel-agnostic: it never sees which channel a plane shows."""
 
-    def __init__(self, c: ModelConfig):
-        super().__init__()
+class TransformerEncoder(BackendModule):
+    """Base class of encoders: weights, positions and blocks, without the patch embedding of a batch.
+
+    pixels: values of a patch that is embedded. recompute: see `activation_checkpointing.set_recompute`.
+    """
+
+    def __init__(self, c: ModelConfig, pixels: int, backends: Backends | None = None):
+        super().__init__(backends)
         self.config = c
-        self.recompute = 0  # every n-th block computes its activations again in the backward pass; 0: none
-        self.patch_weight_DP2 = nn.Parameter(torch.empty(c.width, c.patch**2))
+        self.recompute = 0
+        self.patch_weight_DP2 = nn.Parameter(torch.empty(c.width, pixels))
         self.patch_bias_D = nn.Parameter(torch.zeros(c.width))
         self.cls_D = nn.Parameter(torch.empty(c.width))
         rates = [c.drop_path * i / max(1, c.depth - 1) for i in range(c.depth)]
         hidden = c.width * c.mlp_ratio
         self.blocks = nn.ModuleList(
-            ParallelBlock(c, rate)
+            ParallelBlock(c, rate, self.backends)
             if c.block == "parallel"
-            else SequentialBlock(c.width, c.heads, hidden, c.norm_eps, rate)
+            else SequentialBlock(c.width, c.heads, hidden, c.norm_eps, rate, self.backends)
             for rate in rates
         )
         # The released parallel form has no norm on the token path.
@@ -73,6 +80,29 @@ class Encoder(nn.Module):
         table = sincos_positions(grid_h, grid_w, c.width, scale=scale)
         return table.to(self.positions_ND)
 
+    def run_blocks(
+        self, tokens_TD: torch.Tensor, layout: TokenLayout, layers: tuple[int, ...] = ()
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Tokens (T, D) after the last block, without the last norm, and after the blocks numbered `layers`."""
+        sequences = Sequences(layout.cu_seqlens, layout.lengths, layout.sample_T)
+        outputs = []
+        for i, block in enumerate(self.blocks):
+            recompute = self.recompute > 0 and i % self.recompute == 0
+            tokens_TD = run_block(block, recompute, tokens_TD, sequences)
+            if i in layers:
+                outputs.append(tokens_TD)
+        return tokens_TD, outputs
+
+
+class Encoder(TransformerEncoder):
+    """CA-MAE encoder (paper, section 4.2.2): one patch embedding and the same positions for every channel.
+
+    Channel-agnostic: it never sees which channel a plane shows.
+    """
+
+    def __init__(self, c: ModelConfig, backends: Backends | None = None):
+        super().__init__(c, c.patch**2, backends)
+
     def forward(
         self,
         batch: PlaneBatch,
@@ -80,12 +110,37 @@ class Encoder(nn.Module):
         *,
         eps: float,
         interpolate: bool = False,
-        tokenize_backend: str | None = None,
-        attention_backend: str | None = None,
-        layers: tuple[int, ...] = (),
-        statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor | list[torch.Tensor]:
-        """Tokens (T, D) of the last block, packed as `layout` says; with `layers`, those blocks' outputs."""
+        statistics: Statistics | None = None,
+    ) -> torch.Tensor:
+        """Tokens (T, D) of the last block, packed as `layout` says.
+
+        eps: of the self-standardization. statistics: of the planes, where the caller has them.
+        Raises CamaeError as `positions`.
+        """
+        tokens_TD = self.embed(batch, layout, eps, interpolate, statistics)
+        return self.norm(self.run_blocks(tokens_TD, layout)[0])
+
+    def encode_layers(
+        self,
+        batch: PlaneBatch,
+        layout: TokenLayout,
+        layers: tuple[int, ...],
+        *,
+        eps: float,
+        interpolate: bool = False,
+    ) -> list[torch.Tensor]:
+        """Tokens (T, D) after the blocks numbered `layers`, in ascending order, without the last norm."""
+        return self.run_blocks(self.embed(batch, layout, eps, interpolate), layout, layers)[1]
+
+    def embed(
+        self,
+        batch: PlaneBatch,
+        layout: TokenLayout,
+        eps: float,
+        interpolate: bool,
+        statistics: Statistics | None = None,
+    ) -> torch.Tensor:
+        """Patch embeddings with positions, and class tokens, (T, D)."""
         positions_ND = self.positions(batch.planes_KHW.shape[1], batch.planes_KHW.shape[2], interpolate)
         tokens_TD = tokenize(
             batch.planes_KHW,
@@ -98,23 +153,15 @@ class Encoder(nn.Module):
             eps=eps,
             n_samples=layout.n_samples,
             statistics=statistics,
-            backend=tokenize_backend,
+            backend=self.backends.tokenize,
         )
         if self.config.stored_positions:
-            tokens_TD = tokens_TD.index_add(
-                0, layout.patch_rows, self._stored_VD(batch, layout).to(tokens_TD.dtype)
-            )
-        sequences = Sequences(layout.cu_seqlens, layout.lengths, layout.sample_T)
-        outputs = []
-        for i, block in enumerate(self.blocks):
-            recompute = self.recompute > 0 and i % self.recompute == 0
-            tokens_TD = run_block(block, recompute, tokens_TD, sequences, attention_backend)
-            if i in layers:
-                outputs.append(tokens_TD)
-        return outputs if layers else self.norm(tokens_TD)
+            stored_VD = self._stored_positions_VD(batch, layout).to(tokens_TD.dtype)
+            tokens_TD = tokens_TD.index_add(0, layout.patch_rows, stored_VD)
+        return tokens_TD
 
-    def _stored_VD(self, batch: PlaneBatch, layout: TokenLayout) -> torch.Tensor:
-        """(V, D) stored positions of the visible patches: the table of a plane's place in its sample."""
+    def _stored_positions_VD(self, batch: PlaneBatch, layout: TokenLayout) -> torch.Tensor:
+        """Stored positions (V, D) of the visible patches: from the table of a plane's place in its sample."""
         most, tables = max(layout.planes_per_sample), self.config.stored_positions
         if most > tables:
             raise CamaeError(f"an image has {most} channels, but the model has positions for {tables}")

@@ -18,7 +18,7 @@ from camae.model.backends import BackendModule, Backends
 from camae.model.standardization import standardization_eps
 from camae.model.token_layout import TokenLayout
 
-Image = np.ndarray | torch.Tensor  # (C, H, W), where not said otherwise
+Image = np.ndarray | torch.Tensor
 Images = Image | Sequence[Image]  # (C, H, W), (B, C, H, W), or a sequence of (C_i, H, W)
 ChannelNames = Sequence[str] | Sequence[Sequence[str]]  # of all images, or of each
 
@@ -184,14 +184,14 @@ class Reconstructs(Protocol):
 
     def reconstruct(
         self,
-        images: Images,
+        images: Image,
         channels: ChannelNames,
         noise: Images | None = None,
         mask_ratio: float = 0.75,
         *,
         value_range: ValueRange | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor] | tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Patches (B, C*N, P*P) in self-standardized units, and mask (B, C*N), 1 = masked."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patches (B, C*N, P*P) of images (B, C, H, W) in self-standardized units; mask (B, C*N), 1 = masked."""
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ import camae
 from camae.errors import CamaeError
 from camae.model import CAMAE, load, preset, save
 from camae.model.convert import convert
-from camae.training.checkpoints import initialize
+from camae.training.warm_start import initialize
 
 
 def same(a, b):

@@ -68,7 +68,7 @@ def test_rewrites_are_exact(tiny, image, decoder):
     layout = masked_layout(batch, 16, 0.75, noise)
     tokens, _ = model.encode(batch, layout)
     tokens = tokens.detach()
-    decoded = model.decoder(tokens, layout, batch.names_K, None)
+    decoded = model.decoder(tokens, layout, batch.names_K)
     expected, first, row = [], 0, 0
     for count, sample_names in zip(layout.kept_per_sample, names, strict=True):
         kept = layout.keep_index[first : first + count] - row * 16
@@ -79,7 +79,7 @@ def test_rewrites_are_exact(tiny, image, decoder):
     torch.testing.assert_close(decoded, expected, atol=1e-11, rtol=1e-11)
     some = layout.decoded
     torch.testing.assert_close(
-        model.decoder(tokens, layout, batch.names_K, None, some),
+        model.decoder(tokens, layout, batch.names_K, some),
         expected[some.index_M],
         atol=1e-11,
         rtol=1e-11,

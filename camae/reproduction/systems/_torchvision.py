@@ -12,7 +12,6 @@ import sys
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from camae.errors import MissingBackendError
 
 _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _OPERATORS = ("nms", "qnms")
-_declared: list[Any] = []  # libraries live as long as they are held
+_declared: list[torch.library.Library] = []  # libraries live as long as they are held
 
 
 @cache

@@ -7,19 +7,21 @@ on crops of that plate, and its sites are embedded with them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import deepcopy
-from typing import Any, cast
+from typing import Protocol, Self, TypeVar, cast
 
 import torch
 from torch import nn
 
 from camae.dataloader.loader import CropLoader
 from camae.dataloader.manifest import Manifest
-from camae.dataloader.plane_batch import ValueRange
+from camae.dataloader.plane_batch import PlaneBatch, ValueRange
+from camae.model.interface import Config
 
 
 class GhostBatchNorm(nn.Module):
-    """A batch norm whose training batch is cut into runs of `size` samples, each normalized by itself.
+    """Ghost batch normalization: a training batch in runs of `size` samples, each normalized by itself.
 
     Running statistics move by every run. A last run of one sample goes with the one before it.
     """
@@ -38,7 +40,7 @@ class GhostBatchNorm(nn.Module):
 
 
 def use_ghost_batches(module: nn.Module, size: int) -> None:
-    """Wrap every batch norm within `module`."""
+    """Replace every batch norm within `module` by a `GhostBatchNorm`."""
     for name, child in list(module.named_children()):
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             setattr(module, name, GhostBatchNorm(child, size))
@@ -46,16 +48,34 @@ def use_ghost_batches(module: nn.Module, size: int) -> None:
             use_ghost_batches(child, size)
 
 
+class GhostNormModel(Protocol):
+    """Model with ghost batch norms. adapted: whether its statistics are those of one plate."""
+
+    adapted: bool
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def device(self) -> torch.device: ...
+    def eps(self, batch: PlaneBatch) -> float: ...
+    def features(self, batch: PlaneBatch, eps: float) -> torch.Tensor: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def eval(self) -> Self: ...
+
+
+M = TypeVar("M", bound=GhostNormModel)
+
+
 @torch.no_grad()
 def adapted(
-    model: Any,
+    model: M,
     manifest: Manifest,
     *,
     value_range: ValueRange | None = None,
     reader: str | None = None,
     crops: int = 128,
     batch_size: int = 32,
-) -> Any:
+) -> M:
     """A copy of `model` with batch-norm statistics of the sites in `manifest` (one plate), in eval mode.
 
     At least `crops` random crops are looked at, the same ones every time; the mean of the batches' statistics is
@@ -75,7 +95,7 @@ def adapted(
         batch_size=batch_size,
         seed=0,
         augment=False,
-        backend=reader,
+        reader=reader,
         value_range=value_range,
     )
     for step in range(max(1, -(-crops // batch_size))):

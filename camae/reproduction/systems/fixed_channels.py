@@ -1,4 +1,4 @@
-"""What models of a fixed channel set share: which plane goes where, standardized images, masks over all channels.
+"""Base classes of models with a fixed channel set: channel order, standardized images, masks over all channels.
 
 A model with C channels needs each of them in every image. `channel_map` {model's channel: image's channel} says
 where a channel comes from in a screen with other names; one image channel may serve twice, as the paper did for
@@ -7,9 +7,10 @@ the five stains of JUMP and a model of six.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar, Protocol, Self
 
 import torch
 
@@ -17,16 +18,15 @@ from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.errors import CamaeError
 from camae.kernels.patches import plane_statistics_reference
 from camae.kernels.reconstruction_loss import reconstruction_losses
-from camae.model.ca_mae import channel_lists, split_images
-from camae.model.interface import Image, Images, Model
+from camae.model.config import with_changes
+from camae.model.image_arrays import image_batch
+from camae.model.interface import ChannelNames, Config, Images, Model
 from camae.model.token_layout import TokenLayout, masked_layout
-
-Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
 class SystemConfig:
-    """Settings that every model of a fixed channel set has. `patch` is the mask's unit, in pixels as `crop`."""
+    """Configuration that every convolutional or timm model has. `crop` and `patch`, the mask's unit, in pixels."""
 
     family: ClassVar[str] = ""
     crop: int = 256
@@ -43,50 +43,42 @@ class SystemConfig:
         """N, patches per plane."""
         return (self.crop // self.patch) ** 2
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, with the family that `from_dict` does not need."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()} | {
-            "family": self.family
-        }
+    def to_dict(self) -> dict[str, object]:
+        """Fields as JSON values, and the family, by which a model file finds the class."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return values | {"family": self.family}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Any:
-        """The inverse of `to_dict`; unknown names are an error."""
-        return changed(cls(), values)
+    def from_dict(cls, values: Mapping[str, object]) -> Self:
+        """Inverse of `to_dict`, without the family. Raises CamaeError for unknown names."""
+        return with_changes(cls(), values)
 
 
-def changed(base: Config, changes: Mapping[str, Any]) -> Config:
-    """A configuration with fields changed; lists become tuples. Raises CamaeError for an unknown field."""
-    known = {f.name for f in fields(base)}  # type: ignore[arg-type]
-    if unknown := set(changes) - known:
-        raise CamaeError(
-            f"unknown model settings {sorted(unknown)}; known ones are {', '.join(sorted(known))}"
-        )
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
-    return replace(base, **plain)  # type: ignore[type-var]
+class FixedChannelConfig(Config, Protocol):
+    """Configuration of a model of a fixed channel set."""
 
-
-def named(presets: Mapping[str, Config], name: str, changes: Mapping[str, Any]) -> Config:
-    """The preset `name` of a table, with fields changed. Raises CamaeError for an unknown name."""
-    if name not in presets:
-        raise CamaeError(
-            f"there is no model preset {name!r}; presets of this family are {', '.join(presets)}"
-        )
-    return changed(presets[name], changes)
+    @property
+    def channel_map(self) -> dict[str, str]:
+        """{model's channel: image's channel} where the names differ."""
 
 
 class FixedChannelModel(Model):
-    """Model whose input is (B, C, H, W) with C named channels in one order."""
+    """Model whose input is (B, C, H, W) with C named channels in one order.
 
-    config: Any
+    pools: poolings it has. pool_reason: why it has no others, for the error.
+    """
 
-    def __init__(self, config: Any):
+    config: FixedChannelConfig
+    pools: ClassVar[tuple[str, ...]] = ("mean",)
+    pool_reason: ClassVar[str] = "has one embedding"
+
+    def __init__(self, config: FixedChannelConfig):
         super().__init__(config)
         if not config.channels:
             raise CamaeError(f"{config.name} needs the names of its channels: channels=(...)")
 
     def check_channels(self, names: Sequence[str]) -> None:
-        """Raises CamaeError where a channel of the model has no counterpart among `names`."""
+        """Raise CamaeError where a channel of the model has no counterpart among `names`."""
         sources = {c: self.config.channel_map.get(c, c) for c in self.channels}
         if missing := [c for c, source in sources.items() if source not in names]:
             raise CamaeError(
@@ -94,8 +86,19 @@ class FixedChannelModel(Model):
                 f"say which of these stands for {', '.join(missing)} with channel_map"
             )
 
+    def embed_batch(self, batch: PlaneBatch, pool: str, *, interpolate: bool = False) -> list[torch.Tensor]:
+        """One float32 vector (D,) per sample. Raises CamaeError for a pooling that is not one of `pools`."""
+        if pool not in self.pools:
+            names = " or ".join(map(repr, self.pools))
+            raise CamaeError(f"{self.config.name} {self.pool_reason}: use pool={names}")
+        return list(self.pooled_features(batch, pool, interpolate).float().unbind(0))
+
+    @abstractmethod
+    def pooled_features(self, batch: PlaneBatch, pool: str, interpolate: bool) -> torch.Tensor:
+        """Embeddings (B, D), of one of `pools`; `interpolate` as in `embed_batch`."""
+
     def plane_index(self, batch: PlaneBatch) -> torch.Tensor:
-        """(B, C) which plane of the batch is each channel of each sample. Raises CamaeError where one is missing."""
+        """Plane of each channel of each sample, (B, C) int64. Raises CamaeError where one is missing."""
         self.check_channels(batch.channels)
         K, device = len(batch.planes_KHW), batch.planes_KHW.device
         table_BV = torch.full((batch.n_samples, len(batch.channels)), -1, device=device)
@@ -107,12 +110,12 @@ class FixedChannelModel(Model):
         return index_BC
 
     def full_layout(self, batch: PlaneBatch) -> TokenLayout:
-        """One token per patch and sample, all visible."""
+        """Token layout of one token per patch and sample, all visible."""
         B, N = batch.n_samples, self.n_patches(batch)
         return TokenLayout((1,) * B, N, (N,) * B, None, batch.planes_KHW.device)
 
     def images(self, batch: PlaneBatch, eps: float) -> torch.Tensor:
-        """(B, C, H, W) float32, every plane standardized over itself."""
+        """Images (B, C, H, W) float32, every plane standardized over itself."""
         mean_K, var_K = plane_statistics_reference(batch.planes_KHW)
         rstd_K = (var_K + eps**2).rsqrt()
         centered_KHW = batch.planes_KHW.to(torch.float64) - mean_K[:, None, None]
@@ -120,16 +123,17 @@ class FixedChannelModel(Model):
 
 
 class FixedChannelAutoencoder(FixedChannelModel):
-    """Masks patches of all channels together and learns to fill them in: the loss of CA-MAE, on those patches."""
+    """Masked autoencoder of a fixed channel set: patches of all channels are masked together; the loss of CA-MAE."""
 
+    @abstractmethod
     def predict(self, batch: PlaneBatch, layout: TokenLayout, eps: float) -> torch.Tensor:
-        """(B*N, C*P*P) pixels of every patch, in self-standardized units."""
-        raise CamaeError(f"{self.config.name} cannot reconstruct")
+        """Predicted pixels (B*N, C*P*P) of every patch, in self-standardized units."""
 
     def sample_layout(self, batch: PlaneBatch, mask_ratio: float, noise_L: torch.Tensor) -> TokenLayout:
-        """Which of the N patches of each sample are visible.
+        """Layout of the visible ones of the N patches of each sample.
 
         noise_L: at least B*N uniform numbers, packed by sample; the smallest stay visible.
+        Raises CamaeError for a mask ratio that leaves none visible or none masked.
         """
         B, N = batch.n_samples, self.n_patches(batch)
         one_plane = PlaneBatch(
@@ -149,7 +153,7 @@ class FixedChannelAutoencoder(FixedChannelModel):
         alpha: float | None = None,
         n_samples: int | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Eq. 1-3 of the paper over the masked patches of every channel, as `CAMAE.batch_loss`."""
+        """Reconstruction loss (paper, Eq. 1-3) over the masked patches of every channel, as `CAMAE.batch_loss`."""
         c = self.config
         layout = self.sample_layout(batch, c.mask_ratio if mask_ratio is None else mask_ratio, noise)
         eps, index_BC = self.eps(batch), self.plane_index(batch)
@@ -173,8 +177,8 @@ class FixedChannelAutoencoder(FixedChannelModel):
     def reconstruct(
         self,
         images: Images,
-        channels: Sequence[str] | Sequence[Sequence[str]],
-        noise: Image | Sequence[Image] | None = None,
+        channels: ChannelNames,
+        noise: Images | None = None,
         mask_ratio: float = 0.75,
         *,
         value_range: ValueRange | None = None,
@@ -183,10 +187,7 @@ class FixedChannelAutoencoder(FixedChannelModel):
 
         noise: (B, at least N); the first N of each sample decide.
         """
-        samples = split_images(images)
-        batch = PlaneBatch.from_images(samples, channel_lists(channels, samples), value_range=value_range).to(
-            self.device
-        )
+        batch = image_batch(images, channels, self.device, value_range)
         B, C, N = batch.n_samples, len(self.channels), self.n_patches(batch)
         noise_BN = torch.rand(B, N) if noise is None else torch.as_tensor(noise).reshape(B, -1)[:, :N]
         layout = self.sample_layout(batch, mask_ratio, noise_BN.flatten())

@@ -6,18 +6,19 @@ become C channels as timm does it: repeated in turn and scaled by 3/C, so that a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 import torch
-from torch import nn
 
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError, MissingFileError
+from camae.model.config import find_preset
 from camae.model.registry import ModelFamily, register
 from camae.reproduction.systems._torchvision import import_timm
-from camae.reproduction.systems.fixed_channels import FixedChannelModel, SystemConfig, named
+from camae.reproduction.systems.fixed_channels import FixedChannelModel, SystemConfig
 
 # Paper, Table 3; trained on ImageNet-21k (Ridnik et al.), published by timm under these names.
 TIMM_NAMES = {
@@ -31,7 +32,10 @@ TIMM_NAMES = {
 
 @dataclass(frozen=True)
 class ImageNetConfig(SystemConfig):
-    """architecture: timm's name. The crop may differ from 224 px: positions are interpolated."""
+    """Configuration of a timm ViT. The crop may differ from 224 px: positions are interpolated.
+
+    architecture: timm's name.
+    """
 
     family: ClassVar[str] = "imagenet"
     architecture: str = "vit_small_patch16_224"
@@ -43,20 +47,24 @@ PRESETS = {
 }
 
 
-def preset(name: str, **changes: Any) -> ImageNetConfig:
-    """`imagenet_vit_{ti16,s16,b16,b8,l16}`, with fields changed."""
-    return named(PRESETS, name, changes)
+def preset(name: str, **changes: object) -> ImageNetConfig:
+    """Preset `imagenet_vit_{ti16,s16,b16,b8,l16}`, with fields changed."""
+    return find_preset(PRESETS, name, changes)
 
 
 class ImageNetViT(FixedChannelModel):
-    """A timm ViT without its classes; the embedding is the class token after the last norm."""
+    """ImageNet classifier of timm without its head. Embedding: the class token after the last norm, or the mean."""
+
+    config: ImageNetConfig
+    pools = ("cls", "mean")
+    pool_reason = "mixes all channels in every token"
 
     def __init__(self, config: ImageNetConfig, weights: Path | None = None):
         super().__init__(config)
-        given: dict[str, Any] = {}
+        given: dict[str, object] = {}
         if weights is not None:
             given = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}}
-        self.encoder: nn.Module = import_timm().create_model(
+        self.encoder = import_timm().create_model(
             config.architecture,
             in_chans=len(config.channels),
             img_size=config.crop,
@@ -64,27 +72,17 @@ class ImageNetViT(FixedChannelModel):
             **given,
         )
 
-    def embed_batch(
-        self,
-        batch: PlaneBatch,
-        pool: str,
-        *,
-        interpolate: bool = False,
-    ) -> list[torch.Tensor]:
-        """(D,) per sample: pool="cls" the class token, "mean" the mean of the patch tokens."""
-        if pool not in ("cls", "mean"):
-            raise CamaeError(
-                f"{self.config.name} mixes all channels in every token: use pool='cls' or 'mean'"
-            )
-        images_BCHW = self.images(batch, self.eps(batch))
-        tokens_BTD = self.encoder.forward_features(images_BCHW).float()  # type: ignore[operator]
-        return list((tokens_BTD[:, 0] if pool == "cls" else tokens_BTD[:, 1:].mean(1)).unbind(0))
+    def pooled_features(self, batch: PlaneBatch, pool: str, interpolate: bool) -> torch.Tensor:
+        """Embeddings (B, D): the class token, or the mean of the patch tokens."""
+        tokens_of = cast(Callable[[torch.Tensor], torch.Tensor], self.encoder.forward_features)
+        tokens_BTD = tokens_of(self.images(batch, self.eps(batch))).float()
+        return tokens_BTD[:, 0] if pool == "cls" else tokens_BTD[:, 1:].mean(1)
 
 
 def load_imagenet(
-    name: str, weights: str | Path | None, channels: tuple[str, ...], **changes: Any
+    name: str, weights: str | Path | None, channels: tuple[str, ...], **changes: object
 ) -> ImageNetViT:
-    """A model of `TIMM_NAMES` with weights from a file (.safetensors, .npz or .pth of timm), for C channels.
+    """Load an ImageNet ViT: a preset of `TIMM_NAMES` and a weights file of timm (.safetensors, .npz or .pth).
 
     Raises MissingFileError, saying which file is wanted, when there is none; CamaeError when it does not fit.
     """

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,10 @@ from torch import nn
 
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError
+from camae.model.config import find_preset
 from camae.model.registry import ModelFamily, register
 from camae.model.token_layout import TokenLayout
-from camae.reproduction.systems.fixed_channels import FixedChannelAutoencoder, SystemConfig, named
+from camae.reproduction.systems.fixed_channels import FixedChannelAutoencoder, SystemConfig
 
 WIDTHS_M = (32, 64, 128, 256, 512)
 WIDTHS_L = (*WIDTHS_M, 1024)
@@ -31,8 +32,11 @@ _GROUPS = 8
 
 @dataclass(frozen=True)
 class MUNetConfig(SystemConfig):
-    """widths: features of each level, from the full image down. depth: residual blocks of an encoder level;
-    decoder_depth: of a decoder level. `patch` is the edge of a masked section."""
+    """Configuration of a MU-Net.
+
+    widths: features of each level, from the full image down. depth, decoder_depth: residual blocks of an encoder's
+    and of a decoder's level. `patch` is the side of a masked section in pixels.
+    """
 
     family: ClassVar[str] = "mu_net"
     mask_ratio: float = 0.25
@@ -49,13 +53,13 @@ PRESETS = {
 }
 
 
-def preset(name: str, **changes: Any) -> MUNetConfig:
-    """`mu_net_m`, `mu_net_l`, or `mu_net_ti` for laptops, with fields changed."""
-    return named(PRESETS, name, changes)
+def preset(name: str, **changes: object) -> MUNetConfig:
+    """Preset `mu_net_m`, `mu_net_l`, or `mu_net_ti` for laptops, with fields changed."""
+    return find_preset(PRESETS, name, changes)
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(norm(conv(norm(x)))), 3 x 3, GELU before each convolution."""
+    """Pre-activation residual block: x + conv(gelu(norm(conv(gelu(norm(x)))))), 3 x 3."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -73,7 +77,7 @@ def _blocks(width: int, depth: int) -> nn.Sequential:
 
 
 class UNetEncoder(nn.Module):
-    """(B, C, H, W) to the features of every level, the last one the bottleneck."""
+    """U-Net encoder: (B, C, H, W) to the features of every level, the last one the bottleneck."""
 
     def __init__(self, channels: int, widths: tuple[int, ...], depth: int):
         super().__init__()
@@ -93,7 +97,7 @@ class UNetEncoder(nn.Module):
 
 
 class UNetDecoder(nn.Module):
-    """The mirror of the encoder: up, join with the level's features, residual blocks; (B, C, H, W) at the end."""
+    """U-Net decoder: the mirror of the encoder with skip connections; returns (B, C, H, W)."""
 
     def __init__(self, channels: int, widths: tuple[int, ...], depth: int):
         super().__init__()
@@ -103,7 +107,7 @@ class UNetDecoder(nn.Module):
         self.levels = nn.ModuleList(_blocks(w, depth) for w, _ in pairs)
         self.head = nn.Conv2d(widths[0], channels, 1)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(cast(torch.Tensor, self.head.bias))
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         x = features[-1]
@@ -113,7 +117,10 @@ class UNetDecoder(nn.Module):
 
 
 class MUNet(FixedChannelAutoencoder):
-    """A U-Net that sees zeros (each plane's mean) where patches are masked; embeds by the bottleneck's mean."""
+    """Masked U-Net: zeros (each plane's mean) where patches are masked. Embedding: the bottleneck's mean."""
+
+    config: MUNetConfig
+    pool_reason = "has one embedding, the bottleneck's mean"
 
     def __init__(self, config: MUNetConfig):
         super().__init__(config)
@@ -128,7 +135,7 @@ class MUNet(FixedChannelAutoencoder):
         self.decoder = UNetDecoder(C, config.widths, config.decoder_depth)
 
     def predict(self, batch: PlaneBatch, layout: TokenLayout, eps: float) -> torch.Tensor:
-        """(B*N, C*P*P) pixels of every patch."""
+        """Predicted pixels (B*N, C*P*P) of every patch."""
         P = self.config.patch
         images_BCHW = self.images(batch, eps)
         B, _, H, W = images_BCHW.shape
@@ -140,22 +147,13 @@ class MUNet(FixedChannelAutoencoder):
         tiles = out_BCHW.unflatten(3, (W // P, P)).unflatten(2, (H // P, P))  # B C h P w P
         return tiles.permute(0, 2, 4, 1, 3, 5).reshape(B * layout.n_patches, -1)
 
-    def embed_batch(
-        self,
-        batch: PlaneBatch,
-        pool: str,
-        *,
-        interpolate: bool = False,
-    ) -> list[torch.Tensor]:
-        """(D,) per sample: the mean over the bottleneck's positions; nothing is masked."""
-        if pool != "mean":
-            raise CamaeError(f"{self.config.name} has one embedding, the bottleneck's mean: use pool='mean'")
-        images_BCHW = self.images(batch, self.eps(batch))
-        return list(self.encoder(images_BCHW)[-1].float().mean((2, 3)).unbind(0))
+    def pooled_features(self, batch: PlaneBatch, pool: str, interpolate: bool) -> torch.Tensor:
+        """Embeddings (B, D): the mean over the bottleneck's positions; nothing is masked."""
+        return self.encoder(self.images(batch, self.eps(batch)))[-1].float().mean((2, 3))
 
 
 def parameter_count(config: MUNetConfig) -> int:
-    """Trainable parameters, without making the tensors."""
+    """Trainable parameters of a MU-Net, counted without making the tensors."""
     with torch.device("meta"):
         return sum(p.numel() for p in MUNet(config).parameters())
 

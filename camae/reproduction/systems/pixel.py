@@ -6,15 +6,13 @@ The paper compares with "30 different pixel intensity statistics"; it does not l
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from camae.dataloader.backends.native import plane_moments
-from camae.dataloader.images import read_site
 from camae.dataloader.manifest import Manifest
+from camae.dataloader.read_pixels import read_site
 from camae.embedding_table import by_well, make_table
 from camae.errors import CamaeError
 
@@ -22,7 +20,7 @@ PERCENTILES = (10, 50, 90, 99)
 STATISTICS = ("mean", "std", *(f"p{p}" for p in PERCENTILES))
 
 
-def pixel_statistics(planes_CHW: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def pixel_statistics(planes_CHW: npt.NDArray[np.integer | np.floating]) -> npt.NDArray[np.float64]:
     """Six intensity statistics of every plane, in gray levels.
 
     planes_CHW: (C, H, W), uint8, uint16 or float. Returns (C * 6,) float64: for each channel in turn the mean,

@@ -8,7 +8,7 @@ and is re-estimated on each plate before embedding (see `adabn`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,11 @@ from torch import nn
 
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
-from camae.errors import CamaeError
+from camae.model.config import find_preset
 from camae.model.registry import ModelFamily, register
 from camae.reproduction.systems._torchvision import import_timm
 from camae.reproduction.systems.adabn import adapted, use_ghost_batches
-from camae.reproduction.systems.fixed_channels import SystemConfig, named
+from camae.reproduction.systems.fixed_channels import SystemConfig
 from camae.reproduction.systems.weakly_supervised import Classifier, PlateCropLoader
 
 NECK_HIDDEN = 512  # with it backbone and neck for six channels are 27.7 M, nearest to the paper's 28 M
@@ -28,9 +28,11 @@ NECK_HIDDEN = 512  # with it backbone and neck for six channels are 27.7 M, near
 
 @dataclass(frozen=True)
 class DenseNetConfig(SystemConfig):
-    """growth, blocks: DenseNet's growth rate (twice it are the first features) and the layers of its blocks.
+    """Configuration of a DenseNet classifier.
 
-    embedding: width of the neck's output. ghost: crops in a ghost batch; 0 is plain batch norm.
+    growth, blocks: DenseNet's growth rate (twice it are the first features) and the layers of its blocks.
+    hidden, embedding: widths of the neck's hidden layer and of its output.
+    ghost: crops in a ghost batch; 0 is plain batch norm.
     """
 
     family: ClassVar[str] = "wsl_densenet"
@@ -59,13 +61,16 @@ def _presets() -> dict[str, DenseNetConfig]:
 PRESETS = _presets()
 
 
-def preset(name: str, **changes: Any) -> DenseNetConfig:
-    """`wsl_densenet161[_adabn][_1024]`, or `wsl_densenet_ti[_adabn]` for laptops, with fields changed."""
-    return named(PRESETS, name, changes)
+def preset(name: str, **changes: object) -> DenseNetConfig:
+    """Preset `wsl_densenet161[_adabn][_1024]`, or `wsl_densenet_ti[_adabn]` for laptops, with fields changed."""
+    return find_preset(PRESETS, name, changes)
 
 
 class DenseNetClassifier(Classifier):
-    """DenseNet, neck, logits. Its embedding is the neck's output."""
+    """DenseNet classifier with a neck. Embedding: the neck's output."""
+
+    config: DenseNetConfig
+    pool_reason = "has one embedding, the neck's output"
 
     def __init__(self, config: DenseNetConfig):
         super().__init__(config)
@@ -101,28 +106,24 @@ class DenseNetClassifier(Classifier):
 
     @property
     def crop_loader(self) -> type[PlateCropLoader]:
-        """Ghost batches of one plate each; single crops of plates in turn without ghost batches."""
-        return type("GhostCropLoader", (PlateCropLoader,), {"group": max(1, self.config.ghost)})
+        """Loader of ghost batches of one plate each; without them, of single crops of plates in turn."""
+
+        class GhostCropLoader(PlateCropLoader):
+            group = max(1, self.config.ghost)
+
+        return GhostCropLoader
 
     def features(self, batch: PlaneBatch, eps: float) -> torch.Tensor:
-        """(B, embedding) the neck's output."""
+        """Output of the neck, (B, embedding)."""
         return self.neck(self.encoder(self.images(batch, eps)))
 
     def logits(self, batch: PlaneBatch, eps: float) -> torch.Tensor:
-        """(B, classes)."""
+        """Logits (B, classes)."""
         return self.head(F.relu(self.features(batch, eps)))
 
-    def embed_batch(
-        self,
-        batch: PlaneBatch,
-        pool: str,
-        *,
-        interpolate: bool = False,
-    ) -> list[torch.Tensor]:
-        """(embedding,) per sample."""
-        if pool != "mean":
-            raise CamaeError(f"{self.config.name} has one embedding, the neck's output: use pool='mean'")
-        return list(self.features(batch, self.eps(batch)).float().unbind(0))
+    def pooled_features(self, batch: PlaneBatch, pool: str, interpolate: bool) -> torch.Tensor:
+        """Embeddings (B, embedding): the output of the neck."""
+        return self.features(batch, self.eps(batch))
 
 
 register(ModelFamily("wsl_densenet", DenseNetClassifier, DenseNetConfig, preset))

@@ -3,73 +3,60 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from camae.dataloader.plane_batch import PlaneBatch
-from camae.errors import CamaeError
-from camae.model.config import PRESETS as CA_MAE_PRESETS
+from camae.model.config import find_preset
+from camae.model.pooling import pool_tokens
 from camae.model.registry import ModelFamily, register
-from camae.reproduction.systems.mae_vit import ImageEncoder, ImageViTConfig, image_tokens, pooled, vit_config
+from camae.reproduction.systems.mae_vit import ImageEncoder, ImageViTConfig, vit_presets
 from camae.reproduction.systems.weakly_supervised import Classifier, PlateCropLoader
 
 
 @dataclass(frozen=True)
 class ViTClassifierConfig(ImageViTConfig):
-    """As `ImageViTConfig`; classes: the perturbations to be named."""
+    """Configuration as `ImageViTConfig`. classes: names of the perturbations."""
 
     classes: tuple[str, ...] = ()
     family: str = "wsl_vit"
 
 
-PRESETS = [f"wsl_vit_{name.removeprefix('ca_mae_vit_')}" for name in CA_MAE_PRESETS]
+PRESETS = vit_presets(ViTClassifierConfig, "wsl_vit_", {8: 0.0, 16: 0.0})
 
 
-def preset(name: str, **changes: Any) -> ViTClassifierConfig:
-    """`wsl_vit_{ti,s,b,l}{16,8}`, with fields changed."""
-    if name not in PRESETS:
-        raise CamaeError(
-            f"there is no model preset {name!r}; presets of this family are {', '.join(PRESETS)}"
-        )
-    like = "ca_mae_" + name.removeprefix("wsl_")
-    return vit_config(ViTClassifierConfig, like, name, {"mask_ratio": 0.0} | changes)
+def preset(name: str, **changes: object) -> ViTClassifierConfig:
+    """Preset `wsl_vit_{ti,s,b,l}{16,8}`, with fields changed."""
+    return find_preset(PRESETS, name, changes)
 
 
 class ViTClassifier(Classifier):
-    """The encoder of the standard MAE ViT, all patches visible, and a linear layer on its class token."""
+    """ViT classifier: the encoder of the standard MAE ViT, all patches visible, a linear layer on its class token."""
 
+    config: ViTClassifierConfig
+    encoder: ImageEncoder
     crop_loader = PlateCropLoader
+    pools = ("cls",)
+    pool_reason = "was trained on its class token"
 
     def __init__(self, config: ViTClassifierConfig):
         super().__init__(config)
-        self.encoder: ImageEncoder = ImageEncoder(config)
+        self.encoder = ImageEncoder(config, self.backends)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.head = nn.Linear(config.width, len(config.classes))
         nn.init.zeros_(self.head.bias)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
 
     def logits(self, batch: PlaneBatch, eps: float) -> torch.Tensor:
-        """(B, classes)."""
-        return self.head(torch.stack(self._class_tokens(batch, eps, False)))
+        """Logits (B, classes)."""
+        return self.head(self.pooled_features(batch, "cls", False))
 
-    def embed_batch(
-        self,
-        batch: PlaneBatch,
-        pool: str,
-        *,
-        interpolate: bool = False,
-    ) -> list[torch.Tensor]:
-        """(D,) per sample: the class token, as the paper's classifiers; pool="mean" is refused."""
-        if pool != "cls":
-            raise CamaeError(f"{self.config.name} was trained on its class token: use pool='cls'")
-        return self._class_tokens(batch, self.eps(batch), interpolate)
-
-    def _class_tokens(self, batch: PlaneBatch, eps: float, interpolate: bool) -> list[torch.Tensor]:
-        layout = self.full_layout(batch)
-        tokens_TD = self.norm(image_tokens(self, batch, layout, eps, interpolate))
-        return pooled(tokens_TD, layout, "cls", self.config.name)
+    def pooled_features(self, batch: PlaneBatch, pool: str, interpolate: bool) -> torch.Tensor:
+        """Embeddings (B, D): the class token, normed."""
+        layout, index_BC = self.full_layout(batch), self.plane_index(batch)
+        tokens_TD = self.encoder(batch, index_BC, layout, eps=self.eps(batch), interpolate=interpolate)
+        return torch.stack(pool_tokens(self.norm(tokens_TD), layout, pool))
 
 
 register(ModelFamily("wsl_vit", ViTClassifier, ViTClassifierConfig, preset))

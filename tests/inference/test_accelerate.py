@@ -1,4 +1,4 @@
-"""Accelerated encoders give the same vectors, to a stated error; a bag of channels is what it says."""
+"""Accelerated encoders give the same vectors, to a stated error."""
 
 import copy
 
@@ -9,30 +9,12 @@ import torch
 import camae
 from camae.errors import CamaeError
 from camae.inference.accelerate import accelerate
-from camae.inference.bag_of_channels import BagOfChannels
-from camae.inference.fast_linear import FastLinear, to_fp8
 from camae.kernels._cpu import instructions
 from camae.model import CAMAE, preset, save
 from camae.model.backends import Backends
 from camae.model.weights import model_hash
 
 NAMES = ["DNA", "ER", "Mito"]
-
-
-def picture(c=3, size=32, seed=0):
-    return np.random.default_rng(seed).integers(0, 60000, (c, size, size)).astype(np.uint16)
-
-
-def build(**changes):
-    """Widths that 16 divides, and LayerScale 0.5, so that every block counts in the vectors."""
-    torch.manual_seed(0)
-    small = {"width": 64, "heads": 2, "depth": 4, "crop": 32, "patch": 8, "layer_scale": 0.5}
-    decoder = {"width": 32, "depth": 1, "heads": 4, "cross_heads": 4}
-    model = CAMAE(preset("ca_mae_vit_ti16", channels=NAMES, decoder=decoder, **(small | changes)))
-    for name, parameter in model.named_parameters():
-        if "bias" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
 
 
 def cosine(a, b):
@@ -43,7 +25,7 @@ def cosine(a, b):
     "changes", [{}, {"bias_layout": "timm<=1.0.24"}, {"block": "sequential"}], ids=["own", "shifted", "vit"]
 )
 @pytest.mark.parametrize("pool", ["mean", "cls", "per_channel"])
-def test_float32_is_the_same_up_to_rounding(changes, pool):
+def test_float32_is_the_same_up_to_rounding(build, picture, changes, pool):
     model = build(**changes)
     fast = accelerate(model)
     images, names = [picture(), picture(2, seed=1), picture(1, seed=2)], [NAMES, NAMES[:2], NAMES[:1]]
@@ -54,7 +36,7 @@ def test_float32_is_the_same_up_to_rounding(changes, pool):
 
 
 @pytest.mark.parametrize("block", ["parallel", "sequential"])
-def test_what_runs_a_block(block):
+def test_what_runs_a_block(build, picture, block):
     """C++ ops in float32 on a CPU; layer by layer in other kinds, for the compiler, and for another attention."""
     model = build(block=block)
     expected = camae.embed(picture(), NAMES, model)
@@ -62,20 +44,20 @@ def test_what_runs_a_block(block):
     def runners(fast):
         return {type(b.runner).__name__ for b in fast.encoder.blocks}
 
-    assert runners(accelerate(model)) == {"NativeBlock" if instructions() else "LayeredBlock"}
-    assert runners(accelerate(model, "bfloat16")) == {"LayeredBlock"}
-    assert runners(accelerate(model, compile=True)) == {"LayeredBlock"}
-    model.backends = Backends(attention="reference")
+    assert runners(accelerate(model)) == {"FusedBlock" if instructions() else "LayerwiseBlock"}
+    assert runners(accelerate(model, "bfloat16")) == {"LayerwiseBlock"}
+    assert runners(accelerate(model, compile=True)) == {"LayerwiseBlock"}
+    model.use_backends(Backends(attention="reference"))
     by_layers = accelerate(model)
-    assert runners(by_layers) == {"LayeredBlock"}
+    assert runners(by_layers) == {"LayerwiseBlock"}
     np.testing.assert_allclose(camae.embed(picture(), NAMES, by_layers), expected, atol=2e-5)
-    by_layers.backends.attention = None
+    by_layers.use_backends(Backends())
     np.testing.assert_allclose(camae.embed(picture(), NAMES, by_layers), expected, atol=2e-5)
-    assert runners(by_layers) == {"NativeBlock" if instructions() else "LayeredBlock"}
+    assert runners(by_layers) == {"FusedBlock" if instructions() else "LayerwiseBlock"}
 
 
 @pytest.mark.full
-def test_float32_at_full_size():
+def test_float32_at_full_size(picture):
     """S/16 on 6 x 256 x 256: as far from fp64 as the plain float32 encoder, to a factor of two."""
     torch.manual_seed(0)
     model = CAMAE(preset("ca_mae_vit_s16", layer_scale=0.1, channels=tuple("abcdef"))).eval()
@@ -89,7 +71,7 @@ def test_float32_at_full_size():
     assert fast_error <= 2 * plain_error
 
 
-def test_layers_and_regions_work_as_before():
+def test_layers_and_regions_work_as_before(build, picture):
     model = build()
     fast = accelerate(model)
     mask = np.zeros((32, 32), bool)
@@ -104,7 +86,7 @@ def test_layers_and_regions_work_as_before():
 # blocks at LayerScale 0.5: a relative error e of the vector is a cosine of 1 - e^2 / 2.
 @pytest.mark.parametrize("block", ["parallel", "sequential"])
 @pytest.mark.parametrize(("linear", "least"), [("bfloat16", 0.9999), ("fp8", 0.999)])
-def test_low_precision_states_its_error(linear, least, block):
+def test_low_precision_states_its_error(build, picture, linear, least, block):
     model = build(block=block)
     fast = accelerate(model, linear=linear)
     batch = np.stack([picture(seed=i) for i in range(4)])
@@ -115,7 +97,7 @@ def test_low_precision_states_its_error(linear, least, block):
 
 
 @pytest.mark.full
-def test_fp8_error_of_the_small_model():
+def test_fp8_error_of_the_small_model(picture):
     """S/16 on 6 x 256 x 256 with LayerScale 0.1: cosine to float32, the number in the documentation."""
     torch.manual_seed(0)
     model = CAMAE(preset("ca_mae_vit_s16", layer_scale=0.1, channels=tuple("abcdef"))).eval()
@@ -126,36 +108,7 @@ def test_fp8_error_of_the_small_model():
     assert similar >= 0.999
 
 
-def test_fp8_rounds_by_rows():
-    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 6, 5)[:, None]
-    values, scale = to_fp8(x)
-    assert values.dtype == torch.float8_e4m3fn
-    # half a step of a 3-bit fraction, and the subnormal step of e4m3 near zero
-    error = (values.float() * scale - x).abs()
-    assert (error <= x.abs() * 2**-4 + scale * 2**-10).all()
-    assert torch.equal(to_fp8(torch.zeros(2, 16))[0].float(), torch.zeros(2, 16))
-
-
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "fp8"])
-def test_linear_layers_against_fp64(kind):
-    generator = torch.Generator().manual_seed(1)
-    x, weight, bias, other = (
-        torch.randn(shape, generator=generator) for shape in ((70, 64), (48, 64), (48,), (70, 48))
-    )
-    layer = FastLinear(weight, bias, kind)
-    exact = x.double() @ weight.double().T + bias.double()
-    # A sum of 64 terms has norm 8 and reaches 30 among these. Inputs rounded to 2^-9 move it by 0.02 rms, four of
-    # which are seen among 3,000, and its own rounding to bf16 by 0.06; e4m3 inputs, 2^-4, by 32 times as much less
-    # the share of large terms.
-    limit = {"float32": 1e-5, "bfloat16": 0.2, "fp8": 2.0}[kind]
-    assert (layer(x) - exact).abs().max() < limit
-    assert (layer(x, gelu=True) - torch.nn.functional.gelu(exact)).abs().max() < limit
-    added = layer(x, add_TF=other)
-    assert added.dtype == torch.float32
-    assert (added - (other + exact)).abs().max() < limit
-
-
-def test_the_original_is_untouched_and_the_copy_is_another_model(tmp_path):
+def test_the_original_is_untouched_and_the_copy_is_another_model(build, picture, tmp_path):
     model = build()
     before = model_hash(model)
     fast = accelerate(model, "bfloat16")
@@ -171,7 +124,7 @@ def test_the_original_is_untouched_and_the_copy_is_another_model(tmp_path):
     )
 
 
-def test_wrong_requests_are_one_sentence():
+def test_wrong_requests_are_one_sentence(build):
     model = build()
     with pytest.raises(CamaeError, match="choose from float32, bfloat16, fp8"):
         accelerate(model, "int4")
@@ -179,50 +132,10 @@ def test_wrong_requests_are_one_sentence():
         accelerate(torch.nn.Linear(2, 2))
     with pytest.raises(CamaeError, match="accelerated model already"):
         accelerate(accelerate(model))
-    with pytest.raises(CamaeError, match="fp8 layers need widths that 16 divides"):
-        FastLinear(torch.zeros(24, 16), None, "fp8")
-    with pytest.raises(CamaeError, match="needs a CA-MAE, not a Linear"):
-        BagOfChannels(torch.nn.Linear(2, 2))
-
-
-def test_bag_of_channels_is_each_channel_alone():
-    model = build()
-    bag = BagOfChannels(model)
-    images, names = [picture(), picture(2, seed=1)], [NAMES, NAMES[1:]]
-    for image, channels, mean, cls, each in zip(
-        images,
-        names,
-        camae.embed(images, names, bag),
-        camae.embed(images, names, bag, pool="cls"),
-        camae.embed(images, names, bag, pool="per_channel"),
-        strict=True,
-    ):
-        alone = [camae.embed(image[c : c + 1], channels[c : c + 1], model) for c in range(len(image))]
-        classes = [
-            camae.embed(image[c : c + 1], channels[c : c + 1], model, pool="cls") for c in range(len(image))
-        ]
-        np.testing.assert_allclose(each, np.stack(alone), atol=1e-5)
-        np.testing.assert_allclose(mean, np.mean(alone, 0), atol=1e-5)
-        np.testing.assert_allclose(cls, np.mean(classes, 0), atol=1e-5)
-    assert not np.allclose(
-        camae.embed(images[0], NAMES, model), camae.embed(images[0], NAMES, bag), atol=1e-3
-    )
-
-
-def test_bag_of_channels_embeds_a_screen_of_its_own(screen, tmp_path):
-    model = build()
-    bag = camae.embed_screen(screen, BagOfChannels(model), tmp_path / "bag", tiles="center", quiet=True)
-    assert len(bag) == 8
-    with pytest.raises(CamaeError, match="another model"):
-        camae.embed_screen(screen, model, tmp_path / "bag", tiles="center", quiet=True)
-    mask = np.zeros((32, 32), bool)
-    mask[:8] = True
-    with pytest.raises(CamaeError, match="need a CA-MAE"):
-        camae.embed(picture(), NAMES, BagOfChannels(model), region=mask)
 
 
 @pytest.mark.full
-def test_compiled_blocks_give_the_same_vectors():
+def test_compiled_blocks_give_the_same_vectors(build, picture):
     model = build(depth=2)
     fast = accelerate(model, compile=True)
     batch = np.stack([picture(seed=i) for i in range(3)])

@@ -1,33 +1,34 @@
-"""Blocks for inference: both forms of block as the same four linear layers, run by one of two back-ends."""
+"""Inference blocks: both kinds of transformer block as four linear layers, fused in C++ or layer by layer."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-from camae.inference.fast_linear import FastLinear
+from camae.inference.inference_linear import InferenceLinear
+from camae.kernels import transformer_block
 from camae.kernels.transformer_block import (
-    backends,
     block_tail_op,
     fits,
     instructions,
     pack_weight,
     self_attention_op,
 )
-from camae.model.blocks import ParallelBlock, Sequences, SequentialBlock, attend
+from camae.model.backends import BackendModule, Backends
+from camae.model.blocks import HeadNorms, ParallelBlock, Sequences, SequentialBlock, attend
 
 Linear = tuple[torch.Tensor, torch.Tensor]  # weight (F, D) and bias (F,)
 
 
 @dataclass(frozen=True)
 class BlockLayers:
-    """A block of either form, LayerScale multiplied into its output projections.
+    """Layers of a parallel or sequential block, LayerScale multiplied into the output projections.
 
-    mlp_norm: None where the MLP takes the same normed tokens as attention (the parallel form); else it norms the
-        tokens after attention.
+    mlp_norm: norm of the tokens after attention (sequential); None where the MLP takes the same normed tokens as
+        attention (parallel).
     """
 
     heads: int
@@ -41,8 +42,8 @@ class BlockLayers:
     mlp_out: Linear
 
 
-def layers_of(block: ParallelBlock | SequentialBlock) -> BlockLayers:
-    """The layers of a block, from its weights as they are now."""
+def block_layers(block: ParallelBlock | SequentialBlock) -> BlockLayers:
+    """Layers of a block, from its current weights."""
     if isinstance(block, SequentialBlock):
         layers = block.qkv, block.proj, block.fc1, block.fc2
         qkv, proj, mlp_in, mlp_out = ((x.weight.detach(), x.bias.detach()) for x in layers)
@@ -66,32 +67,37 @@ def layers_of(block: ParallelBlock | SequentialBlock) -> BlockLayers:
     )
 
 
-class LayeredBlock:
-    """The block as four `FastLinear` and an attention back-end: any kind, any device."""
+class LayerwiseBlock:
+    """Block as four `InferenceLinear` and an attention back-end: any kind, any device.
 
-    def __init__(self, layers: BlockLayers, kind: str, packed: bool):
-        self.layers = layers
+    kind, packed: as in `InferenceLinear`. backends: of which attention's is used.
+    """
+
+    def __init__(self, layers: BlockLayers, kind: str, packed: bool, backends: Backends):
+        self.layers, self.attention = layers, backends.attention
         self.qkv, self.proj, self.mlp_in, self.mlp_out = (
-            FastLinear(*linear, kind, packed=packed)
+            InferenceLinear(*linear, kind, packed=packed)
             for linear in (layers.qkv, layers.proj, layers.mlp_in, layers.mlp_out)
         )
 
-    def __call__(self, tokens_TD: torch.Tensor, sequences: Sequences, backend: str | None) -> torch.Tensor:
+    def __call__(self, tokens_TD: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+        """Tokens (T, D) after the block."""
         layers = self.layers
         normed_TD = layers.norm(tokens_TD)
-        q, k, v = _for_attention(self.qkv(normed_TD)).chunk(3, dim=1)
-        norms = {"q_norm": layers.q_norm, "k_norm": layers.k_norm}
-        given = {name: _parameters(norm, q.dtype) for name, norm in norms.items() if norm is not None}
-        eps = {} if layers.q_norm is None else {"norm_eps": layers.q_norm.eps}
-        attention_TD = attend(q, k, v, layers.heads, sequences, sequences, backend, **given, **eps)
+        q, k, v = _attention_input(self.qkv(normed_TD)).chunk(3, dim=1)
+        norms: HeadNorms = {}
+        if layers.q_norm is not None and layers.k_norm is not None:
+            q_norm, k_norm = (_parameters(norm, q.dtype) for norm in (layers.q_norm, layers.k_norm))
+            norms = {"q_norm": q_norm, "k_norm": k_norm, "norm_eps": layers.q_norm.eps}
+        attention_TD = attend(q, k, v, layers.heads, sequences, sequences, self.attention, **norms)
         tokens_TD = self.proj(attention_TD, add_TF=tokens_TD)
         if layers.mlp_norm is not None:
             normed_TD = layers.mlp_norm(tokens_TD)
         return self.mlp_out(self.mlp_in(normed_TD, gelu=True), add_TF=tokens_TD)
 
 
-class NativeBlock:
-    """The block as the two C++ ops of `camae.kernels.transformer_block`: float32 on a CPU."""
+class FusedBlock:
+    """Block as the two C++ ops of `camae.kernels.transformer_block`: float32 on a CPU."""
 
     def __init__(self, layers: BlockLayers):
         self.heads, self.parallel = layers.heads, layers.mlp_norm is None
@@ -109,13 +115,14 @@ class NativeBlock:
         self.scale = (layers.norm.weight.numel() // layers.heads) ** -0.5
 
     @staticmethod
-    def takes(layers: BlockLayers) -> bool:
-        """Whether these layers can run so here."""
+    def supports(layers: BlockLayers) -> bool:
+        """Whether the C++ ops run on this machine and take these widths."""
         weight = layers.mlp_in[0]
         hidden, D = weight.shape
-        return backends(weight.device)[0].usable and fits(hidden, D, D // layers.heads)
+        return transformer_block.backends(weight.device)[0].usable and fits(hidden, D, D // layers.heads)
 
-    def __call__(self, tokens_TD: torch.Tensor, sequences: Sequences, backend: str | None) -> torch.Tensor:
+    def __call__(self, tokens_TD: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+        """Tokens (T, D) after the block."""
         best = instructions()[0]
         attended_TD = self_attention_op(
             tokens_TD,
@@ -142,45 +149,46 @@ class NativeBlock:
         )
 
 
-class FastBlock(nn.Module):
-    """A block for inference, same call; packed again wherever its own weights are moved to.
+class InferenceBlock(BackendModule):
+    """Transformer block for inference, called as the block it is made from. Not differentiable.
 
-    runner: what runs it here. `NativeBlock` in float32 on a CPU that has the kernels, unless the model was told of
-        another attention back-end; else `LayeredBlock`.
+    kind, packed: as in `InferenceLinear`. runner: `FusedBlock` for packed float32 on a CPU that has the C++ ops, with
+    attention's default or "native" back-end; else `LayerwiseBlock`. Weights are packed again when they are moved to
+    another device or the back-ends change.
     """
 
-    runner: NativeBlock | LayeredBlock
+    runner: FusedBlock | LayerwiseBlock
 
-    def __init__(
-        self, block: ParallelBlock | SequentialBlock, kind: str, packed: bool, attention: str | None
-    ):
-        super().__init__()
-        self.block, self.kind, self.packed, self.attention = block, kind, packed, attention
+    def __init__(self, block: ParallelBlock | SequentialBlock, kind: str, packed: bool):
+        super().__init__(block.backends)
+        self.block, self.kind, self.packed = block, kind, packed
         self.pack()
 
     def pack(self) -> None:
-        """Make the runner from the block's weights, where these are now."""
-        layers = layers_of(self.block)
-        whole = self.kind == "float32" and self.packed and self.attention in (None, "native")
-        if whole and NativeBlock.takes(layers):
-            self.runner = NativeBlock(layers)
+        """Make the runner from the block's current weights."""
+        layers = block_layers(self.block)
+        fusible = self.kind == "float32" and self.packed and self.backends.attention in (None, "native")
+        if fusible and FusedBlock.supports(layers):
+            self.runner = FusedBlock(layers)
         else:
-            self.runner = LayeredBlock(layers, self.kind, self.packed)
+            self.runner = LayerwiseBlock(layers, self.kind, self.packed, self.backends)
 
-    def forward(self, tokens_TD: torch.Tensor, sequences: Sequences, backend: str | None) -> torch.Tensor:
-        if backend != self.attention:  # the model was told of another since
-            self.attention = backend
-            self.pack()
-        return self.runner(tokens_TD, sequences, backend)
+    def on_backends_changed(self) -> None:
+        """Pack again."""
+        self.pack()
 
-    def _apply(self, fn: Any, recurse: bool = True) -> FastBlock:
+    def forward(self, tokens_TD: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+        """Tokens (T, D) after the block."""
+        return self.runner(tokens_TD, sequences)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> InferenceBlock:
         super()._apply(fn, recurse)
         self.pack()
         return self
 
 
-def _for_attention(qkv_T3D: torch.Tensor) -> torch.Tensor:
-    """As it is on a GPU; float32 on a CPU, where the native kernel takes that and torch's is no faster in bfloat16."""
+def _attention_input(qkv_T3D: torch.Tensor) -> torch.Tensor:
+    """Unchanged on a GPU; float32 on a CPU: the native kernel takes that, torch's is no faster in bfloat16."""
     return qkv_T3D if qkv_T3D.is_cuda else qkv_T3D.float()
 
 

@@ -1,12 +1,4 @@
-"""Linear layers for inference: weights packed once, in float32, bfloat16 or fp8.
-
-float32   CPU: oneDNN with packed weights, measured 1.4 to 1.5 times torch's default (MKL) product on an AMD EPYC;
-          where fast_block.py can run a whole block in C++ it takes that instead.
-bfloat16  inputs and weights rounded to bfloat16, sums in float32.
-fp8       e4m3 with a scale for every row of the input (by its largest value, each call) and every output of the
-          weight; sums in float32. CUDA: `torch._scaled_mm` (sm_89 and later). CPU: the same rounding emulated,
-          which is for stating errors, not for speed.
-"""
+"""Linear layers for inference, with weights packed once."""
 
 from __future__ import annotations
 
@@ -15,6 +7,11 @@ import torch.nn.functional as F
 
 from camae.errors import CamaeError, MissingBackendError
 
+# float32: on a CPU oneDNN with packed weights, measured 1.4 to 1.5 times torch's default (MKL) product on an AMD EPYC.
+# bfloat16: inputs and weights rounded to bfloat16, sums in float32.
+# fp8: e4m3 with a scale for every row of the input (by its largest value, at each call) and every output of the
+#   weight, sums in float32. CUDA: `torch._scaled_mm` (sm_89 and later). CPU: the same rounding emulated, to measure
+#   errors, not for speed.
 KINDS = ("float32", "bfloat16", "fp8")
 _FP8 = torch.float8_e4m3fn
 _FP8_MAX = torch.finfo(_FP8).max
@@ -22,18 +19,19 @@ _TYPICAL_ROWS = 2048  # what oneDNN lays a packed weight out for; it runs with a
 
 
 def to_fp8(x_MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(M, K) values in fp8 e4m3 and the (M, 1) float32 scales that give them back."""
+    """Quantize rows to fp8: (M, K) values in e4m3, and the (M, 1) float32 scales that give them back."""
     scale_M1 = x_MK.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / _FP8_MAX
     return (x_MK.float() / scale_M1).to(_FP8), scale_M1
 
 
-class FastLinear:
-    """y = x W^T + b of a fixed weight (F, D), optionally through exact GELU, optionally added to another tensor.
+class InferenceLinear:
+    """Linear layer y = x W^T + b of a fixed weight, with an optional exact GELU or residual sum. Not differentiable.
 
-    kind: "float32", "bfloat16" or "fp8". packed: in oneDNN's layout on a CPU, which torch.compile cannot take;
-    without it a plain product, for the compiler to fuse.
-    Not differentiable. Returns float32 for float32 and for sums, else bfloat16.
-    Raises MissingBackendError where the device lacks what the kind needs.
+    weight_FD: (F, D); bias_F: (F,) or None. kind: one of `KINDS`. packed: in oneDNN's layout on a CPU, which
+    torch.compile cannot take; without it a plain product, for the compiler to fuse.
+    Returns float32 for float32 and for sums, else bfloat16.
+    Raises CamaeError for another kind and for fp8 widths that 16 does not divide, MissingBackendError where the device
+    lacks what the kind needs.
     """
 
     def __init__(
@@ -69,7 +67,7 @@ class FastLinear:
     def __call__(
         self, x_TD: torch.Tensor, *, gelu: bool = False, add_TF: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """gelu(x W^T + b) or add + x W^T + b, (T, F)."""
+        """gelu(x W^T + b) or add + x W^T + b, (T, F), of x (T, D)."""
         if self.kind == "fp8":
             return _finish(self._fp8(x_TD), gelu, add_TF)
         if not self.onednn:

@@ -1,4 +1,4 @@
-"""Blocks that compute norms and GELUs again: the same gradients from fewer kept bytes, by a formula."""
+"""Selective activation checkpointing: the same gradients from fewer saved bytes, by a formula."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from camae.kernels import fused_linear as glued_linear
-from camae.kernels import residual_norm, varlen_attention
+from camae.kernels import _dispatch
 from camae.model import CAMAE, preset
-from camae.model.blocks import ParallelBlock, Sequences, SequentialBlock, set_block_options
+from camae.model.activation_checkpointing import set_recompute
+from camae.model.backends import Backends
+from camae.model.blocks import ParallelBlock, Sequences, SequentialBlock
 from camae.model.token_layout import cumulative, kept_count
 
 
@@ -29,14 +30,11 @@ def floors():
 @pytest.fixture
 def on_kernels(monkeypatch):
     """The ops that a GPU runs, by their formulas."""
-    for module in (residual_norm, varlen_attention):
-        monkeypatch.setattr(module, "choose", lambda op, requested, backends, default: "triton")
-    monkeypatch.setattr(glued_linear, "glue_backend", lambda requested, device: "triton")
-    monkeypatch.setattr("camae.model.blocks.glue_backend", lambda requested, device: "triton")
+    monkeypatch.setattr(_dispatch, "choose", lambda op, requested, device, *_: "triton")
 
 
 def gradients(model, keep, dtype):
-    set_block_options(model, keep=keep)
+    set_recompute(model, 0, selective=not keep)
     model.zero_grad()
     torch.manual_seed(0)
     images = [torch.randint(0, 256, (c, 32, 32)).to(torch.uint8) for c in (3, 1)]
@@ -70,7 +68,7 @@ def test_gradients_are_those_of_kept_activations(block, bias_layout, dtype):
         assert error < tolerance, (name, float(error))
 
 
-def kept_bytes(block, tokens, backend):
+def kept_bytes(block, tokens):
     """Bytes of distinct storages that autograd keeps for one block, in the number of tokens."""
     lengths = (tokens // 2, tokens - tokens // 2)
     sequences = Sequences(cumulative(lengths, torch.device("cpu")), lengths)
@@ -82,7 +80,7 @@ def kept_bytes(block, tokens, backend):
 
     x = torch.randn(tokens, block.width).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = block(x, sequences, backend)
+        out = block(x, sequences)
     out.sum().backward()
     return sum(storages.values())
 
@@ -96,9 +94,10 @@ def test_kept_bytes_are_as_computed(floors, on_kernels, kind, keep):
         block = ParallelBlock(preset("ca_mae_vit_ti8", width=width, heads=heads), 0.0)
     else:
         block = SequentialBlock(width, heads, 4 * width, 1e-6)
+    block.use_backends(Backends(attention="triton"))
     block.width = width
-    set_block_options(block, keep=keep)
-    per_token = (kept_bytes(block, 64, "triton") - kept_bytes(block, 32, "triton")) / 32
+    set_recompute(block, 0, selective=not keep)
+    per_token = (kept_bytes(block, 64) - kept_bytes(block, 32)) / 32
     formula = {"parallel": floors.parallel_block_kept, "sequential": floors.sequential_block_kept}[kind]
     assert per_token == formula(width, heads, keep, stream=4, working=4)
 

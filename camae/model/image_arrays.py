@@ -1,0 +1,82 @@
+"""Images, channel names and noise as users give them: one list entry per image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+
+from camae.dataloader.plane_batch import PlaneBatch, ValueRange
+from camae.errors import CamaeError
+from camae.model.interface import ChannelNames, Image, Images
+
+
+def split_images(images: Images) -> list[Image]:
+    """(C, H, W), (B, C, H, W) or a list of (C_i, H, W) as a list of (C_i, H, W).
+
+    Raises CamaeError for an empty list and for other shapes.
+    """
+    if isinstance(images, (list, tuple)):
+        if not images:
+            raise CamaeError("the list of images is empty")
+        for i, image in enumerate(images):
+            if image.ndim != 3:
+                raise CamaeError(
+                    f"image {i} of the list has shape {tuple(image.shape)}; each must be (C, H, W)"
+                )
+        return list(images)
+    array = cast(Image, images)
+    if array.ndim == 3:
+        return [array]
+    if array.ndim == 4:
+        return list(array)
+    raise CamaeError(
+        f"images have shape {tuple(array.shape)}; give (C, H, W), (B, C, H, W) or a list of (C, H, W)"
+    )
+
+
+def channel_lists(channels: ChannelNames, samples: Sequence[Image]) -> list[list[str]]:
+    """One list of channel names per image, from names shared by all or one list each.
+
+    Raises CamaeError for a wrong count or names that repeat within an image.
+    """
+    if isinstance(channels, str):
+        raise CamaeError(f"channels is the single string {channels!r}; give a list of names, one per plane")
+    if all(isinstance(name, str) for name in channels):
+        lists = [list(cast(Sequence[str], channels))] * len(samples)
+    else:
+        lists = [list(names) for names in channels]
+    if len(lists) != len(samples):
+        raise CamaeError(f"{len(lists)} lists of channel names for {len(samples)} images")
+    for i, (names, image) in enumerate(zip(lists, samples, strict=True)):
+        if len(names) != image.shape[0]:
+            raise CamaeError(
+                f"image {i} has {image.shape[0]} planes but {len(names)} channel names: {', '.join(names)}"
+            )
+        if len(set(names)) != len(names):
+            raise CamaeError(f"image {i}: channel names repeat: {', '.join(names)}")
+    return lists
+
+
+def image_batch(
+    images: Images, channels: ChannelNames, device: torch.device, value_range: ValueRange | None = None
+) -> PlaneBatch:
+    """Plane batch of images on a device. Errors as `split_images`, `channel_lists` and `PlaneBatch`."""
+    samples = split_images(images)
+    names = channel_lists(channels, samples)
+    return PlaneBatch.from_images(samples, names, value_range=value_range).to(device)
+
+
+def packed_noise(noise: Images | None, total: int, device: torch.device) -> torch.Tensor:
+    """Noise (total,) of the mask, packed by sample; uniform random numbers without any.
+
+    noise: (B, C*N) or a list of (C_i*N,). Raises CamaeError where it has not `total` values.
+    """
+    if noise is None:
+        return torch.rand(total, device=device)
+    parts = noise if isinstance(noise, (list, tuple)) else [noise]
+    flat = torch.cat([torch.as_tensor(n).reshape(-1) for n in parts]).to(device)
+    if len(flat) != total:
+        raise CamaeError(f"noise has {len(flat)} values but the images have {total} patches")
+    return flat
