@@ -31,10 +31,9 @@ from camae.model.config import DECODERS
 from camae.model.flops import model_flops
 from camae.reporting.figures import loss_curves, save_png
 from camae.reproduction.demo.generate_screen import generate
-from camae.training.data import open_data
-from camae.training.schedule import learning_rate
-from camae.training.split import split
-from camae.training.validation import validate
+from camae.training.data import open_data, split
+from camae.training.evaluation import validate
+from camae.training.optimization import learning_rate
 
 DECODER = {
     "width": 64,

@@ -1,4 +1,4 @@
-"""Many processes as one run: who I am, adding up over ranks, agreeing, and the model's wrapper.
+"""Data parallelism: process groups, reductions over ranks, and the DDP or FSDP2 wrapper of the model.
 
 Launched by torchrun, every process calls `camae.train` with the same arguments; each has one device. Gradients and
 losses are sums over ranks of terms that are divided by the global number of crops, so that any number of processes
@@ -11,22 +11,31 @@ import atexit
 import contextlib
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError
+from camae.model import registry
+from camae.model.interface import Model
 
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
+T = TypeVar("T")
+Tensors = dict[str, torch.Tensor]
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_host_group: Any = None
+_host_group: dist.ProcessGroup | None = None
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run. A run without torchrun is a world of one."""
+    """Process group of a run. A run without torchrun is a world of one process."""
 
     rank: int
     size: int
@@ -53,44 +62,44 @@ class World:
             kind = f"cuda:{local}"
             torch.cuda.set_device(local)
         if not dist.is_initialized():
-            store, rank, size = _meeting_place()
+            store, rank, size = _rendezvous()
             backend = "nccl" if kind.startswith("cuda") else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-            atexit.register(_leave)
+            atexit.register(_destroy_process_group)
         return cls(dist.get_rank(), dist.get_world_size(), torch.device(kind))
 
     @property
-    def main(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this process writes the run's files."""
         return self.rank == 0
 
-    def add(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, in place, on the tensor's device."""
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, in place, on the tensor's device."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self._group(tensor.device))
         return tensor
 
-    def most(self, numbers: list[int]) -> list[int]:
-        """The largest of each number over ranks. Goes through the hosts: no device is waited for."""
+    def all_reduce_max(self, numbers: list[int]) -> list[int]:
+        """Largest of each number over ranks. Goes through the hosts: no device is waited for."""
         if self.size == 1:
             return numbers
         found = torch.tensor(numbers)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group(found.device))
         return found.tolist()
 
-    def from_main(self, number: int) -> int:
+    def broadcast_from_rank0(self, number: int) -> int:
         """Rank 0's number."""
-        return self.most([number if self.main else -(2**62)])[0]
+        return self.all_reduce_max([number if self.is_rank0 else -(2**62)])[0]
 
-    def gather(self, value: dict[str, Any]) -> list[dict[str, Any]]:
+    def all_gather(self, value: T) -> list[T]:
         """Every rank's value, on all ranks."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
+        found = [value] * self.size
         dist.all_gather_object(found, value, group=self._group(torch.device("cpu")))
         return found
 
-    def _group(self, device: torch.device) -> Any:
+    def _group(self, device: torch.device) -> dist.ProcessGroup | None:
         """The default group, or for host tensors beside NCCL a gloo group."""
         global _host_group
         if device.type != "cpu" or dist.get_backend() == "gloo":
@@ -100,7 +109,7 @@ class World:
         return _host_group
 
 
-def _meeting_place() -> tuple[dist.Store, int, int]:
+def _rendezvous() -> tuple[dist.Store, int, int]:
     """(store, rank, processes) of the launch.
 
     torchrun keeps its store over restarts, and with it the addresses of processes that died: on one node each
@@ -113,39 +122,38 @@ def _meeting_place() -> tuple[dist.Store, int, int]:
     return store, rank, size
 
 
-def _leave() -> None:
+def _destroy_process_group() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-class Touched(nn.Module):
-    """A model whose loss touches the parameters of channels that its batch does not show.
+class ZeroGradForUnusedChannels(nn.Module):
+    """Wrapper that gives a zero gradient to the parameters of channels that a batch does not show.
 
     DDP and FSDP wait for the gradient of every parameter on every rank; a channel that a rank did not see would
     keep them waiting. An empty slice adds exactly nothing to the loss and a zero to the gradient.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Model):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: PlaneBatch, noise: torch.Tensor, **options: Any) -> dict[str, torch.Tensor]:
+    def forward(self, batch: PlaneBatch, noise: torch.Tensor, **options: object) -> dict[str, torch.Tensor]:
         losses = self.model(batch, noise, **options)
         shown = set(batch.names_K)
         absent = [ps for name, ps in channel_parameters(self.model).items() if name not in shown]
-        touched = [p[:0].sum() for ps in absent for p in ps if p.requires_grad]
-        if torch.is_grad_enabled() and touched:
-            losses = losses | {
-                "total": losses["total"] + torch.stack(touched).sum().to(losses["total"].dtype)
-            }
+        slices = [p[:0].sum() for ps in absent for p in ps if p.requires_grad]
+        if torch.is_grad_enabled() and slices:
+            total = losses["total"]
+            losses = losses | {"total": total + torch.stack(slices).sum().to(total.dtype)}
         return losses
 
 
-def channel_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+def channel_parameters(model: Model) -> dict[str, list[nn.Parameter]]:
     """Parameters that only planes of one channel reach, by channel name; none for models without such."""
     decoder = getattr(model, "decoder", None)
     parts = [getattr(decoder, name, ()) for name in ("stacks", "cross", "heads")]
-    channels = tuple(getattr(model.config, "channels", ()))  # type: ignore[union-attr]
+    channels = tuple(getattr(model.config, "channels", ()))
     if decoder is None or len(getattr(decoder, "stacks", ())) != len(channels):
         return {}
     return {
@@ -154,31 +162,39 @@ def channel_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     }
 
 
-class Replicas:
-    """Gradients of one model in every process (DDP), or of one model shared among them (FSDP2)."""
+class ParallelModel:
+    """Data-parallel model: a copy in every process (DDP), or one sharded among them (FSDP2).
 
-    def __init__(self, model: nn.Module, world: World, parallel: str, bf16: bool):
+    net: what is called for the loss; the model itself in a world of one process.
+    """
+
+    def __init__(self, model: Model, world: World, parallel: str, bf16: bool):
         self.model, self.world = model, world
         self.sharded = parallel == "fsdp"
-        self.of_channels = channel_parameters(model)
         if self.sharded and not dist.is_initialized():
             raise CamaeError("parallel='fsdp' shares one model among processes: launch with torchrun")
         self.net: nn.Module = model
+        self._fsdp: FSDPModule | None = None
+        self._ddp: DistributedDataParallel | None = None
         if self.sharded:
-            self.net = _fully_shard(Touched(model), world, bf16)
-            self.of_channels = channel_parameters(model)
+            wrapped = ZeroGradForUnusedChannels(model)
+            self.net, self._fsdp = wrapped, _fully_shard(wrapped, world, bf16)
         elif world.size > 1:
-            self.net = nn.parallel.DistributedDataParallel(Touched(model), gradient_as_bucket_view=True)
+            self._ddp = DistributedDataParallel(
+                ZeroGradForUnusedChannels(model), gradient_as_bucket_view=True
+            )
+            self.net = self._ddp
+        self.of_channels = channel_parameters(model)
 
-    def backward(self, last: bool) -> contextlib.AbstractContextManager:
-        """Around a pass's forward and backward: gradients are added up over ranks in the step's last one only."""
-        if self.sharded:
-            self.net.set_requires_gradient_sync(last)  # type: ignore[operator]
-        elif self.world.size > 1 and not last:
-            return self.net.no_sync()  # type: ignore[operator]
+    def gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Context of a pass's forward and backward: gradients are reduced over ranks in the step's last one only."""
+        if self._fsdp is not None:
+            self._fsdp.set_requires_gradient_sync(last)
+        elif self._ddp is not None and not last:
+            return self._ddp.no_sync()
         return contextlib.nullcontext()
 
-    def forget_absent(self, seen: list[bool]) -> None:
+    def drop_unused_grads(self, seen: list[bool]) -> None:
         """Channels that no rank saw in this step keep their parameters as they are, as in one process."""
         for present, parameters in zip(seen, self.of_channels.values(), strict=True):
             if not present:
@@ -186,7 +202,7 @@ class Replicas:
                     parameter.grad = None
 
 
-def _fully_shard(net: Touched, world: World, bf16: bool) -> nn.Module:
+def _fully_shard(net: ZeroGradForUnusedChannels, world: World, bf16: bool) -> FSDPModule:
     """FSDP2: each encoder block a group of its own, everything else (the decoders too) in the root's.
 
     Decoders are not groups of their own because ranks with different channels run different ones: collectives
@@ -200,8 +216,42 @@ def _fully_shard(net: Touched, world: World, bf16: bool) -> nn.Module:
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
-    for block in getattr(net.model.encoder, "blocks", ()):  # type: ignore[union-attr]
-        fully_shard(block, **options)
-    fully_shard(net, reshard_after_forward=False, **options)
-    return net
+    for block in getattr(net.model.encoder, "blocks", ()):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    return fully_shard(net, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether this process holds only parts of the parameters."""
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def whole_model(model: Model) -> Model:
+    """The model itself, or of a sharded one a copy on the host with all of its weights (all ranks must call)."""
+    if not is_sharded(model):
+        return model
+    weights = {
+        n: (t.full_tensor() if isinstance(t, DTensor) else t).detach().cpu()
+        for n, t in model.state_dict().items()
+    }
+    copy = registry.model_class(model.config)(model.config)
+    copy.load_state_dict(weights)
+    return copy
+
+
+def load_whole(model: nn.Module, weights: Tensors) -> None:
+    """Load full weights into a model, sharded or not."""
+    if not is_sharded(model):
+        model.load_state_dict(weights)
+        return
+    with torch.no_grad():
+        for name, target in model.state_dict().items():
+            target.copy_(placed_like(target, weights[name]))
+
+
+def placed_like(target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """`value` on the target's device and, where the target is sharded, sharded as it is."""
+    value = value.to(target.device)
+    if isinstance(target, DTensor) and value.shape == target.shape:
+        return distribute_tensor(value, target.device_mesh, target.placements)
+    return value

@@ -1,4 +1,4 @@
-"""Random numbers of a training step as functions of the crop's number, on any device and for any number of ranks."""
+"""Counter-based random numbers: masks and seeds as functions of the crop's number, on any device and any rank."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LAST = 2**63 - 1
 def mask_noise(
     seed: int, slots_B: torch.Tensor, counts_B: tuple[int, ...], device: torch.device
 ) -> torch.Tensor:
-    """(sum of counts,) float32 uniform in [0, 1): the numbers that decide which patches are masked.
+    """Masking noise, (sum of counts,) float32 uniform in [0, 1): a sample's smallest values are the visible patches.
 
     slots_B: (B,) int64 on the host, each crop's number in the run; counts_B: patches of each crop. Counter-based
     (SplitMix64 of seed, crop and patch): splitting a batch over passes or ranks changes no mask, and no number
@@ -29,8 +29,8 @@ def mask_noise(
 
 
 def step_seed(seed: int, first_slot: int) -> int:
-    """The seed of stochastic depth and of whatever else draws in a pass, from the pass's first crop."""
-    return ((seed + 1) << 40) + first_slot & _LAST
+    """Seed of stochastic depth and of whatever else draws in a pass, from the pass's first crop."""
+    return (((seed + 1) << 40) + first_slot) & _LAST
 
 
 def _signed(word: int) -> int:

@@ -1,26 +1,28 @@
-"""What a run says while it goes: JSON lines always, TensorBoard by request, a live table for people."""
+"""Run log: `log.jsonl`, `events.jsonl`, TensorBoard event files by request, and the live table at the console."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import time
 import warnings
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from camae.errors import MissingBackendError
 from camae.files import read_json_lines, write_text
-from camae.training.tensorboard import TensorBoard
+
+LogRow = dict[str, float]
 
 
 class RunLog:
-    """`log.jsonl` of a run: one row per logged step; with `tensorboard`, event files in `tensorboard/` too."""
+    """Log of a run, `log.jsonl`: one row per logged step; with `tensorboard`, event files in `tensorboard/` too."""
 
     def __init__(self, path: Path, first_step: int, tensorboard: bool = False):
         self.path = path
@@ -33,7 +35,7 @@ class RunLog:
         kept = [row for row in read_log(self.path) if row["step"] <= step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: LogRow) -> None:
         """Append one row, visible to readers at once. A disk that refuses it costs the row, not the run."""
         try:
             self._file.write(json.dumps(row) + "\n")
@@ -53,9 +55,48 @@ class RunLog:
             self._board.close()
 
 
-def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a run's log."""
+def read_log(path: str | Path) -> list[LogRow]:
+    """Rows of a run's log, oldest first; none where there is no file."""
     return read_json_lines(path)
+
+
+def log_event(out: Path, sentence: str, step: int) -> None:
+    """Warn, and append {"time", "step", "event"} to the run's `events.jsonl` (not on a disk that refuses)."""
+    warnings.warn(sentence, stacklevel=2)
+    row = {"time": round(time.time(), 3), "step": step, "event": sentence}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with open(out / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        warnings.warn(f"{out / 'events.jsonl'} could not be written ({error})", stacklevel=2)
+
+
+class TensorBoard:
+    """TensorBoard writer: every number of a log row as a scalar.
+
+    Raises MissingBackendError without the package tensorboard.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise MissingBackendError(
+                "tensorboard=True needs the package tensorboard (pip install tensorboard); log.jsonl is written without"
+            ) from None
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
+
+    def write(self, row: LogRow) -> None:
+        """Write one row of the log."""
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, int(row["step"]))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
 
 
 # Column of the live table: where it comes from in a row of the log, and how it is written.
@@ -75,14 +116,14 @@ _ROWS = 8
 
 
 class LiveTable:
-    """The last rows of the log as a table, and a bar with the time left, drawn in place while the run goes."""
+    """Live table of the last rows of the log, with a progress bar and the time left, drawn in place."""
 
     def __init__(self, steps: int, first: int = 0, *, console: Console | None = None, disable: bool = False):
         self._bar = Progress(
             TextColumn("training"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
         )
         self._task = self._bar.add_task("training", total=steps, completed=first)
-        self._rows: deque[dict[str, Any]] = deque(maxlen=_ROWS)
+        self._rows: deque[LogRow] = deque(maxlen=_ROWS)
         self._seen: set[str] = set()
         self._live = None if disable else Live(self, console=console, refresh_per_second=4)
 
@@ -95,7 +136,7 @@ class LiveTable:
         if self._live is not None:
             self._live.stop()
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, float]) -> None:
         """Show a row of the log."""
         probe = row.get("probe_recall", row.get("probe_accuracy"))
         shown = dict(row) | ({} if probe is None else {"probe": probe})

@@ -1,6 +1,8 @@
-"""Steps whose loss is no number, or far above the recent ones, are not taken. Decided without the host."""
+"""Loss-spike guard: skips non-finite or outlier steps without a host sync."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -8,10 +10,10 @@ _SPAN = 20  # accepted steps the running mean looks back on, and needs before it
 
 
 class SpikeGuard:
-    """Judges every step from its loss and gradient norm, on their device: the host never waits for the verdict.
+    """Skips non-finite or outlier steps without a host sync.
 
-    factor: a loss above this many times the mean of about the last 20 accepted ones is a spike; 0: only
-        losses and gradients that are not finite are refused.
+    factor: a loss above this many times the mean of about the last 20 accepted ones is an outlier; 0: only losses
+        and gradients that are not finite are skipped.
     """
 
     def __init__(self, factor: float, device: torch.device):
@@ -20,7 +22,7 @@ class SpikeGuard:
         self._state_4 = torch.zeros(4, dtype=torch.float64, device=device)
 
     def judge(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
-        """() bool: skip this step. The running mean and the counts take note of it."""
+        """() bool on the device, whether to skip this step; updates the running mean and the counts."""
         mean, accepted, streak, skipped = self._state_4.unbind()
         bad = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
         if self.factor:
@@ -38,25 +40,25 @@ class SpikeGuard:
         return int(streak), int(skipped)
 
     def state(self) -> list[float]:
-        """For the checkpoint."""
+        """State for a checkpoint: mean of accepted losses, accepted, skipped in a row, skipped in all."""
         return self._state_4.tolist()
 
-    def restore(self, state: list[float]) -> None:
-        """As it was when the checkpoint was written."""
+    def restore(self, state: Sequence[float]) -> None:
+        """Continue from `state()`."""
         self._state_4 = torch.tensor(state, dtype=torch.float64).to(self._state_4.device)
 
-    def roll_back(self, state: list[float]) -> None:
-        """The mean of a checkpoint; the skipped steps stay counted and a new row of them begins."""
+    def roll_back(self, state: Sequence[float]) -> None:
+        """Take the mean of a checkpoint; the skipped steps stay counted and a new row of them begins."""
         mean, accepted, _, _ = state
         self.restore([mean, accepted, 0, self.counts()[1]])
 
 
-def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
-    """optimizer.step(), undone by `bad`: on a GPU inside the optimizer's kernel, so that nobody waits for it."""
-    if bad.device.type == "cpu":
-        if not bad:
+def step_unless(optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
+    """Take the optimizer's step unless `skip` (() bool): on a GPU inside its kernel, without a host sync."""
+    if skip.device.type == "cpu":
+        if not skip:
             optimizer.step()
         return
     # The protocol of torch's fused optimizers: a step whose found_inf is 1 changes nothing.
-    optimizer.grad_scale, optimizer.found_inf = None, bad.float()  # type: ignore[attr-defined]
+    optimizer.grad_scale, optimizer.found_inf = None, skip.float()  # type: ignore[attr-defined]
     optimizer.step()

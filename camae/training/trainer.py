@@ -1,183 +1,125 @@
-"""`camae.train`: the loop, and nothing that has a file of its own."""
+"""Training loop."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.mixture import MixedLoader, Source
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError
-from camae.files import write_json, write_text
-from camae.model import registry as families
+from camae.model import registry
+from camae.model.activation_checkpointing import set_recompute
 from camae.model.ca_mae import CAMAE
+from camae.model.interface import Model
 from camae.model.weights import MODEL_FILE, save
-from camae.training import checkpoints
-from camae.training.breakdown import Breakdown
-from camae.training.checkpoint_manager import Keeper
-from camae.training.config import Recipe, resolve, to_toml
-from camae.training.data import Data, channels_of, open_data, split_data
-from camae.training.distributed import Replicas, World
-from camae.training.ema import EMA
-from camae.training.events import note
-from camae.training.guard import SignalGuard
-from camae.training.memory import keep_freed_pages
-from camae.training.meter import Meter
-from camae.training.new_channels import appended
-from camae.training.optimizer import build_optimizer, freeze, set_recompute
-from camae.training.passes import cuts
-from camae.training.probe import Probe
+from camae.training import checkpoint_files
+from camae.training.callbacks import Callback, is_due
+from camae.training.checkpoint_manager import CheckpointManager
+from camae.training.config import MaskSchedule, TrainConfig
+from camae.training.data import SignalGuard, micro_batches
+from camae.training.distributed import ParallelModel, World, whole_model
+from camae.training.evaluation import validate
+from camae.training.metrics import LossBreakdown, Meter
+from camae.training.optimization import EMA, build_optimizer, learning_rate, mask_ratio_at
+from camae.training.process import STOP_EXIT_CODE, Interrupts, keep_freed_pages
 from camae.training.randomness import mask_noise, step_seed
-from camae.training.record import described, run_record, write_bad_sites
-from camae.training.run_log import LiveTable, RunLog, read_log
-from camae.training.schedule import learning_rate, mask_ratio_at
-from camae.training.sharded import whole_model
-from camae.training.signals import STOP_EXIT_CODE, Interrupts
+from camae.training.run_log import LiveTable, LogRow, RunLog, log_event
+from camae.training.run_record import data_record, run_record, write_bad_sites, write_run_folder
 from camae.training.stability import SpikeGuard, step_unless
-from camae.training.validation import validate
+from camae.training.warm_start import build_model
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished (or resumed and finished) training run.
+class StepResult(NamedTuple):
+    """Outcome of one optimizer step.
 
-    path: its folder. model: the trained model, in eval mode. history: rows of log.jsonl.
+    losses: scalars on the device, summed over passes and ranks; "total" is what was trained. breakdown: losses by
+    channel and data set, where they are logged. grad_norm: () on the device, before clipping.
     """
 
-    path: Path
-    model: Any
-    history: list[dict[str, Any]]
+    losses: dict[str, torch.Tensor]
+    breakdown: LogRow
+    grad_norm: torch.Tensor
+    lr: float
 
 
-def train(
-    data: Data,
-    model: str | None = None,
-    out: str | Path = "runs/a",
-    steps: int | None = None,
-    *,
-    config: str | Path | None = None,
-    resume: bool = True,
-    quiet: bool = False,
-    format: str | None = None,
-    incomplete: str = "error",
-    pattern: str | None = None,
-    **settings: Any,
-) -> Run:
-    """Train a CA-MAE on images of any channel set, or another of the paper's systems on a fixed one.
+class Trainer:
+    """Training loop of one run, in one of its processes.
 
-    data: a manifest (object, CSV or Parquet) or a folder a reader knows; or several, with different channel sets
-        if need be: `[(manifest, weight), ...]`, `{name: (manifest, weight), ...}` or a TOML file with a table
-        `[name]` of `data` and `weight` each. Weights are shares of the crops; without them data sets count by
-        their sites.
-    model: preset name (default: the configuration file's, else ca_mae_vit_b16).
-    out: run folder. steps: optimizer steps.
-    config: TOML file of `Recipe` fields; arguments win over it, the resolved copy is kept in `out`.
-    resume: continue a run found in `out`, exactly as if it had not stopped; False refuses a folder with one.
-    format, incomplete, pattern: how a folder is read, as in `camae.dataloader.read_manifest`.
-    settings: any field of `camae.training.config.Recipe`.
-
-    Under torchrun every process calls this with the same arguments and takes its part of every batch.
-    SIGTERM and SIGUSR1 write a checkpoint at the end of the step; after SIGTERM the process exits with code 143.
-    Writes `config.toml`, `run.json`, `log.jsonl`, `events.jsonl`, `bad_sites.json` when sites could not be read,
-    `checkpoints/`, `model.safetensors`, `reconstructions.npz` and pictures. Raises CamaeError with one sentence
-    for bad data or settings.
+    training, validation: data sets. out: run folder. callbacks: see `Callback`.
     """
-    given: dict[str, Any] = {"steps": steps} if steps is not None else {}
-    if model is not None:
-        given["model"] = model
-    recipe = resolve(config, **given, **settings)
-    sources = open_data(data, format=format, incomplete=incomplete, pattern=pattern)
-    training, validation = split_data(sources, recipe.val)
-    trainer = _Trainer(recipe, training, validation, Path(out), quiet)
-    return trainer.run(resume)
-
-
-class _Trainer:
-    """One process of one run."""
 
     def __init__(
-        self, recipe: Recipe, training: list[Source], validation: list[Source], out: Path, quiet: bool
+        self,
+        config: TrainConfig,
+        training: Sequence[Source],
+        validation: Sequence[Source],
+        out: Path,
+        *,
+        quiet: bool = False,
+        callbacks: Sequence[Callback] = (),
     ):
-        self.recipe, self.training, self.validation, self.out = recipe, training, validation, out
-        self.world = World.join(recipe.device)
-        self.device, self.quiet = self.world.device, quiet or not self.world.main
-        self.precision = recipe.precision or ("bf16" if self.device.type == "cuda" else "fp32")
+        self.config, self.training, self.validation, self.out = config, training, validation, out
+        self.callbacks = callbacks
+        self.world = World.join(config.device)
+        self.device, self.quiet = self.world.device, quiet or not self.world.is_rank0
+        self.precision = config.precision or ("bf16" if self.device.type == "cuda" else "fp32")
         if self.device.type == "cpu":
             keep_freed_pages()
-        torch.manual_seed(recipe.seed)
-        self.model, self.new_channels = self._build()
-        self.replicas = Replicas(self.model, self.world, recipe.parallel, self.precision == "bf16")
-        self.optimizer = build_optimizer(self.model, recipe)
-        set_recompute(self.model, recipe.recompute, recipe.recompute_selective)
-        self.ema = EMA(self.model, recipe.ema) if recipe.ema else None
-        self.mask_schedule = recipe.mask_ratio or self.model.config.mask_ratio
-        # Validation and pictures keep one ratio: losses at different ratios cannot be compared.
-        fixed = isinstance(self.mask_schedule, float)
-        self.mask_ratio: float = self.mask_schedule if fixed else self.model.config.mask_ratio  # type: ignore[assignment]
-        self.alpha = self.model.config.alpha if recipe.alpha is None else recipe.alpha
-        self.guard = SignalGuard([s.manifest for s in training], recipe.reader)
-        self.spikes = SpikeGuard(recipe.spike, self.device)
-        self.interrupts = Interrupts(recipe.checkpoint_minutes)
-        self.asked = [0, 0]  # by signals or the clock, on any rank: checkpoint now, then stop
-        self.keeper = Keeper(
-            out, recipe, self.world, self.model, self.optimizer, self.ema, self.spikes, described(training)
+        torch.manual_seed(config.seed)
+        known_channels = checkpoint_files.known_channels(out)
+        self.model, self.new_channels = build_model(config, training, known_channels, self.device)
+        self.parallel = ParallelModel(self.model, self.world, config.parallel, self.precision == "bf16")
+        self.optimizer = build_optimizer(self.model, config)
+        set_recompute(self.model, config.recompute, config.recompute_selective)
+        self.ema = EMA(self.model, config.ema) if config.ema else None
+        self.mask_schedule: MaskSchedule = config.mask_ratio or self.model.config.mask_ratio
+        self.alpha = self.model.config.alpha if config.alpha is None else config.alpha
+        self.guard = SignalGuard([s.manifest for s in training], config.reader)
+        self.spikes = SpikeGuard(config.spike, self.device)
+        self.interrupts = Interrupts(config.checkpoint_minutes)
+        self.requested = [0, 0]  # by signals or the timer, on any rank: checkpoint now, then stop
+        self.checkpoints = CheckpointManager(
+            out, config, self.world, self.model, self.optimizer, self.ema, self.spikes, data_record(training)
         )
         self.meter = Meter(self.model, self.device, self.precision, self.world.size)
-        self.probe = Probe.of(recipe.probe)
-        self.log_every = recipe.log_every or (1 if self.device.type == "cpu" else 10)
+        self.log_every = config.log_every or (1 if self.device.type == "cpu" else 10)
 
-    def _build(self) -> tuple[Any, list[str]]:
-        """The model at its start, and the channels whose decoders did not come from `init`."""
-        r, channels = self.recipe, channels_of(self.training)
-        options = {"channels": r.channels or channels} | r.model_options
-        if known := checkpoints.known_channels(self.out):
-            options["channels"] = appended(known, options["channels"])
-        model = families.build_for(r.model, self.training[0].manifest, **options)
-        if len(self.training) > 1 and not isinstance(model, CAMAE):
-            raise CamaeError(f"{r.model} trains on one data set with one channel set; ca_mae models mix them")
-        new_channels = checkpoints.initialize(model, r.init) if r.init else []
-        model.to(self.device)
-        model.check_channels(channels)
-        freeze(model, r.freeze)
-        return model, new_channels
-
-    def run(self, resume: bool) -> Run:
-        """Train from the last checkpoint (or from nothing) to the last step."""
+    def run(self, resume: bool) -> Model:
+        """Train from the last checkpoint (or from the start) to the last step; returns the model, in eval mode."""
         step = self._start(resume)
         self.loader = self._loader(step)
-        log = RunLog(self.out / "log.jsonl", step, self.recipe.tensorboard) if self.world.main else None
+        log = RunLog(self.out / "log.jsonl", step, self.config.tensorboard) if self.world.is_rank0 else None
         try:
-            with self.interrupts, LiveTable(self.recipe.steps, step, disable=self.quiet) as live:
+            with self.interrupts, LiveTable(self.config.steps, step, disable=self.quiet) as live:
                 self._steps(step, log, live)
         finally:
             if log is not None:
                 log.close()
                 write_bad_sites(self.out, [self.loader.bad_sites])
-        if self.ema is not None and self.recipe.ema_final:
+        if self.ema is not None and self.config.ema_final:
             self.ema.copy_to_weights()
         model = whole_model(self.model).eval()
-        if self.world.main:
-            save(model, self.out / MODEL_FILE, step=self.recipe.steps)
-            if not self.quiet or self.recipe.picture_every:
-                self._pictures(model)
-        return Run(self.out, model, read_log(self.out / "log.jsonl"))
+        if self.world.is_rank0:
+            save(model, self.out / MODEL_FILE, step=self.config.steps)
+            for callback in self.callbacks:
+                callback.on_train_end(model)
+        return model
 
     def _start(self, resume: bool) -> int:
-        """Make the run folder, or pick up the one that is there. Returns the steps already done."""
-        if not resume and checkpoints.checkpoint_folders(self.out):
+        """Make the run folder, or resume the run in it. Returns the steps already done."""
+        if not resume and checkpoint_files.checkpoint_folders(self.out):
             raise CamaeError(f"{self.out} already holds a run; choose another folder or resume it")
-        step = self.keeper.resume()
-        if self.world.main:
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_text(self.out / "config.toml", to_toml(self.recipe.to_dict()))
+        step = self.checkpoints.resume()
+        if self.world.is_rank0:
             record = run_record(
                 self.model,
                 self.training,
@@ -187,222 +129,207 @@ class _Trainer:
                 processes=self.world.size,
                 decoders_started_anew=self.new_channels,
             )
-            write_json(self.out / "run.json", record)
+            write_run_folder(self.out, self.config, record)
         return step
 
     def _loader(self, first_step: int) -> MixedLoader:
-        r = self.recipe
-        passes = r.passes(self.world.size)
+        passes = self.config.passes(self.world.size)
         return MixedLoader(
             self.training,
-            batch_size=r.batch_size // passes,
-            seed=r.seed,
+            batch_size=self.config.batch_size // passes,
+            seed=self.config.seed,
             rank=self.world.rank,
             world_size=self.world.size,
             start_step=first_step * passes,
-            workers=r.workers,
-            loader=families.crop_loader(self.model),
+            workers=self.config.workers,
+            loader=registry.crop_loader(self.model),
             crop=self.model.config.crop,
-            augment=r.augment,
-            backend=r.reader,
-            max_bad_share=r.max_bad_share,
-            value_range=r.value_range,
+            augment=self.config.augment,
+            reader=self.config.reader,
+            max_bad_share=self.config.max_bad_share,
+            value_range=self.config.value_range,
         )
 
     def _steps(self, first: int, log: RunLog | None, live: LiveTable) -> None:
-        r = self.recipe
-        loader = self.loader
-        batches = iter(loader)
+        loader, batches = self.loader, iter(self.loader)
         clock, waited, logged = time.perf_counter(), loader.wait_seconds, first
         self.model.train()
-        for step in range(first, r.steps):
-            losses, grad_norm, lr = self._step(step, batches)
+        for step in range(first, self.config.steps):
+            result = self._step(step, batches)
             done = step + 1
-            due = done % r.checkpoint_every == 0 or done == r.steps
             if self._is_logged(done):
-                row = {"step": done} | _on_host(losses | {"grad_norm": grad_norm}) | {"lr": lr}
+                row = {"step": done} | self._scalars(result)
                 streak, row["skipped"] = self.spikes.counts()
-                now = time.perf_counter()
+                seconds = time.perf_counter() - clock
                 row |= {
-                    "crops": done * r.batch_size,
-                    "crops_per_second": (done - logged) * r.batch_size / (now - clock),
-                    "data_wait_share": (loader.wait_seconds - waited) / (now - clock),
+                    "crops": done * self.config.batch_size,
+                    "crops_per_second": (done - logged) * self.config.batch_size / seconds,
+                    "data_wait_share": (loader.wait_seconds - waited) / seconds,
                 }
-                row |= self.meter.row(now - clock)
-                waited, logged = loader.wait_seconds, done
-                if due or self._is_due(done, r.val_every):
-                    row |= self._validate()
-                if self._is_probed(done) and self.probe is not None and self.world.main:
-                    row |= self.probe.look(self.model, r.value_range, r.reader)
-                clock = time.perf_counter()  # speed is that of training, without validation and probe
-                if streak >= r.rollback_after:
-                    row["rolled_back_to"] = self.keeper.roll_back(done)
+                row |= self.meter.row(seconds) | self._evaluations(done)
+                # Speed is that of training, without validation and callbacks.
+                clock, waited, logged = time.perf_counter(), loader.wait_seconds, done
+                if streak >= self.config.rollback_after:
+                    row["rolled_back_to"] = self.checkpoints.roll_back(done)
                 if log is not None:
                     log.write(row)
                 live.add(row)
-            if due or self.asked[0]:
+            if self.requested[0] or is_due(done, self.config.checkpoint_every, self.config.steps):
                 self._checkpoint(done)
-            if r.picture_every and done % r.picture_every == 0 and self.world.main:
-                self._pictures(self.model)
+            if self.world.is_rank0:
+                for callback in self.callbacks:
+                    callback.on_step_end(done, self.model)
 
     def _is_logged(self, done: int) -> bool:
-        validated = self._is_due(done, self.recipe.val_every)
-        return done % self.log_every == 0 or done == self.recipe.steps or validated or self._is_probed(done)
+        c = self.config
+        periodic = is_due(done, self.log_every, c.steps) or is_due(done, c.val_every, c.steps)
+        return periodic or any(callback.is_due(done) for callback in self.callbacks)
 
-    def _is_probed(self, done: int) -> bool:
-        return self.probe is not None and self._is_due(done, self.probe.every)
+    def _scalars(self, result: StepResult) -> LogRow:
+        """Losses, gradient norm and learning rate of a step, read back from the device in one transfer."""
+        names = ["loss", *(name for name in result.losses if name != "total"), "grad_norm"]
+        others = [value for name, value in result.losses.items() if name != "total"]
+        values = torch.stack([v.double() for v in (result.losses["total"], *others, result.grad_norm)])
+        return dict(zip(names, values.tolist(), strict=True)) | result.breakdown | {"lr": result.lr}
 
-    def _is_due(self, done: int, every: int) -> bool:
-        """Every so many steps, and at the end; 0: never."""
-        return every > 0 and (done % every == 0 or done == self.recipe.steps)
+    def _evaluations(self, done: int) -> LogRow:
+        """Validation losses and what callbacks add to the row after `done` steps."""
+        c, row = self.config, LogRow()
+        if is_due(done, c.checkpoint_every, c.steps) or is_due(done, c.val_every, c.steps):
+            row |= self._validate()
+        if self.world.is_rank0:
+            for callback in self.callbacks:
+                row |= callback.on_log(done, self.model)
+        return row
 
-    def _step(
-        self, step: int, batches: Iterator[PlaneBatch]
-    ) -> tuple[dict[str, torch.Tensor | float], torch.Tensor, float]:
-        """One optimizer step: a pure function of (weights, optimizer state, recipe, data, step)."""
-        r = self.recipe
-        lr = learning_rate(step, r.steps, r.peak_lr, r.schedule, r.warmup)
+    def _step(self, step: int, batches: Iterator[PlaneBatch]) -> StepResult:
+        """One optimizer step: a pure function of (weights, optimizer state, configuration, data, step)."""
+        c = self.config
+        lr = learning_rate(step, c.steps, c.peak_lr, c.schedule, c.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
-        detailed = self._is_logged(step + 1) and r.detail_every > 0 and (step + 1) % r.detail_every == 0
-        detailed = detailed and isinstance(self.model, CAMAE)
-        breakdown = Breakdown(self.model.config.channels, [s.name for s in self.training])
+        detailed = self._is_detailed(step + 1)
+        breakdown = LossBreakdown(self.model.config.channels, [s.name for s in self.training])
         shown: set[str] = set()
-        mask_ratio = mask_ratio_at(step, r.steps, self.mask_schedule)
-        for batch, is_last in self._parts(batches, r.passes(self.world.size)):
+        mask_ratio = mask_ratio_at(step, c.steps, self.mask_schedule)
+        for batch, is_last in self._micro_batches(batches):
             shown.update(batch.names_K)
             self.meter.count(batch.planes_per_sample, mask_ratio)
-            with self.replicas.backward(is_last):
+            with self.parallel.gradient_sync(is_last):
                 losses = self._train_losses(batch, mask_ratio, detailed)
                 # Ranks' gradients are averaged, and what is wanted is their sum.
                 (losses["total"] * self.world.size).backward()
             if detailed:
                 breakdown.add(batch, losses.pop("plane_2K"))
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0) + value.detach()
-        self._agree(shown)
-        sums = self._over_ranks(sums)
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        self._agree_over_ranks(shown)
+        sums = self._sum_over_ranks(sums)
         grad_norm = self._clip()
         step_unless(self.optimizer, self.spikes.judge(sums["total"], grad_norm))
         if self.ema is not None:
             self.ema.update()
         if detailed:
-            self.world.add(breakdown.sums())
-        return {"loss": sums.pop("total")} | sums | breakdown.row(), grad_norm, lr
+            self.world.all_reduce_sum(breakdown.sums())
+        return StepResult(sums, breakdown.row(), grad_norm, lr)
 
-    def _parts(self, batches: Iterator[PlaneBatch], passes: int) -> Iterator[tuple[PlaneBatch, bool]]:
+    def _is_detailed(self, done: int) -> bool:
+        """Whether losses by channel and data set are logged after `done` steps."""
+        every = self.config.detail_every
+        due = every > 0 and done % every == 0 and self._is_logged(done)
+        return due and isinstance(self.model, CAMAE)
+
+    def _micro_batches(self, batches: Iterator[PlaneBatch]) -> Iterator[tuple[PlaneBatch, bool]]:
         """A step's batches on the host, cut to the token budget; with each, whether it is the step's last."""
+        passes, budget = self.config.passes(self.world.size), self.config.token_budget
         for i in range(passes):
             batch = next(batches)
             self.guard.check(batch)
             tokens_B = tuple(c * self.model.n_patches(batch) for c in batch.planes_per_sample)
-            pieces = cuts(tokens_B, self.recipe.token_budget)
-            if self.replicas.sharded and self.recipe.token_budget is not None:
-                # Every forward of a shared model is a collective: all ranks make the same number.
-                pieces = cuts(tokens_B, self.recipe.token_budget, self.world.most([len(pieces)])[0])
-            for first, last in pieces:
-                whole = len(pieces) == 1
+            bounds = micro_batches(tokens_B, budget)
+            if self.parallel.sharded and budget is not None:
+                # Every forward of a sharded model is a collective: all ranks make the same number.
+                bounds = micro_batches(tokens_B, budget, self.world.all_reduce_max([len(bounds)])[0])
+            for first, last in bounds:
                 is_last = i == passes - 1 and last == batch.n_samples
-                yield batch if whole else batch.part(first, last), is_last
+                yield batch if len(bounds) == 1 else batch.part(first, last), is_last
 
     def _train_losses(self, batch: PlaneBatch, mask_ratio: float, detailed: bool) -> dict[str, torch.Tensor]:
         counts = tuple(c * self.model.n_patches(batch) for c in batch.planes_per_sample)
         slots_B = torch.from_numpy(batch.slots_B)
-        noise = mask_noise(self.recipe.seed, slots_B, counts, self.device)
-        torch.manual_seed(step_seed(self.recipe.seed, int(batch.slots_B[0])))
-        options: dict[str, Any] = {"by_plane": True} if detailed else {}
+        noise = mask_noise(self.config.seed, slots_B, counts, self.device)
+        torch.manual_seed(step_seed(self.config.seed, int(batch.slots_B[0])))
+        options: dict[str, bool] = {"by_plane": True} if detailed else {}
+        manifest, size = self.training[0].manifest, self.config.batch_size
         return self._losses(
-            self.replicas.net,
-            batch,
-            noise,
-            self.training[0].manifest,
-            mask_ratio=mask_ratio,
-            n_samples=self.recipe.batch_size,
-            **options,
+            self.parallel.net, batch, noise, manifest, mask_ratio=mask_ratio, n_samples=size, **options
         )
 
     def _losses(
-        self, net: torch.nn.Module, batch: PlaneBatch, noise: torch.Tensor, manifest: Manifest, **options: Any
+        self,
+        net: torch.nn.Module,
+        batch: PlaneBatch,
+        noise: torch.Tensor,
+        manifest: Manifest,
+        **options: float,
     ) -> dict[str, torch.Tensor]:
+        """Losses of a batch on the host; options: of the model's forward."""
         batch = batch.to(self.device, non_blocking=True)
+        labels = registry.labels(self.model, manifest, batch)
         with self._autocast():
-            return net(
-                batch,
-                noise.to(self.device),
-                alpha=self.alpha,
-                **families.labels(self.model, manifest, batch),
-                **options,
-            )
+            return net(batch, noise.to(self.device), alpha=self.alpha, **labels, **options)
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
-    def _agree(self, shown: set[str]) -> None:
-        """What any rank was asked for or has seen: one small exchange between hosts while devices work."""
-        seen = [name in shown for name in self.replicas.of_channels]
-        agreed = self.world.most([*map(int, self.interrupts.asked()), *map(int, seen)])
-        self.asked = agreed[:2]
+    def _agree_over_ranks(self, shown: set[str]) -> None:
+        """Share requests and channels seen on any rank: one small exchange between hosts while devices work."""
+        seen = [name in shown for name in self.parallel.of_channels]
+        agreed = self.world.all_reduce_max([*map(int, self.interrupts.requested()), *map(int, seen)])
+        self.requested = agreed[:2]
         if self.world.size > 1:
-            self.replicas.forget_absent([bool(s) for s in agreed[2:]])
+            self.parallel.drop_unused_grads([bool(s) for s in agreed[2:]])
 
-    def _over_ranks(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Each rank's share of the losses, added up."""
+    def _sum_over_ranks(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Sum of every rank's share of the losses."""
         if self.world.size == 1:
             return sums
-        total_N = self.world.add(torch.stack([value.float() for value in sums.values()]))
+        total_N = self.world.all_reduce_sum(torch.stack([value.float() for value in sums.values()]))
         return dict(zip(sums, total_N.unbind(), strict=True))
 
     def _clip(self) -> torch.Tensor:
-        """Clip the gradient in place; its norm over all parameters before that."""
+        """Clip the gradient in place; returns its norm over all parameters before that."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip or math.inf)
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self) -> LogRow:
+        # Validation keeps one ratio: losses at different ratios cannot be compared.
+        fixed = self.mask_schedule if isinstance(self.mask_schedule, float) else None
+        ratio = self.model.config.mask_ratio if fixed is None else fixed
+
         def losses(batch: PlaneBatch, noise: torch.Tensor, manifest: Manifest) -> dict[str, torch.Tensor]:
-            net = self.replicas.net if self.replicas.sharded else self.model
-            options = {"mask_ratio": self.mask_ratio, "n_samples": batch.n_samples}
-            return self._losses(net, batch, noise, manifest, **options)
+            net = self.parallel.net if self.parallel.sharded else self.model
+            return self._losses(net, batch, noise, manifest, mask_ratio=ratio, n_samples=batch.n_samples)
 
-        return validate(self.validation, self.model, losses, self.recipe.value_range, self.recipe.reader)
+        return validate(self.validation, self.model, losses, self.config.value_range, self.config.reader)
 
     def _checkpoint(self, step: int) -> None:
-        """Write the state after `step`; not within a row of skipped steps, unless asked for or at the end."""
-        save_now, stop = self.asked
-        self.asked = [0, 0]
-        if save_now or step == self.recipe.steps or not self.spikes.counts()[0]:
-            self.keeper.save(step)
+        """Write the state after `step`; not within a row of skipped steps, unless requested or at the end."""
+        save_now, stop = self.requested
+        self.requested = [0, 0]
+        if save_now or step == self.config.steps or not self.spikes.counts()[0]:
+            self.checkpoints.save(step)
         self.interrupts.saved()
-        bad = self.world.gather(self.loader.bad_sites)
-        if self.world.main:
+        bad = self.world.all_gather(self.loader.bad_sites)
+        if self.world.is_rank0:
             write_bad_sites(self.out, bad)
         if stop:
-            if self.world.main:
-                note(
-                    self.out,
-                    f"stopped by SIGTERM after step {step}; the same command continues the run",
-                    step,
-                )
+            if self.world.is_rank0:
+                sentence = f"stopped by SIGTERM after step {step}; the same command continues the run"
+                log_event(self.out, sentence, step)
             raise SystemExit(STOP_EXIT_CODE)
-
-    def _pictures(self, model: Any) -> None:
-        """Reconstructions (Figure 2) and loss curves (Figure 3) of the run so far, on the first data set."""
-        if not hasattr(model, "reconstruct") or (self.replicas.sharded and model is self.model):
-            return
-        from camae.training.pictures import write_pictures
-
-        source = (self.validation or self.training)[0]
-        write_pictures(
-            self.out, model, source.manifest, self.mask_ratio, self.recipe.value_range, self.recipe.reader
-        )
-
-
-def _on_host(values: dict[str, torch.Tensor | float]) -> dict[str, float]:
-    """Scalars read back from the device in one transfer."""
-    names = [n for n, v in values.items() if isinstance(v, torch.Tensor)]
-    found = torch.stack([values[n].double() for n in names]).tolist()  # type: ignore[union-attr]
-    return values | dict(zip(names, found, strict=True))  # type: ignore[return-value]

@@ -5,27 +5,27 @@ import torch
 
 from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError
-from camae.training import checkpoints
+from camae.training import checkpoint_files as checkpoints
 from camae.training import trainer as loop
-from camae.training.ema import EMA
-from camae.training.new_channels import TOKENS, appended
+from camae.training.optimization import EMA
+from camae.training.warm_start import TOKENS, appended
 
 
 def stopped(train, *args, at, **settings):
     """Train and stop inside step `at`, as a Ctrl-C would."""
-    original = loop._Trainer._step
+    original = loop.Trainer._step
 
     def stop(self, step, batches):
         if step == at:
             raise KeyboardInterrupt
         return original(self, step, batches)
 
-    loop._Trainer._step = stop
+    loop.Trainer._step = stop
     try:
         with pytest.raises(KeyboardInterrupt):
             train(*args, **settings)
     finally:
-        loop._Trainer._step = original
+        loop.Trainer._step = original
 
 
 def test_average_follows_its_formula():
@@ -38,9 +38,9 @@ def test_average_follows_its_formula():
         ema.update()
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * value
-    with ema.applied():
-        assert layer.weight.item() == pytest.approx(expected, rel=1e-6)
     assert layer.weight.item() == 8.0
+    ema.copy_to_weights()
+    assert layer.weight.item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("final", [False, True])
@@ -106,7 +106,7 @@ def test_a_new_channel_gets_a_decoder_on_resume(screen, tmp_path, tiny, train, c
     before = {p.name: checkpoints.load_file(p) for p in folder.glob("*.safetensors")}
 
     grown = {}
-    original = loop._Trainer._steps
+    original = loop.Trainer._steps
 
     def look(self, first, log, live):
         grown["first"] = first
@@ -116,11 +116,11 @@ def test_a_new_channel_gets_a_decoder_on_resume(screen, tmp_path, tiny, train, c
         }
         return original(self, first, log, live)
 
-    loop._Trainer._steps = look
+    loop.Trainer._steps = look
     try:
         run = train(screen, tmp_path / "run", 6, **settings)
     finally:
-        loop._Trainer._steps = original
+        loop.Trainer._steps = original
 
     assert grown["first"] == 4
     assert run.model.channels == ["DNA", "ER", "Mito"]

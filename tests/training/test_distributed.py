@@ -25,7 +25,7 @@ os.environ.update(arguments["env"])
 sys.stderr = open(arguments["out"] + ".stderr", "a")
 import camae
 from camae.training import trainer as loop
-step = loop._Trainer._step
+step = loop.Trainer._step
 def watched(self, n, batches):
     mark = arguments.get("die")
     if mark and n == mark["step"] and os.environ.get("RANK") == "1" and not os.path.exists(mark["file"]):
@@ -40,7 +40,7 @@ def watched(self, n, batches):
     with open(f"{arguments['out']}.rank{self.world.rank}of{self.world.size}.jsonl", "a") as file:
         file.write(json.dumps([n, taken]) + "\\n")
     return found
-loop._Trainer._step = watched
+loop.Trainer._step = watched
 data = arguments["data"]
 camae.train(data if isinstance(data, str) else [tuple(d) for d in data], out=arguments["out"], **arguments["settings"])
 """
@@ -52,7 +52,7 @@ def server():
     """Processes are forked from one that has imported everything: a rank starts in milliseconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["camae.training.trainer", "camae.training.sharded", "torch.distributed.fsdp"]
+        ["camae.training.trainer", "camae.training.sharded_checkpoint", "torch.distributed.fsdp"]
     )
     return context
 

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from camae.errors import CamaeError
-from camae.training import checkpoints
+from camae.training import checkpoint_files as checkpoints
 from camae.training import trainer as loop
-from camae.training.config import Recipe
-from camae.training.optimizer import build_optimizer
+from camae.training.config import TrainConfig
+from camae.training.optimization import build_optimizer
 from camae.training.run_log import RunLog, read_log
 from camae.training.stability import SpikeGuard, step_unless
 
@@ -26,11 +26,11 @@ from camae.training.stability import SpikeGuard, step_unless
 SLOWLY = """
 import time
 from camae.training import trainer as loop
-step = loop._Trainer._step
+step = loop.Trainer._step
 def slow_step(*arguments):
     time.sleep(0.2)
     return step(*arguments)
-loop._Trainer._step = slow_step
+loop.Trainer._step = slow_step
 """
 
 
@@ -171,7 +171,7 @@ def test_a_disk_that_refuses_a_real_process(start, train, screen, tmp_path):
 
 def _spoiled(bad_steps, value):
     """A _train_losses whose loss is multiplied by `value` in the given steps (counted over all calls)."""
-    original, calls = loop._Trainer._train_losses, []
+    original, calls = loop.Trainer._train_losses, []
 
     def losses(self, *rest):
         calls.append(1)
@@ -186,9 +186,9 @@ def _spoiled(bad_steps, value):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 100.0])
 def test_bad_steps_are_skipped_and_counted(screen, train, tmp_path, monkeypatch, value):
     bad = {24, 25, 27}
-    monkeypatch.setattr(loop._Trainer, "_train_losses", _spoiled(bad, value))
+    monkeypatch.setattr(loop.Trainer, "_train_losses", _spoiled(bad, value))
     before = {}
-    step = loop._Trainer._step
+    step = loop.Trainer._step
 
     def watched(self, n, batches):
         weights = {k: v.clone() for k, v in self.model.state_dict().items()}
@@ -196,7 +196,7 @@ def test_bad_steps_are_skipped_and_counted(screen, train, tmp_path, monkeypatch,
         before[n] = all(torch.equal(v, weights[k]) for k, v in self.model.state_dict().items())
         return found
 
-    monkeypatch.setattr(loop._Trainer, "_step", watched)
+    monkeypatch.setattr(loop.Trainer, "_step", watched)
     run = train(screen, tmp_path / "run", 30)
     assert {n for n, unchanged in before.items() if unchanged} == bad
     assert [row["skipped"] for row in run.history] == [sum(b <= n for b in bad) for n in range(30)]
@@ -204,7 +204,7 @@ def test_bad_steps_are_skipped_and_counted(screen, train, tmp_path, monkeypatch,
 
 def test_many_bad_steps_roll_back(screen, train, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    monkeypatch.setattr(loop._Trainer, "_train_losses", _spoiled(range(5, 9), float("nan")))
+    monkeypatch.setattr(loop.Trainer, "_train_losses", _spoiled(range(5, 9), float("nan")))
     with pytest.warns(
         UserWarning, match="4 steps in a row were skipped up to step 9: back to .*step_00000003"
     ):
@@ -226,7 +226,7 @@ def test_many_bad_steps_roll_back(screen, train, tmp_path, monkeypatch):
     ],
 )
 def test_bad_steps_without_end(screen, train, tmp_path, monkeypatch, first, every, sentence):
-    monkeypatch.setattr(loop._Trainer, "_train_losses", _spoiled(range(first, 1000), float("nan")))
+    monkeypatch.setattr(loop.Trainer, "_train_losses", _spoiled(range(first, 1000), float("nan")))
     warnings.simplefilter("ignore")  # pytest restores the filters
     with pytest.raises(CamaeError, match=sentence):
         train(screen, tmp_path / "run", 40, rollback_after=3, checkpoint_every=every)
@@ -252,7 +252,7 @@ def test_bad_steps_change_nothing_on_the_device(name):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device: the optimizers' own skipping cannot run")
     model = torch.nn.Linear(8, 8).cuda()
-    optimizer = build_optimizer(model, Recipe(optimizer=name))
+    optimizer = build_optimizer(model, TrainConfig(optimizer=name))
     for bad in (False, True, False, True):
         model(torch.rand(4, 8, device="cuda")).square().sum().backward()
         if bad:

@@ -11,7 +11,7 @@ import pytest
 PROBE = """
 import resource, sys
 import torch
-from camae.training.memory import keep_freed_pages
+from camae.training.process import keep_freed_pages
 if sys.argv[1] == "keep":
     assert keep_freed_pages()
 def faults():

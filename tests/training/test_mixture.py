@@ -13,8 +13,7 @@ from camae.dataloader.mixture import PERIOD, MixedLoader, Source, assign, quotas
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError
 from camae.model import registry as families
-from camae.training.data import open_data
-from camae.training.passes import cuts
+from camae.training.data import micro_batches, open_data
 from camae.training.randomness import mask_noise
 
 SIX = ("DNA", "ER", "RNA", "AGP", "Mito", "Actin")
@@ -122,15 +121,15 @@ def test_gradient_of_a_mixed_batch_is_that_of_uniform_ones(tiny, cross_attention
 def test_passes_are_cut_to_a_budget():
     tokens = (96, 96, 48, 48, 80, 16)
     for budget in (96, 100, 192, 400):
-        pieces = cuts(tokens, budget)
+        pieces = micro_batches(tokens, budget)
         assert [i for a, b in pieces for i in range(a, b)] == list(range(6))
         assert max(sum(tokens[a:b]) for a, b in pieces) <= budget
-    assert len(cuts(tokens, 400)) == 1
-    assert len(cuts(tokens, 192)) == 2
-    assert cuts(tokens, None) == [(0, 6)]
-    assert len(cuts(tokens, None, at_least=4)) == 4
+    assert len(micro_batches(tokens, 400)) == 1
+    assert len(micro_batches(tokens, 192)) == 2
+    assert micro_batches(tokens, None) == [(0, 6)]
+    assert len(micro_batches(tokens, None, at_least=4)) == 4
     with pytest.raises(CamaeError, match=r"token_budget 90 is less than the 96 tokens"):
-        cuts(tokens, 90)
+        micro_batches(tokens, 90)
 
 
 def test_one_run_on_six_five_and_three_channels(screens, train, tmp_path):
@@ -168,17 +167,17 @@ def test_a_mixture_resumes_bitwise(screens, train, tmp_path, monkeypatch):
 
     data = [(screens[0], 1), (screens[1], 1)]
     whole = train(data, tmp_path / "whole")
-    step = loop._Trainer._step
+    step = loop.Trainer._step
 
     def stop(self, n, batches):
         if n == 4:
             raise KeyboardInterrupt
         return step(self, n, batches)
 
-    monkeypatch.setattr(loop._Trainer, "_step", stop)
+    monkeypatch.setattr(loop.Trainer, "_step", stop)
     with pytest.raises(KeyboardInterrupt):
         train(data, tmp_path / "parts", checkpoint_every=3)
-    monkeypatch.setattr(loop._Trainer, "_step", step)
+    monkeypatch.setattr(loop.Trainer, "_step", step)
     resumed = train(data, tmp_path / "parts", checkpoint_every=3)
     assert [r["loss"] for r in resumed.history] == [r["loss"] for r in whole.history]
     with pytest.warns(UserWarning, match="other data than now"):

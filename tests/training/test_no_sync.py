@@ -49,7 +49,7 @@ def test_no_synchronization_between_logged_steps(make_screen, train, tmp_path, m
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device: synchronization cannot be detected")
     data = [(make_screen("three"), 1), (make_screen("two", channels=("DNA", "ER"), seed=1), 1)]
-    step = loop._Trainer._step
+    step = loop.Trainer._step
 
     def watched(self, n, batches):
         logged = self._is_logged(n + 1)
@@ -59,6 +59,6 @@ def test_no_synchronization_between_logged_steps(make_screen, train, tmp_path, m
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(loop._Trainer, "_step", watched)
+    monkeypatch.setattr(loop.Trainer, "_step", watched)
     run = train(data, tmp_path / "run", 20, optimizer=optimizer, device="cuda", log_every=10, ema=0.99)
     assert [row["step"] for row in run.history] == [10, 20]

@@ -4,8 +4,10 @@ import pytest
 
 from camae.errors import CamaeError
 from camae.model import preset
-from camae.training.config import RECIPES, resolve, to_toml
-from camae.training.schedule import mask_ratio_at
+from camae.training.config import resolve
+from camae.training.optimization import mask_ratio_at
+from camae.training.recipes import TABLE_3
+from camae.training.toml_file import to_toml
 
 # Paper: section 4.2.2 (mask ratios), Eq. 3 and Table 3 ("+" is alpha 0.01); Lion's settings as published with it.
 PAPER = {
@@ -28,7 +30,7 @@ def test_rows_of_table_3(name, row):
 
 
 def test_every_row_is_there():
-    assert set(RECIPES) == set(PAPER)
+    assert set(TABLE_3) == set(PAPER)
 
 
 def test_arguments_win_over_the_recipe_and_the_copy_repeats_it(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from camae.training.schedule import learning_rate
+from camae.training.optimization import learning_rate
 
 
 def test_one_cycle_is_torchs():

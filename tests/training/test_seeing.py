@@ -14,9 +14,9 @@ from camae.cli import app
 from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError, MissingBackendError
 from camae.model.flops import model_flops
-from camae.training.compare import compare_runs
-from camae.training.meter import Meter
-from camae.training.probe import Probe, _linear
+from camae.training.compare_runs import compare_runs
+from camae.training.evaluation import Probe, linear_accuracy
+from camae.training.metrics import Meter
 from camae.training.run_log import LiveTable, read_log
 
 
@@ -98,7 +98,7 @@ def test_probe_is_logged_and_changes_nothing(screen, tmp_path, train):
 
 
 @pytest.mark.parametrize(("signal", "low", "high"), [(3.0, 0.95, 1.0), (0.0, 0.0, 0.45)])
-def test_linear_probe_finds_what_is_there_on_other_plates(signal, low, high):
+def test_linear_accuracy_finds_what_is_there_on_other_plates(signal, low, high):
     """Four classes along known directions, two plates: near 1 with signal, near chance (0.25) without.
 
     Without signal right answers are binomial(200, 1/4): mean 50, standard deviation 6.1, so under 90 surely.
@@ -113,7 +113,7 @@ def test_linear_probe_finds_what_is_there_on_other_plates(signal, low, high):
             "DNA": "x.tif",
         }
     )
-    found = _linear(features, Manifest(table), "Metadata_Label")
+    found = linear_accuracy(features, Manifest(table), "Metadata_Label")
     assert low <= found["probe_accuracy"] <= high
     assert found["probe_chance"] == np.bincount(classes).max() / 200
 
@@ -130,11 +130,11 @@ def test_linear_probe_finds_what_is_there_on_other_plates(signal, low, high):
 )
 def test_bad_probes_are_one_sentence(probe, sentence):
     with pytest.raises(CamaeError, match=sentence):
-        Probe.of(probe)
+        Probe.from_settings(probe)
 
 
 def test_no_probe_without_settings():
-    assert Probe.of({}) is None
+    assert Probe.from_settings({}) is None
 
 
 def test_runs_side_by_side(screen, tmp_path, train):
@@ -194,4 +194,4 @@ def test_recall_probe_finds_planted_pairs(tmp_path):
     pd.DataFrame({"a": names[::2], "b": names[1::2]}).to_csv(pairs, index=False)
     probe = Probe(data=manifest, kind="recall", pairs=pairs)
     # 5 % of 190 pairs are 9 or 10 in the upper tail, and ten are planted
-    assert probe._recall(np.array(features), manifest) >= 0.9
+    assert probe.recall(np.array(features), manifest) >= 0.9

@@ -57,18 +57,18 @@ def _interrupted(screen, out, optimizer, at):
     """Train and stop as a Ctrl-C would, inside step `at`."""
     from camae.training import trainer as loop
 
-    original = loop._Trainer._step
+    original = loop.Trainer._step
 
     def stop(self, step, batches):
         if step == at:
             raise KeyboardInterrupt
         return original(self, step, batches)
 
-    loop._Trainer._step = stop
+    loop.Trainer._step = stop
     try:
         run(screen, out, optimizer=optimizer, checkpoint_every=3)
     finally:
-        loop._Trainer._step = original
+        loop.Trainer._step = original
 
 
 def test_killed_process_resumes_exactly(screen, tmp_path):

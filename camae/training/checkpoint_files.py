@@ -1,4 +1,4 @@
-"""Training state on disk: whole folders, checked by their sums, renamed into place: a kill leaves no half of one.
+"""Checkpoint folders: written whole, checked by their sums and renamed into place; a kill leaves no half of one.
 
 `step_<n>/` holds model.safetensors, the optimizer's state and state.json; checksums.json has the SHA-256 of each
 file. Runs with sharded parameters keep the optimizer and the weights under `shards/` as well, written by
@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,13 +22,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 from camae.errors import CamaeError
 from camae.files import sync_folder, write_json
 from camae.model.ca_mae import CAMAE
-from camae.model.weights import MODEL_FILE, check_state, load, save
-from camae.training.distributed import World
-from camae.training.new_channels import TOKENS, grow
-from camae.training.sharded import is_sharded, like, load_shards, save_shards, take_whole, whole_model
+from camae.model.interface import Model
+from camae.model.weights import MODEL_FILE, check_state, save
+from camae.training.distributed import Tensors, World, is_sharded, load_whole, placed_like, whole_model
+from camae.training.run_record import CheckpointState
+from camae.training.sharded_checkpoint import load_shards, save_shards
+from camae.training.warm_start import TOKENS, grow
 
 _OPTIMIZER_FILE = "optimizer.safetensors"
-_AVERAGE_FILE = "average.safetensors"
+_EMA_FILE = "average.safetensors"
 _STATE_FILE = "state.json"
 _SUMS_FILE = "checksums.json"
 _SHARDS = "shards"
@@ -45,64 +46,61 @@ def checkpoint_folders(run: Path) -> list[Path]:
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps is."""
+    """Folder of the checkpoint after `step` steps."""
     return run / "checkpoints" / f"step_{step:08d}"
 
 
 def step_of(folder: Path) -> int:
-    """The step of a checkpoint's folder."""
+    """Step of a checkpoint's folder."""
     return int(folder.name.removeprefix("step_"))
 
 
 def save_checkpoint(
     run: Path,
-    step: int,
-    model: Any,
+    model: Model,
     optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
+    state: CheckpointState,
     keep: int,
-    average: dict[str, torch.Tensor] | None = None,
-    world: World | None = None,
-) -> Path:
-    """Write model, optimizer and `state` after `step` steps; then remove all but the newest `keep`.
+    average: Tensors | None,
+    world: World,
+) -> None:
+    """Write model, optimizer, EMA and `state`; then remove all but the newest `keep` checkpoints (0: none).
 
-    All ranks of `world` call; the first writes, and with sharded parameters every rank its shards.
+    All ranks of `world` call; rank 0 writes, and with sharded parameters every rank its shards.
     Raises NotWrittenError when the disk refuses (full, quota, gone); nothing that was there is touched then.
     """
-    main = world is None or world.main
+    step = state["step"]
     folder = checkpoint_folder(run, step)
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
-        if main:
+        if world.is_rank0:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         whole = _write_shards(temporary, model, optimizer, world) if is_sharded(model) else model
-        if not main:
-            return folder
+        if not world.is_rank0:
+            return
         save(whole, temporary / MODEL_FILE, step=step)
         if whole is model:
             save_file(_optimizer_tensors(model, optimizer), temporary / _OPTIMIZER_FILE)
         if average is not None:
-            save_file(average, temporary / _AVERAGE_FILE)
-        write_json(temporary / _STATE_FILE, state | {"step": step})
-        finish_folder(temporary, folder)
+            save_file(average, temporary / _EMA_FILE)
+        write_json(temporary / _STATE_FILE, state)
+        _finish(temporary, folder)
     except (OSError, SafetensorError, CheckpointException) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise NotWrittenError(_refusal(run, step, error)) from error
     for old in checkpoint_folders(run)[:-keep] if keep else []:
         shutil.rmtree(old, ignore_errors=True)
-    return folder
 
 
-def _write_shards(temporary: Path, model: Any, optimizer: torch.optim.Optimizer, world: World | None) -> Any:
+def _write_shards(temporary: Path, model: Model, optimizer: torch.optim.Optimizer, world: World) -> Model:
     """Every rank's shards; returns the whole model, for those who only want to use it."""
-    if world is not None:
-        world.most([0])  # the folder is there
+    world.all_reduce_max([0])  # a barrier: rank 0 has made the folder
     save_shards(temporary / _SHARDS, model, optimizer)
     return whole_model(model)
 
 
-def finish_folder(temporary: Path, folder: Path) -> None:
+def _finish(temporary: Path, folder: Path) -> None:
     """Sum up and flush every file of a checkpoint, then rename its folder into place."""
     names = sorted(str(p.relative_to(temporary)) for p in temporary.rglob("*") if p.is_file())
     for name in names:
@@ -131,8 +129,8 @@ def newest_intact(run: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint."""
+def read_state(folder: Path) -> CheckpointState:
+    """JSON part of a checkpoint."""
     return json.loads((folder / _STATE_FILE).read_text())
 
 
@@ -146,21 +144,23 @@ def known_channels(run: Path) -> list[str]:
     return []
 
 
-def read_average(folder: Path) -> dict[str, torch.Tensor]:
-    """The moving average of the weights in a checkpoint, as `EMA.restore` takes it."""
+def read_average(folder: Path) -> Tensors:
+    """EMA of the weights in a checkpoint, as `EMA.restore` takes it. Raises CamaeError where it is not readable."""
     try:
-        return load_file(folder / _AVERAGE_FILE)
+        return load_file(folder / _EMA_FILE)
     except (OSError, SafetensorError) as error:
         raise CamaeError(f"{folder}: the moving average of the weights cannot be read ({error})") from None
 
 
-def restore_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a checkpoint's tensors into `model` and `optimizer`, sharded or not; returns its state."""
+def restore_checkpoint(folder: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:
+    """Load a checkpoint's tensors into `model` and `optimizer`, sharded or not.
+
+    Raises CamaeError where the files cannot be read or do not fit the model.
+    """
     try:
-        state = read_state(folder)
         if (folder / _SHARDS).is_dir():
             load_shards(folder / _SHARDS, model, optimizer)
-            return state
+            return
         tensors = load_file(folder / _OPTIMIZER_FILE)
         weights = load_file(folder / MODEL_FILE)
     except (OSError, ValueError, SafetensorError, CheckpointException) as error:
@@ -168,13 +168,12 @@ def restore_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimize
     if TOKENS in weights and isinstance(model, CAMAE):
         weights, tensors = grow(model, weights, tensors)
     check_state(folder / MODEL_FILE, model.state_dict(), weights)
-    take_whole(model, weights)
+    load_whole(model, weights)
     _restore_optimizer(model, optimizer, tensors)
-    return state
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """Sentence on what is wrong with a checkpoint's files, or None."""
     try:
         sums = json.loads((folder / _SUMS_FILE).read_text())
         for name, expected in sums.items():
@@ -198,48 +197,7 @@ def _refusal(run: Path, step: int, error: BaseException) -> str:
     return f"the checkpoint of step {step} could not be written to {run} ({reason}); {last}"
 
 
-def initialize(model: CAMAE, source: str) -> list[str]:
-    """Start from the weights at `source`: the encoder whole, decoders for channels that both know.
-
-    Returns the channels that start anew. Raises CamaeError when the encoders differ.
-    """
-    other = load(source)
-    check_state(Path(source), model.encoder.state_dict(), other.encoder.state_dict())
-    for setting in ("bias_layout", "block", "heads", "norm_eps"):  # same tensors, other math
-        mine, theirs = (getattr(m.config, setting, None) for m in (model, other))
-        if mine != theirs:
-            raise CamaeError(
-                f"{source}: its encoder has {setting} {theirs!r} and the model to train {mine!r}; set "
-                f"model_options.{setting} = {json.dumps(theirs)}"
-            )
-    model.encoder.load_state_dict(other.encoder.state_dict())
-    if model.config.decoder != other.config.decoder or model.config.patch != other.config.patch:
-        return model.channels
-    theirs = {name: i for i, name in enumerate(other.channels)}
-    mine = dict(model.decoder.state_dict())
-    for key, value in other.decoder.state_dict().items():
-        if (
-            key in mine
-            and mine[key].shape == value.shape
-            and not key.startswith(("stacks.", "channel_tokens"))
-        ):
-            mine[key] = value
-    for i, name in enumerate(model.channels):
-        if name not in theirs:
-            continue
-        j = theirs[name]
-        mine["channel_tokens_CD"][i] = other.decoder.channel_tokens_CD[j].detach()
-        for key, value in other.decoder.stacks[j].state_dict().items():
-            mine[f"stacks.{i}.{key}"] = value
-        if model.config.decoder.cross_attention == "per_channel":
-            for part in ("cross", "heads"):
-                for key, value in getattr(other.decoder, part)[j].state_dict().items():
-                    mine[f"{part}.{i}.{key}"] = value
-    model.decoder.load_state_dict(mine)
-    return [name for name in model.channels if name not in theirs]
-
-
-def _optimizer_tensors(model: CAMAE, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> Tensors:
     """`<parameter name>|<state name>` -> tensor."""
     names = {id(p): n for n, p in model.named_parameters()}
     tensors = {}
@@ -249,9 +207,7 @@ def _optimizer_tensors(model: CAMAE, optimizer: torch.optim.Optimizer) -> dict[s
     return tensors
 
 
-def _restore_optimizer(
-    model: CAMAE, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
-) -> None:
+def _restore_optimizer(model: Model, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
     for key, value in tensors.items():
@@ -263,4 +219,4 @@ def _restore_optimizer(
         parameter = parameters[name]
         # AdamW counts steps on the host, its fused form on the device.
         on_host = value.ndim == 0 and not optimizer.defaults.get("fused")
-        optimizer.state[parameter][state_name] = value if on_host else like(parameter, value)
+        optimizer.state[parameter][state_name] = value if on_host else placed_like(parameter, value)

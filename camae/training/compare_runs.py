@@ -1,21 +1,20 @@
-"""Two or more runs side by side: what they reached, how fast, and which of their settings differ."""
+"""Comparison of runs: losses, speed, and the settings that differ."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from camae.errors import CamaeError, MissingFileError
 from camae.files import write_text
-from camae.training.config import read_toml
 from camae.training.run_log import read_log
+from camae.training.toml_file import read_toml
 
 
 def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> pd.DataFrame:
-    """One row per quantity and setting that differs, one column per run.
+    """Comparison of runs: one row per quantity and setting that differs, one column per run.
 
     loss and mse are means over the last tenth of the rows; crops/s, mfu, data wait and memory are medians.
     out: folder for `compare.csv` and `curves.png`, the loss against the steps.
@@ -57,7 +56,7 @@ def _log(folder: Path) -> pd.DataFrame:
 
 def _summary(log: pd.DataFrame) -> pd.Series:
     last = log.tail(max(1, len(log) // 10))
-    found: dict[str, Any] = {"steps": log["step"].iloc[-1], "crops": log["crops"].iloc[-1]}
+    found: dict[str, object] = {"steps": log["step"].iloc[-1], "crops": log["crops"].iloc[-1]}
     for name in ("loss", "mse", "fourier"):
         if name in log:
             found[f"{name} (last tenth)"] = last[name].mean()
@@ -69,14 +68,13 @@ def _summary(log: pd.DataFrame) -> pd.Series:
     for name in ("crops_per_second", "tflops", "mfu", "data_wait_share", "memory_gb"):
         if name in log:
             found[name] = log[name].median()
-    for name in ("skipped",):
-        if name in log:
-            found[name] = log[name].iloc[-1]
+    if "skipped" in log:
+        found["skipped"] = log["skipped"].iloc[-1]
     return pd.Series(found)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
@@ -85,7 +83,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _differences(settings: Sequence[dict[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+def _differences(settings: Sequence[dict[str, object]], names: Sequence[str]) -> pd.DataFrame:
     """Settings that are not the same in all runs, as text."""
     keys = sorted({key for s in settings for key in s})
     differing = [k for k in keys if len({repr(s.get(k)) for s in settings}) > 1]

@@ -1,0 +1,106 @@
+"""`camae.train`: trains a model from data and settings, and returns the run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+from camae.dataloader.mixture import Source
+from camae.model.interface import Model
+from camae.training.callbacks import Callback, PictureCallback, ProbeCallback
+from camae.training.config import TrainConfig, resolve
+from camae.training.data import Data, open_data, split_data
+from camae.training.evaluation import CenterCrops, Probe
+from camae.training.run_log import LogRow, read_log
+from camae.training.trainer import Trainer
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run that has finished.
+
+    path: its folder. model: the trained model, in eval mode. history: rows of log.jsonl.
+    """
+
+    path: Path
+    model: Model
+    history: list[LogRow]
+
+
+def accepts_positions(*names: str) -> Callable[[Function], Function]:
+    """Decorator: keyword-only arguments may be given by position too, in this order."""
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def call(*positions: object, **keywords: object) -> object:
+            if len(positions) > len(names):
+                return function(*positions, **keywords)
+            return function(**dict(zip(names, positions, strict=False)), **keywords)
+
+        return cast(Function, call)
+
+    return decorate
+
+
+@accepts_positions("data", "model", "out", "steps")
+def train(
+    data: Data,
+    model: str | None = None,
+    *,
+    out: str | Path,
+    steps: int | None = None,
+    config: str | Path | None = None,
+    resume: bool = True,
+    quiet: bool = False,
+    format: str | None = None,
+    incomplete: str = "error",
+    pattern: str | None = None,
+    **settings: object,
+) -> Run:
+    """Train a CA-MAE on images of any channel set, or another of the paper's systems on a fixed one.
+
+    data: a manifest (object, CSV or Parquet) or a folder a reader knows; or several, with different channel sets
+        if need be: `[(manifest, weight), ...]`, `{name: (manifest, weight), ...}` or a TOML file with a table
+        `[name]` of `data` and `weight` each. Weights are shares of the crops; without them data sets count by
+        their sites.
+    model: preset name (default: the configuration file's, else ca_mae_vit_b16).
+    out: run folder. steps: optimizer steps. Both may also be given by position, in this order.
+    config: TOML file of `TrainConfig` fields; arguments win over it, the resolved copy is kept in `out`.
+    resume: continue a run found in `out`, exactly as if it had not stopped; False refuses a folder with one.
+    format, incomplete, pattern: how a folder is read, as in `camae.dataloader.read_manifest`.
+    settings: any field of `camae.training.config.TrainConfig`.
+
+    Under torchrun every process calls this with the same arguments and takes its part of every batch.
+    SIGTERM and SIGUSR1 write a checkpoint at the end of the step; after SIGTERM the process exits with code 143.
+    Writes `config.toml`, `run.json`, `log.jsonl`, `events.jsonl`, `bad_sites.json` when sites could not be read,
+    `checkpoints/`, `model.safetensors`, `reconstructions.npz` and pictures. Raises CamaeError with one sentence
+    for bad data or settings.
+    """
+    given: dict[str, object] = {"steps": steps, "model": model}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    resolved = resolve(config, **chosen, **settings)
+    sources = open_data(data, format=format, incomplete=incomplete, pattern=pattern)
+    training, validation = split_data(sources, resolved.val)
+    run = Path(out)
+    callbacks = _callbacks(resolved, run, (validation or training)[0], quiet)
+    trained = Trainer(resolved, training, validation, run, quiet=quiet, callbacks=callbacks).run(resume)
+    return Run(run, trained, read_log(run / "log.jsonl"))
+
+
+def _callbacks(config: TrainConfig, out: Path, pictured: Source, quiet: bool) -> list[Callback]:
+    """The probe and the pictures that the settings ask for."""
+    callbacks: list[Callback] = []
+    if probe := Probe.from_settings(config.probe):
+        callbacks.append(ProbeCallback(probe, config.steps, config.value_range, config.reader))
+    if config.picture_every or not quiet:
+        crops = CenterCrops(pictured.manifest, config.value_range, config.reader)
+        # Before the end no rank has the whole of an FSDP2 model.
+        every = 0 if config.parallel == "fsdp" else config.picture_every
+        ratio = config.mask_ratio if isinstance(config.mask_ratio, float) else None
+        callbacks.append(PictureCallback(out, crops, every, ratio))
+    return callbacks
