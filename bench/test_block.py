@@ -11,7 +11,7 @@ from plain_encoder import PlainBlock
 from rows import close
 
 from camae.inference.inference_block import FusedBlock, LayerwiseBlock, block_layers
-from camae.kernels._cpu import instructions
+from camae.kernels.transformer_block import instructions
 from camae.model.backends import Backends
 from camae.model.blocks import ParallelBlock, Sequences
 from camae.model.config import preset

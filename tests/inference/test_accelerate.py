@@ -9,7 +9,7 @@ import torch
 import camae
 from camae.errors import CamaeError
 from camae.inference.accelerate import accelerate
-from camae.kernels._cpu import instructions
+from camae.kernels.transformer_block import instructions
 from camae.model import CAMAE, preset, save
 from camae.model.backends import Backends
 from camae.model.weights import model_hash
