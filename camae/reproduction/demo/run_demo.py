@@ -21,6 +21,7 @@ from camae.kernels.op_table import op_backends
 from camae.maps.pairs import read_pairs
 from camae.maps.perturbation_map import ScreenMap, map_screen
 from camae.model import CAMAE, preset
+from camae.model.interface import Model
 from camae.reporting import report
 from camae.reporting.run_folder import RunSummary, Score
 from camae.reproduction.demo.generate_screen import generate
@@ -96,10 +97,10 @@ def untrained_model(manifest: Manifest, seed: int) -> CAMAE:
 
 
 def _train(manifest: Manifest, folder: Path, seed: int) -> Run:
-    return train(manifest, MODEL, folder, seed=seed, model_options=MODEL_OPTIONS, **RECIPE)
+    return train(manifest, MODEL, out=folder, seed=seed, model_options=MODEL_OPTIONS, **RECIPE)
 
 
-def _embed(manifest: Manifest, model: CAMAE, out: Path, name: str) -> pd.DataFrame:
+def _embed(manifest: Manifest, model: Model, out: Path, name: str) -> pd.DataFrame:
     wells = embed_screen(manifest, model, out / "embeddings" / "work" / name, tiles="grid", pool=POOL)
     write_table(out / "embeddings" / f"{name}.parquet", wells, {"system": name})
     return wells

@@ -182,7 +182,7 @@ def _train(system: System, plan: Plan, folder: Path) -> tuple[Run, float]:
     run = train(
         plan.manifest,
         system.preset,
-        folder,
+        out=folder,
         model_options=system.options,
         quiet=True,
         picture_every=plan.recipe["steps"],
@@ -198,7 +198,7 @@ def _train(system: System, plan: Plan, folder: Path) -> tuple[Run, float]:
 
 def _saved_steps(run: Run, plan: Plan) -> Sequence[Mapping[str, float]]:
     """Rows of the log whose step has a checkpoint, in order, without the last step."""
-    rows = {row["step"]: row for row in run.history}
+    rows = {int(row["step"]): row for row in run.history}
     return [
         rows[step]
         for step in sorted(rows)

@@ -6,6 +6,8 @@ alone. A backward pass counts twice the forward, 2 FLOPs per multiply-add.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -51,7 +53,7 @@ def _convolutional_flops(model: MUNet | DenseNetClassifier) -> float:
     c = model.config
     with torch.device("meta"):
         crop = torch.empty(1, len(c.channels), c.crop, c.crop)
-        empty = type(model)(c).eval()
+        empty = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         features = empty.encoder(crop)
         if isinstance(empty, MUNet):
