@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 from camae.errors import CamaeError
 
@@ -61,6 +61,7 @@ class ModelConfig:
     channels: names the decoders know, in order. The encoder takes any.
     """
 
+    family: ClassVar[str] = "ca_mae"
     width: int = 384
     depth: int = 12
     heads: int = 6

@@ -1,4 +1,4 @@
-"""FLOPs of a model from its shapes, and what devices can do: what model-FLOP utilization (MFU) is made of.
+"""FLOPs of a model by formula, peaks of devices, and model-FLOP utilization (MFU).
 
 2 per multiply-add; norms, softmax, activations, the loss and the optimizer are left out; a backward pass counts
 twice the forward. What activation checkpointing computes again is not counted: MFU is of the model's own FLOPs.
@@ -50,19 +50,19 @@ class Flops:
 
 
 def peak_flops(device_name: str, precision: str = "bf16") -> float | None:
-    """Dense FLOP/s of a device, None where it is not known (CPUs, fp32, devices not in the table)."""
+    """Peak dense FLOP/s of a device, None where it is not known (CPUs, fp32, devices not in the table)."""
     if precision != "bf16":
         return None
     return next((peak for part, peak in PEAK_BF16 if part in device_name), None)
 
 
 def block_flops(tokens: float, keys: float, width: int, hidden: int) -> float:
-    """A transformer block on `tokens` that look at `keys` each: q, k, v, output, MLP (24 T D^2); attention."""
+    """FLOPs of a transformer block on `tokens` that look at `keys` each: projections and MLP (24 T D^2), attention."""
     return 2 * tokens * width * (4 * width + 2 * hidden) + 4 * tokens * keys * width
 
 
 def encoder_flops(c: ModelConfig, planes: int, mask_ratio: float = 0.0) -> tuple[float, float]:
-    """(tokenizer, blocks) of one crop with `planes` channels: T = int(C*N*(1-r)) + 1 tokens."""
+    """FLOPs (tokenizer, blocks) of one crop with `planes` channels: T = int(C*N*(1-r)) + 1 tokens."""
     kept = _kept(c, planes, mask_ratio)
     tokens = kept + 1
     return 2 * kept * c.patch**2 * c.width, c.depth * block_flops(
@@ -131,7 +131,7 @@ def _mask_tokens_once(c: ModelConfig, channels: int) -> float:
 
 
 def mfu(flops: float, seconds: float, peak: float | None, devices: int = 1) -> float | None:
-    """Share of `devices` peaks that `flops` in `seconds` are; None where the peak is not known."""
+    """Model-FLOP utilization: the share of `devices` peaks that `flops` in `seconds` are; None without a peak."""
     return None if peak is None or seconds <= 0 else flops / seconds / (peak * devices)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NotRequired, Protocol, Self, TypedDict, Unpack, runtime_checkable
 
 import numpy as np
@@ -25,6 +25,10 @@ ChannelNames = Sequence[str] | Sequence[Sequence[str]]  # of all images, or of e
 
 class Config(Protocol):
     """Configuration of a model of any family: a frozen dataclass that is stored with the weights as JSON."""
+
+    @property
+    def family(self) -> str:
+        """Name of the model family."""
 
     @property
     def name(self) -> str:
@@ -60,6 +64,10 @@ class Config(Protocol):
 
     def to_dict(self) -> dict[str, object]:
         """Fields as JSON values."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Self:
+        """Inverse of `to_dict`, without the family. Raises CamaeError for unknown names."""
 
 
 @runtime_checkable

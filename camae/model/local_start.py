@@ -1,4 +1,4 @@
-"""Decoders whose cross-attention begins by looking at the patch's own place.
+"""Initialization of cross-attention that attends to the patch's own position.
 
 From random weights attention is nearly uniform, so every masked patch gets the same average of its sample and
 the loss stays near 1 until position matching is found: hundreds of steps. Here the first queries and keys read

@@ -1,7 +1,6 @@
-"""Released CA-MAE weights (OpenPhenom) as a camae model: the mapping table, and what follows from the tensors.
+"""Released CA-MAE weights (OpenPhenom) as a camae model: the table of names, and sizes from the shapes.
 
-Everything is told from names and shapes in the file; a config.json beside it is not needed and not read (its
-mask ratio of 0 is not what the weights were trained with).
+A config.json beside the file is not read: its mask ratio of 0 is not what the weights were trained with.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
@@ -99,9 +98,9 @@ def is_openphenom(tensors: Mapping[str, torch.Tensor]) -> bool:
 
 
 def translate(
-    file: Path, tensors: dict[str, torch.Tensor], **changes: Any
+    file: Path, tensors: dict[str, torch.Tensor], **changes: object
 ) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
-    """Configuration and state of ours for a released model's tensors.
+    """Translate released weights: configuration and state dict of a CA-MAE.
 
     changes: configuration fields to override: `bias_layout` ("timm<=1.0.24", how released weights were trained,
     is the default; "mlp" or "timm>=1.0.25" for weights trained with a later timm), `channels`, `mask_ratio` ...
@@ -186,14 +185,14 @@ def _rows(s: _Sizes) -> Iterator[tuple[str, str, tuple[int, ...]]]:
                 yield name, mine, shape
 
 
-def _config(file: Path, s: _Sizes, stored: bool, changes: dict[str, Any]) -> ModelConfig:
-    channels = tuple(changes.get("channels", STAINS))
+def _config(file: Path, s: _Sizes, stored: bool, changes: dict[str, object]) -> ModelConfig:
+    channels = tuple(cast(Sequence[str], changes.get("channels", STAINS)))
     if len(channels) != s.channels:
         raise CamaeError(
             f"{file}: {s.channels} decoders, but {len(channels)} channel names; name them with channels=[...]"
         )
     size, _, drop_path = _BACKBONES.get(s.width, (str(s.width), s.depth, 0.1))
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "width": s.width,
         "depth": s.depth,
         "heads": s.width // s.head,
@@ -208,7 +207,7 @@ def _config(file: Path, s: _Sizes, stored: bool, changes: dict[str, Any]) -> Mod
         ),
         "name": f"openphenom_{size}{s.patch}",
     }
-    layout = changes.get("bias_layout", HISTORICAL_BIAS)
+    layout = str(changes.get("bias_layout", HISTORICAL_BIAS))
     return ModelConfig.from_dict(
         values | changes | {"channels": channels, "bias_layout": _BIAS_NAMES.get(layout, layout)}
     )

@@ -1,4 +1,4 @@
-"""From encoder tokens to vectors (paper, Figure 4 right)."""
+"""Pooling of encoder tokens to embedding vectors (paper, Figure 4 right)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ POOLS = ("mean", "cls", "per_channel")
 
 
 def check_pool(pool: str) -> None:
-    """Raises CamaeError for an unknown pooling."""
+    """Raise CamaeError for an unknown pooling."""
     if pool not in POOLS:
         raise CamaeError(f"pool {pool!r} is not one of {', '.join(POOLS)}")
 
 
 def pool_tokens(tokens_TD: torch.Tensor, layout: TokenLayout, pool: str) -> list[torch.Tensor]:
-    """One float32 vector per sample: (D,) for "mean" (over visible patch tokens) and "cls", (C, D) for "per_channel".
+    """Pool tokens to one float32 vector per sample.
 
-    "per_channel" needs a layout in which all planes of a sample show the same patches.
+    Returns (D,) for "mean" (over visible patch tokens) and "cls", (C, D) for "per_channel", which needs a layout in
+    which all planes of a sample show the same patches.
     """
     if pool == "cls":
         return list(tokens_TD[layout.class_index].float().unbind(0))

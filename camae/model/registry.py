@@ -6,81 +6,47 @@ its models is built or loaded. Preset names begin with the family's name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Protocol
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
 
 from camae.dataloader.loader import CropLoader
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError
+from camae.model.interface import Config, DefinesCropLoader, LabelConfig, Model
 
 DEFAULT = "ca_mae"
 GROUP = "camae.model_families"  # entry points: family name -> the module that registers it
 PERTURBATION = "Metadata_Perturbation"
 
 
-class Config(Protocol):
-    """What training and embedding read of a configuration. `patch` and `n_patches` size a plane's work."""
-
-    name: str
-    crop: int
-    patch: int
-    mask_ratio: float
-    alpha: float
-    standardization: str
-    channels: tuple[str, ...]
-
-    @property
-    def n_patches(self) -> int: ...
-    def to_dict(self) -> dict[str, Any]: ...
-
-
-class Model(Protocol):
-    """What the training loop and `embed_screen` ask of a model of any family (besides being an `nn.Module`).
-
-    forward(batch, noise, *, mask_ratio, alpha, n_samples[, label_B]) returns scalars: "total", which
-    is trained, and others, which are logged. noise: (K * n_patches(batch),) uniform.
-    embed_batch(batch, pool, ...) returns one float32 vector per sample (CA-MAE pools its tokens instead).
-    Models that reconstruct also have `reconstruct`; models trained on labels have `config.classes`; a model with
-    wishes about which crops share a batch names its own `crop_loader`.
-    """
-
-    config: Config
-    backends: Any
-    encoder: nn.Module
-
-    @property
-    def device(self) -> torch.device: ...
-    def n_patches(self, batch: PlaneBatch) -> int: ...
-    def check_channels(self, names: Sequence[str]) -> None: ...
-    def embed_batch(self, batch: PlaneBatch, pool: str, *, interpolate: bool) -> list[torch.Tensor]: ...
+C = TypeVar("C", bound=Config)
 
 
 @dataclass(frozen=True)
-class ModelFamily:
-    """Models of one kind: their class, their configuration (`to_dict`, `from_dict`), and their presets by name.
+class ModelFamily(Generic[C]):
+    """Model family: a class of models, of their configurations, and presets by name.
 
     name: how the family's preset names begin, and what a model file stores.
-    preset: preset(name, **changes) -> configuration.
+    model: model(config) -> untrained model. preset: preset(name, **changes) -> configuration.
     """
 
     name: str
-    model: type[nn.Module]
-    config: type[Any]
-    preset: Callable[..., Any]
+    model: Callable[[C], Model]
+    config: type[C]
+    preset: Callable[..., C]
 
 
-_registered: dict[str, ModelFamily] = {}
+_registered: dict[str, ModelFamily[Any]] = {}
 
 
-def register(family: ModelFamily) -> ModelFamily:
-    """Make a family known under its name."""
+def register(family: ModelFamily[C]) -> ModelFamily[C]:
+    """Register a family under its name."""
     _registered[family.name] = family
     return family
 
@@ -91,7 +57,7 @@ def _installed() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
-def family(name: str) -> ModelFamily:
+def family(name: str) -> ModelFamily[Any]:
     """The family of that name, its module imported. Raises CamaeError for an unknown one."""
     if name not in _registered:
         if name not in _installed():
@@ -109,16 +75,18 @@ def family_of(preset: str) -> str:
     return next((f for f in sorted(_names(), key=len, reverse=True) if preset.startswith(f)), DEFAULT)
 
 
-def build(name: str, **options: Any) -> Any:
+def build(name: str, **options: object) -> Model:
     """An untrained model of a preset of any family, with fields of its configuration changed."""
-    kind = family(family_of(name))
-    return kind.model(kind.preset(name, **options))
+    return from_config(family(family_of(name)).preset(name, **options))
 
 
-def build_for(name: str, manifest: Manifest, **options: Any) -> Any:
-    """As `build`, with the channels of a screen and, for models trained on labels, its perturbations as classes."""
+def build_for(name: str, manifest: Manifest, **options: object) -> Model:
+    """As `build`, with the channels of a screen and, for models trained on labels, its perturbations as classes.
+
+    Raises CamaeError for a model trained on labels where the manifest names no perturbations.
+    """
     options = {"channels": tuple(manifest.channels)} | options
-    if "classes" in {f.name for f in fields(family(family_of(name)).config)} and "classes" not in options:
+    if isinstance(family(family_of(name)).preset(name), LabelConfig) and "classes" not in options:
         if PERTURBATION not in manifest.table:
             raise CamaeError(
                 f"{name} learns to name perturbations, and the manifest has no column {PERTURBATION}"
@@ -127,25 +95,25 @@ def build_for(name: str, manifest: Manifest, **options: Any) -> Any:
     return build(name, **options)
 
 
-def config_from(values: Mapping[str, Any]) -> Any:
-    """The configuration that a model file stores, of whichever family."""
-    values = dict(values)
-    return family(values.pop("family", DEFAULT)).config.from_dict(values)
+def config_from(values: Mapping[str, object]) -> Config:
+    """The configuration that a model file stores, of its family."""
+    fields = dict(values)
+    return family(str(fields.pop("family", DEFAULT))).config.from_dict(fields)
 
 
-def model_class(config: Any) -> Any:
-    """The class of models with this configuration: call it with the configuration for an untrained one."""
-    return family(getattr(config, "family", DEFAULT)).model
+def from_config(config: Config) -> Model:
+    """An untrained model of this configuration, of its family."""
+    return family(config.family).model(config)
 
 
-def crop_loader(model: Any) -> type[CropLoader]:
-    """The loader that feeds the training of `model`."""
-    return getattr(model, "crop_loader", CropLoader)
+def crop_loader(model: Model) -> type[CropLoader]:
+    """Loader of a model's training batches: `CropLoader`, unless the model defines its own."""
+    return model.crop_loader if isinstance(model, DefinesCropLoader) else CropLoader
 
 
-def labels(model: Any, manifest: Manifest, batch: PlaneBatch) -> dict[str, torch.Tensor]:
-    """{"label_B": class of every sample, -1 where it has none} for models trained on labels, else nothing."""
-    classes = getattr(model.config, "classes", ())
+def labels(model: Model, manifest: Manifest, batch: PlaneBatch) -> dict[str, torch.Tensor]:
+    """{"label_B": (B,) int64 class of every sample, -1 without one} for models trained on labels, else {}."""
+    classes = model.config.classes if isinstance(model.config, LabelConfig) else ()
     if not classes:
         return {}
     index = {name: i for i, name in enumerate(classes)}

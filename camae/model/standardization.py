@@ -1,4 +1,4 @@
-"""Self-standardization of planes: which eps on stored values, for which dtype and model family.
+"""Self-standardization of planes: its eps on stored values, by dtype and model family.
 
 Both families reduce to (x - mean) / sqrt(var + eps^2) on the stored values, so one eps says everything.
 """
@@ -22,7 +22,9 @@ _INTEGER = (torch.uint8, torch.uint16)
 
 
 def standardization_eps(mode: str, dtype: torch.dtype, value_range: ValueRange | None) -> float:
-    """eps in stored gray levels for planes of `dtype`.
+    """Standardization eps in stored gray levels for planes of `dtype`.
+
+    mode: "own" or "openphenom", as `ModelConfig.standardization`.
 
     Raises CamaeError where the contract asks for an explicit `value_range=(lo, hi)`: float planes always,
     uint16 for models that were trained on [0, 1] values.

@@ -1,11 +1,10 @@
-"""Tensors in a file, whatever its name says: safetensors, or torch's zip form. Told apart by their first bytes."""
+"""Weights files: safetensors, or torch's zip format, recognized by their first bytes."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +18,7 @@ _LISTED = 8  # names in an error
 
 
 def read_tensors(file: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """(metadata, tensors by name) of a weights file, floats as float32.
+    """Read a weights file: (metadata, tensors by name), floats as float32.
 
     A safetensors file is mapped, not read (replace such a file, never overwrite it in place); a torch file is
     read with `weights_only=True`, so that nothing in it can run. Either way its tensors are in memory once.
@@ -56,7 +55,7 @@ def _torch_zip(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of {"state_dict": {...}} or of a bare {name: tensor}."""
     try:
         with open(file, "rb") as f:  # by its name, torch would take model.safetensors for safetensors
-            content: Any = torch.load(f, map_location="cpu", weights_only=True)
+            content: object = torch.load(f, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CamaeError(
             f"{file}: a torch file with more in it than tensors and plain values; it is not loaded, because its "
@@ -83,10 +82,10 @@ def check_shapes(
             f"{k} {found[k]} instead of {expected[k]}" for k in common if found[k] != expected[k]
         ],
     }
-    sentences = []
+    problems = []
     for what, names in differences.items():
         if names:
             more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-            sentences.append(f"{len(names)} {what} tensors: {', '.join(names[:_LISTED])}{more}")
-    if sentences:
-        raise CamaeError(f"{file}: {'; '.join(sentences)}")
+            problems.append(f"{len(names)} {what} tensors: {', '.join(names[:_LISTED])}{more}")
+    if problems:
+        raise CamaeError(f"{file}: {'; '.join(problems)}")

@@ -1,4 +1,4 @@
-"""Which tokens a batch has, and where: the packed layout shared by encoder and decoders."""
+"""Token layout: the packed tokens of a batch, and which patches are visible, masked and decoded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from camae.dataloader.plane_batch import PlaneBatch
 
 @dataclass(frozen=True)
 class Part:
-    """Some patches of a batch.
+    """Subset of the patches of a batch.
 
     index_M: (M,) int64 flat indices plane * N + patch, ascending (so sample by sample).
     per_sample: (B,) on the host, how many of each sample.
@@ -24,7 +24,7 @@ class Part:
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """The packed tokens of a batch: sample by sample, class token first, then kept patches in order.
+    """Packed layout of a batch's tokens: sample by sample, class token first, then kept patches in order.
 
     planes_per_sample: (B,) on the host, so that no length ever has to be read back from a device.
     n_patches: N, patches per plane.

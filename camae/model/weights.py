@@ -1,11 +1,11 @@
-"""Models on disk: one safetensors file whose header carries the configuration."""
+"""Model files: weights as safetensors, with the configuration in the header."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -13,12 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 from camae.errors import CamaeError, MissingFileError
 from camae.files import write_atomic
-from camae.model import registry as families
+from camae.model import registry
+from camae.model.interface import Config, Model
 from camae.model.openphenom import is_openphenom, translate
 from camae.model.tensor_files import check_shapes, read_tensors
-
-if TYPE_CHECKING:
-    from camae.model.ca_mae import CAMAE
 
 MODEL_FILE = "model.safetensors"
 _FORMAT = "camae-model-1"
@@ -26,8 +24,11 @@ _FORMAT = "camae-model-1"
 _WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin", "model.pt", "model.ckpt")
 
 
-def save(model: CAMAE, path: str | Path, **about: Any) -> Path:
-    """Write `model` to a safetensors file, atomically. `about`: JSON values kept beside the configuration."""
+def save(model: Model, path: str | Path, **about: object) -> Path:
+    """Save a model to a safetensors file, atomically; returns its path.
+
+    about: JSON values kept beside the configuration.
+    """
     metadata = {
         "format": _FORMAT,
         "config": json.dumps(model.config.to_dict()),
@@ -37,7 +38,7 @@ def save(model: CAMAE, path: str | Path, **about: Any) -> Path:
     return write_atomic(path, lambda p: save_file(tensors, p, metadata))
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu", **changes: Any) -> Any:
+def load(path: str | Path, *, device: str | torch.device = "cpu", **changes: object) -> Model:
     """Load a model: a run folder of `camae.train`, one of its checkpoints, a model file, or released weights.
 
     Released CA-MAE weights (OpenPhenom): the file as published (a torch file, whatever its name), a safetensors
@@ -50,7 +51,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", **changes: Any
     file = find_model_file(path)
     metadata, tensors = read_tensors(file)
     if metadata.get("format") == _FORMAT:
-        config, state = families.config_from(json.loads(metadata["config"]) | changes), tensors
+        config: Config = registry.config_from(json.loads(metadata["config"]) | changes)
+        state = tensors
     elif is_openphenom(tensors):
         config, state = translate(file, tensors, **changes)
     else:
@@ -61,10 +63,25 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", **changes: Any
     return build(file, config, state).to(device)
 
 
-def build(file: Path, config: Any, state: dict[str, torch.Tensor]) -> Any:
-    """A model that takes over the tensors of `state`, without making any first; in eval mode."""
+def convert(source: str | Path, destination: str | Path, **changes: object) -> Path:
+    """Convert a model (released weights, a run, a checkpoint) to a model file; returns its path.
+
+    destination: a file name, or a folder, in which it becomes model.safetensors. changes: as in `load`.
+    Raises CamaeError for a source that `load` refuses, or a destination that exists.
+    """
+    target = Path(destination)
+    if target.is_dir() or not target.suffix:
+        target = target / MODEL_FILE
+    if target.exists():
+        raise CamaeError(f"{target} exists; name another file, or delete it first")
+    model = load(source, device="cpu", **changes)
+    return save(model, target, converted_from=Path(source).name)
+
+
+def build(file: Path, config: Config, state: dict[str, torch.Tensor]) -> Model:
+    """A model of the tensors of `state`, which are taken over, not copied; in eval mode. Errors as `load`."""
     with torch.device("meta"), _Unfilled():
-        model = families.model_class(config)(config)
+        model = registry.from_config(config)
     check_state(file, model.state_dict(), state)
     model.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
     return model.eval()
@@ -74,16 +91,25 @@ _FILLING = (torch.Tensor.normal_, torch.Tensor.uniform_)
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves random initialization out: on the meta device it computes nothing, but loads sympy to do so."""
+    """Skips random initialization: on the meta device it computes nothing, but loads sympy to do so."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         if func in _FILLING or getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
+            return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
 
 
 def find_model_file(path: str | Path) -> Path:
-    """The model file that `path` (a file, a run folder, a checkpoint folder) stands for."""
+    """Model file at `path`, a file, a run folder or a checkpoint folder.
+
+    Raises MissingFileError where nothing is there, CamaeError for a folder without a model.
+    """
     path = Path(path)
     if path.is_file():
         return path
@@ -99,12 +125,12 @@ def find_model_file(path: str | Path) -> Path:
 
 
 def check_state(file: Path, expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
-    """Complete or refused: raise CamaeError that lists what differs."""
+    """Raise CamaeError that lists missing, unexpected and wrongly shaped tensors."""
     check_shapes(file, *({k: tuple(t.shape) for k, t in state.items()} for state in (expected, found)))
 
 
-def model_hash(model: CAMAE) -> str:
-    """A short fingerprint of weights and configuration, stored with every embedding."""
+def model_hash(model: Model) -> str:
+    """Hash of weights and configuration, 16 hex digits, stored with every embedding."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

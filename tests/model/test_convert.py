@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import camae
 from camae.errors import CamaeError
 from camae.model import CAMAE, load, preset, save
-from camae.model.convert import convert
+from camae.model.weights import convert
 from camae.training.warm_start import initialize
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,12 @@ MASK_RATIO = {8: 0.75, 16: 0.25}
 class ImageViTConfig(ModelConfig):
     """Configuration of a ViT over all channels at once; fields as in `ModelConfig`, channel_map as `SystemConfig`."""
 
+    family: ClassVar[str] = "mae_vit"
     channel_map: dict[str, str] = field(default_factory=dict)
-    family: str = "mae_vit"
+
+    def to_dict(self) -> dict[str, object]:
+        """Fields as JSON values, and the family, by which a model file finds the class."""
+        return super().to_dict() | {"family": self.family}
 
 
 V = TypeVar("V", bound=ImageViTConfig)

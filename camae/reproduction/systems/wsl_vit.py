@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -19,8 +20,8 @@ from camae.reproduction.systems.weakly_supervised import Classifier, PlateCropLo
 class ViTClassifierConfig(ImageViTConfig):
     """Configuration as `ImageViTConfig`. classes: names of the perturbations."""
 
+    family: ClassVar[str] = "wsl_vit"
     classes: tuple[str, ...] = ()
-    family: str = "wsl_vit"
 
 
 PRESETS = vit_presets(ViTClassifierConfig, "wsl_vit_", {8: 0.0, 16: 0.0})
