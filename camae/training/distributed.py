@@ -234,7 +234,7 @@ def whole_model(model: Model) -> Model:
         n: (t.full_tensor() if isinstance(t, DTensor) else t).detach().cpu()
         for n, t in model.state_dict().items()
     }
-    copy = registry.model_class(model.config)(model.config)
+    copy = registry.from_config(model.config)
     copy.load_state_dict(weights)
     return copy
 
