@@ -236,26 +236,14 @@ class Probe:
 
 def _center_embeddings(model: Model, crops: CenterCrops, pool: str) -> np.ndarray:
     """(N, D) one vector per site, fp64."""
-    from camae.embedding import embed
-
     vectors: list[np.ndarray] = []
     with evaluating(model):
         for batch in crops.batches(range(len(crops.manifest)), model.config.crop):
-            counts = list(batch.planes_per_sample)
-            names = [list(n) for n in _split(batch.names_K, counts)]
-            images = list(batch.planes_KHW.split(counts))
-            found = embed(images, names, model=model, pool=pool, value_range=crops.value_range)
-            vectors += [np.asarray(torch.as_tensor(v).cpu()).reshape(-1) for v in found]
+            found = model.embed_batch(batch.to(model.device), pool)
+            vectors += [vector.cpu().numpy().reshape(-1) for vector in found]
     if len({len(v) for v in vectors}) > 1:
         raise CamaeError("the probe's sites differ in channels: use pool 'mean' or 'cls'")
     return np.stack(vectors).astype(np.float64)
-
-
-def _split(names: Sequence[str], counts: Sequence[int]) -> Iterator[Sequence[str]]:
-    start = 0
-    for count in counts:
-        yield names[start : start + count]
-        start += count
 
 
 def linear_accuracy(features_ND: np.ndarray, manifest: Manifest, label: str) -> LogRow:

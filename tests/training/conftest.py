@@ -1,5 +1,7 @@
 """The smallest model that has every part, and a way to train it."""
 
+from contextlib import contextmanager
+
 import pytest
 
 import camae
@@ -18,3 +20,25 @@ def tiny():
 def train(tiny):
     """train(data, out, steps=6, **settings) -> Run."""
     return lambda data, out, steps=6, **settings: camae.train(data, out=out, steps=steps, **(tiny | settings))
+
+
+@pytest.fixture
+def interrupt():
+    """interrupt(step): a context in which training is stopped inside that step, as a Ctrl-C would."""
+    from camae.training.trainer import Trainer
+
+    original = Trainer._step
+
+    @contextmanager
+    def interrupted(at):
+        def stop(self, step, batches):
+            if step == at:
+                raise KeyboardInterrupt
+            return original(self, step, batches)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "_step", stop)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return interrupted

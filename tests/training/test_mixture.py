@@ -162,22 +162,11 @@ def test_a_token_budget_changes_no_loss(screens, train, tmp_path):
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
 
 
-def test_a_mixture_resumes_bitwise(screens, train, tmp_path, monkeypatch):
-    from camae.training import trainer as loop
-
+def test_a_mixture_resumes_bitwise(screens, train, tmp_path, interrupt):
     data = [(screens[0], 1), (screens[1], 1)]
     whole = train(data, tmp_path / "whole")
-    step = loop.Trainer._step
-
-    def stop(self, n, batches):
-        if n == 4:
-            raise KeyboardInterrupt
-        return step(self, n, batches)
-
-    monkeypatch.setattr(loop.Trainer, "_step", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupt(4):
         train(data, tmp_path / "parts", checkpoint_every=3)
-    monkeypatch.setattr(loop.Trainer, "_step", step)
     resumed = train(data, tmp_path / "parts", checkpoint_every=3)
     assert [r["loss"] for r in resumed.history] == [r["loss"] for r in whole.history]
     with pytest.warns(UserWarning, match="other data than now"):

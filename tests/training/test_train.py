@@ -40,10 +40,10 @@ def losses(history):
 
 
 @pytest.mark.parametrize("optimizer", ["lion", "adamw"])
-def test_resume_is_bitwise(screen, tmp_path, optimizer):
+def test_resume_is_bitwise(screen, tmp_path, interrupt, optimizer):
     whole = run(screen, tmp_path / "whole", optimizer=optimizer, checkpoint_every=100)
-    with pytest.raises(KeyboardInterrupt):
-        _interrupted(screen, tmp_path / "parts", optimizer, at=4)
+    with interrupt(4):
+        run(screen, tmp_path / "parts", optimizer=optimizer, checkpoint_every=3)
     assert len(read_log(tmp_path / "parts" / "log.jsonl")) >= 3
     resumed = run(screen, tmp_path / "parts", optimizer=optimizer, checkpoint_every=3)
     assert losses(resumed.history) == losses(whole.history)
@@ -51,24 +51,6 @@ def test_resume_is_bitwise(screen, tmp_path, optimizer):
         whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True
     ):
         assert torch.equal(a, b), name
-
-
-def _interrupted(screen, out, optimizer, at):
-    """Train and stop as a Ctrl-C would, inside step `at`."""
-    from camae.training import trainer as loop
-
-    original = loop.Trainer._step
-
-    def stop(self, step, batches):
-        if step == at:
-            raise KeyboardInterrupt
-        return original(self, step, batches)
-
-    loop.Trainer._step = stop
-    try:
-        run(screen, out, optimizer=optimizer, checkpoint_every=3)
-    finally:
-        loop.Trainer._step = original
 
 
 def test_killed_process_resumes_exactly(screen, tmp_path):
@@ -220,3 +202,17 @@ def test_missing_and_broken_configuration(tmp_path, screen):
     (tmp_path / "bad.toml").write_text("steps = = 3")
     with pytest.raises(CamaeError, match="not valid TOML"):
         camae.train(screen, out=tmp_path / "run", config=tmp_path / "bad.toml")
+
+
+def test_the_run_folder_is_required(screen):
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'out'"):
+        camae.train(screen, steps=1)
+
+
+def test_arguments_by_position(screen, tmp_path):
+    done = run(screen, tmp_path / "run", 1)
+    assert (done.path, done.history[-1]["step"]) == (tmp_path / "run", 1)
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'out'"):
+        camae.train(screen, "ca_mae_vit_ti16", tmp_path / "run", out=tmp_path / "run")
+    with pytest.raises(TypeError, match="positional arguments"):
+        camae.train(screen, "ca_mae_vit_ti16", tmp_path / "run", 1, "config.toml", out=tmp_path / "run")

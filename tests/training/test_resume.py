@@ -7,47 +7,15 @@ from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError
 from camae.training import checkpoint_files as checkpoints
 from camae.training import trainer as loop
-from camae.training.optimization import EMA
 from camae.training.warm_start import TOKENS, appended
 
 
-def stopped(train, *args, at, **settings):
-    """Train and stop inside step `at`, as a Ctrl-C would."""
-    original = loop.Trainer._step
-
-    def stop(self, step, batches):
-        if step == at:
-            raise KeyboardInterrupt
-        return original(self, step, batches)
-
-    loop.Trainer._step = stop
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train(*args, **settings)
-    finally:
-        loop.Trainer._step = original
-
-
-def test_average_follows_its_formula():
-    layer = torch.nn.Linear(1, 1, bias=False)
-    layer.weight.data.fill_(1.0)
-    ema = EMA(layer, 0.5)
-    expected = 1.0
-    for step, value in enumerate([2.0, 4.0, 8.0]):
-        layer.weight.data.fill_(value)
-        ema.update()
-        decay = min(0.5, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * value
-    assert layer.weight.item() == 8.0
-    ema.copy_to_weights()
-    assert layer.weight.item() == pytest.approx(expected, rel=1e-6)
-
-
 @pytest.mark.parametrize("final", [False, True])
-def test_average_resumes_exactly_and_is_the_model_when_asked(screen, tmp_path, train, final):
+def test_average_resumes_exactly_and_is_the_model_when_asked(screen, tmp_path, train, interrupt, final):
     settings = {"ema": 0.9, "ema_final": final, "checkpoint_every": 2}
     whole = train(screen, tmp_path / "whole", 6, **settings)
-    stopped(train, screen, tmp_path / "parts", 6, at=3, **settings)
+    with interrupt(3):
+        train(screen, tmp_path / "parts", 6, **settings)
     resumed = train(screen, tmp_path / "parts", 6, **settings)
     averages = [
         checkpoints.read_average(checkpoints.checkpoint_folders(run.path)[-1]) for run in (whole, resumed)
@@ -94,14 +62,15 @@ def without(screen, channel, path):
 
 @pytest.mark.parametrize("cross", ["shared", "per_channel"])
 @pytest.mark.parametrize("optimizer", ["lion", "adamw"])
-def test_a_new_channel_gets_a_decoder_on_resume(screen, tmp_path, tiny, train, cross, optimizer):
+def test_a_new_channel_gets_a_decoder_on_resume(screen, tmp_path, tiny, train, interrupt, cross, optimizer):
     """Weights and optimizer state of all that was there are untouched; the new decoder then learns."""
     fewer = without(screen, "Mito", screen.parent / f"fewer_{cross}_{optimizer}.csv")
     model_options = tiny["model_options"] | {
         "decoder": tiny["model_options"]["decoder"] | {"cross_attention": cross}
     }
     settings = {"model_options": model_options, "optimizer": optimizer, "checkpoint_every": 2, "ema": 0.9}
-    stopped(train, fewer, tmp_path / "run", 6, at=4, **settings)
+    with interrupt(4):
+        train(fewer, tmp_path / "run", 6, **settings)
     folder = checkpoints.checkpoint_folders(tmp_path / "run")[-1]
     before = {p.name: checkpoints.load_file(p) for p in folder.glob("*.safetensors")}
 
