@@ -1,4 +1,6 @@
-"""What a screen of RxRx3's size costs on 1, 8 and 128 GPUs. `python bench/scale.py` writes SCALE.md.
+"""Cost model of embedding and training on a screen of RxRx3's size with 1, 8 and 128 GPUs.
+
+`python bench/scale.py` writes SCALE.md.
 
 Reading is measured (rows of bench/results). GPU speed is computed from the data sheet's limits at a stated
 utilization until rows of that GPU exist; nothing computed is called measured. `python bench/scale.py --help` lists
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from floors import (
@@ -29,7 +31,7 @@ GPUS = (1, 8, 128)
 
 @dataclass(frozen=True)
 class Work:
-    """A screen and what is done with it.
+    """Size of a screen, and of the embedding and training on it.
 
     fields: sites of `channels` planes of `side` px, `pixel_bytes` each as stored uncompressed; `compression` is
     stored / uncompressed. tiles: crops embedded per field. epochs: training passes, one crop per field in each.
@@ -62,8 +64,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Site:
-    """A computing site. utilization: share of the dense bf16 peak. cores: per GPU. storage: bytes/s of the shared
-    store, all nodes together. link: bytes/s of the slowest link of the gradient ring, per GPU."""
+    """Hardware of a computing site.
+
+    utilization: share of the dense bf16 peak. cores: per GPU. storage: bytes/s of the shared store, all nodes
+    together. link: bytes/s of the slowest link of the gradient ring, per GPU.
+    """
 
     device: Device = H100
     utilization: float = 0.4
@@ -74,7 +79,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Cost:
-    """Wall-clock seconds of each part, which overlap; `bound` names the largest."""
+    """Wall-clock seconds of the parts of a run, which overlap; `bound` names the largest."""
 
     gpus: int
     compute: float
@@ -84,7 +89,7 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """The slowest part."""
+        """Wall-clock seconds of the slowest part."""
         return max(self.compute, self.reading, self.storage, self.network)
 
     @property
@@ -94,7 +99,7 @@ class Cost:
 
     @property
     def bound(self) -> str:
-        """What the time goes into."""
+        """Name of the slowest part."""
         parts = {
             "GPU": self.compute,
             "reading (CPU)": self.reading,
@@ -105,7 +110,10 @@ class Cost:
 
 
 def read_seconds_per_crop(results: Path = RESULTS, case: str = "zstd, tiles 256") -> float:
-    """CPU seconds to decode a 6 x 256 x 256 crop: the newest measured row of the reader."""
+    """CPU seconds to decode a 6 x 256 x 256 crop, from the newest measured row of the reader.
+
+    Raises SystemExit where there is none.
+    """
     found = None
     for file in sorted(results.glob("*/reader.jsonl")):
         for line in file.read_text().splitlines():
@@ -203,12 +211,12 @@ def document(work: Work | None = None, read: float | None = None) -> str:
             f"## {device.name}\n\nEmbedding\n\n{head}\n" + "\n".join(_rows("embed", work, site, read)) + "\n"
         )
         parts.append(f"Training\n\n{head}\n" + "\n".join(_rows("train", work, site, read)) + "\n")
-    parts.append(_reading_of(work, read))
+    parts.append(_bounds_text(work, read))
     return "\n".join(parts)
 
 
-def _reading_of(work: Work, read: float) -> str:
-    """What bounds it, in words that follow from the numbers."""
+def _bounds_text(work: Work, read: float) -> str:
+    """The last section: what bounds embedding and training, from the numbers."""
     site = Site()
     small = embedding_cost(work, EMBEDDING[0], site, 1, read)
     cores = read * site.utilization * site.device.bf16 / encoder_flops(EMBEDDING[0])
@@ -232,8 +240,8 @@ def _reading_of(work: Work, read: float) -> str:
 def main() -> None:
     """Write SCALE.md, or print another screen's page."""
     parser = argparse.ArgumentParser(description="Cost of embedding and training on a screen.")
-    for name, value in Work().__dict__.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    for f in fields(Work):
+        parser.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default)
     work = Work(**vars(parser.parse_args()))
     if work == Work():
         Path(__file__).with_name("SCALE.md").write_text(document())

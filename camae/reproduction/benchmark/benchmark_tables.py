@@ -22,6 +22,7 @@ from camae.maps.arms import arm_bias, correct_arms
 from camae.maps.arrays import namespace, rows
 from camae.maps.inputs import embeddings
 from camae.maps.pairs import Pairs
+from camae.maps.perturbation_map import perturbation_vectors
 from camae.maps.retrieval import retrieval
 
 PairsBySource: TypeAlias = Mapping[str, Pairs]
@@ -109,9 +110,7 @@ class ScreenProfiles:
 
     def to_map(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Spherical means of the perturbations with the origin at the controls' mean: vectors (p, k), names (p,)."""
-        chosen = np.flatnonzero(self.treated)
-        by = self.perturbation[chosen]
-        return aggregate(rows(z, chosen), by, origin=control_mean(z, self.control)), perturbation_names(by)
+        return perturbation_vectors(z, self.perturbation, self.control)
 
 
 def recall_by_alignment(

@@ -87,7 +87,7 @@ def run_paper(
     if checkpoints not in ("last", "all"):
         raise CamaeError(f"checkpoints {checkpoints!r} is not 'last' or 'all'")
     out, say, began = Path(out), (console or Console()).print, time.perf_counter()
-    todo = chosen(size, systems)
+    todo, sets = chosen(size, systems), paper_tables.read_gene_sets(gene_sets)
     screen = _open_screen(data, out, quick, pairs, say)
     plan = Plan(
         screen.manifest,
@@ -102,9 +102,25 @@ def run_paper(
         value_range=value_range,
     )
     outcomes = _run_systems(todo, plan, size, say)
-    null_size = 500 if quick else 10_000
-    tables = _tables(outcomes, screen, target, paper_tables.read_gene_sets(gene_sets), null_size)
-    results: PaperResults = {
+    tables = _tables(outcomes, screen, target, sets, null_size=500 if quick else 10_000)
+    results = _results(screen, plan, size, quick, outcomes, tables)
+    results["figures"] = write_figures(outcomes, plan, cellprofiler)
+    results["seconds"] = time.perf_counter() - began
+    write_results(out, results, tables)
+    say(f"{results['seconds']:.0f} s: {out / 'results.json'}, {out / 'paper.html'}")
+    return results
+
+
+def _results(
+    screen: _Screen,
+    plan: Plan,
+    size: str,
+    quick: bool,
+    outcomes: Sequence[Outcome],
+    tables: Sequence[paper_tables.PaperTable],
+) -> PaperResults:
+    """results.json without figures and seconds, which are set when they are known."""
+    return {
         "screen": screen.name,
         "sites": len(screen.manifest),
         "channels": list(screen.manifest.channels),
@@ -114,14 +130,11 @@ def run_paper(
         "alignment": "TVN by plate, at most half as many components as controls",
         "families": family_results(SIZES[size], outcomes),
         "tables": table_rows(tables),
-        "figures": write_figures(outcomes, plan, cellprofiler),
+        "figures": {},
         "published": published_rows(tables),
         "versions": versions(),
-        "seconds": time.perf_counter() - began,
+        "seconds": 0.0,
     }
-    write_results(out, results, tables)
-    say(f"{results['seconds']:.0f} s: {out / 'results.json'}, {out / 'paper.html'}")
-    return results
 
 
 def _training_settings(
