@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from camae.cli import app
-from camae.training.config import options
+from camae.embedding.config import EmbedConfig
+from camae.training.config import TrainConfig
 
 HERE = Path(__file__).parent
 COMMANDS = """\
@@ -19,14 +21,23 @@ Errors are one sentence on stderr and exit code 2. `camae COMMAND --help` says t
 `python docs/generate_pages.py` writes.
 """
 SETTINGS = """\
-# Training settings
+# Settings
+
+`python docs/generate_pages.py` writes this page.
+
+## Training
 
 Fields of `camae.training.config.TrainConfig`: arguments of `camae.train`, `--set name=value` of `camae train`, lines of
-a TOML file. `python docs/generate_pages.py` writes this page.
+a TOML file.
 
-| setting | type | default | |
-|---|---|---|---|
 """
+EMBEDDING = """
+## Embedding
+
+Fields of `camae.embedding.EmbedConfig`: arguments of `camae.embed_screen`, options of `camae embed` (with `-` for `_`).
+
+"""
+TABLE = "| setting | type | default | |\n|---|---|---|---|\n"
 
 
 def commands(command: Any = None, name: str = "camae") -> Iterator[tuple[str, Any]]:
@@ -47,13 +58,18 @@ def options_of(command: Any) -> list[str]:
 
 def pages() -> dict[str, str]:
     """File name -> text of every generated page."""
-    settings = [
-        f"| `{o.name}` | `{_text(o.type)}` | {_shown(o.default)} | {_text(o.help)} |" for o in options()
-    ]
     return {
         "command-line.md": COMMANDS + "".join(_section(name, command) for name, command in commands()),
-        "settings.md": SETTINGS + "\n".join(settings) + "\n",
+        "settings.md": SETTINGS + _table(TrainConfig()) + EMBEDDING + _table(EmbedConfig()),
     }
+
+
+def _table(config: Any) -> str:
+    rows = [
+        f"| `{f.name}` | `{_text(str(f.type))}` | {_shown(getattr(config, f.name))} | {_text(f.metadata['help'])} |"
+        for f in fields(config)
+    ]
+    return TABLE + "\n".join(rows) + "\n"
 
 
 def _section(name: str, command: Any) -> str:

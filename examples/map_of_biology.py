@@ -22,7 +22,16 @@ def embed_generated_screen(out: Path) -> tuple[Path, Path]:
 
     images = write_screen(out / "images")
     manifest = read_manifest(images, metadata=[images / "wells.csv"])  # what is in each well
-    small = {"crop": 96, "width": 96, "depth": 4, "heads": 3, "drop_path": 0.0, "decoder": "small"}
+    # LayerScale 1: with the preset's 1e-4 so short a training hardly changes an encoder.
+    small = {
+        "crop": 96,
+        "width": 96,
+        "depth": 4,
+        "heads": 3,
+        "drop_path": 0.0,
+        "decoder": "small",
+        "layer_scale": 1.0,
+    }
     settings: dict = {"steps": 60, "batch_size": 8, "optimizer": "adamw", "lr": 2e-3, "model_options": small}
     run = camae.train(manifest, "ca_mae_vit_ti16", out / "run", **settings)
     camae.embed_screen(manifest, model=run.path, out=out / "embeddings", pool="per_channel")
