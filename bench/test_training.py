@@ -47,7 +47,7 @@ DECODER = {
     "part": 0.65,
 }
 ENCODER = {"crop": 128, "width": 96, "depth": 4, "heads": 3, "drop_path": 0.0}
-RECIPE = {
+SETTINGS = {
     "optimizer": "adamw",
     "lr": 3e-3,
     "batch_size": 16,
@@ -170,7 +170,7 @@ def cpu_seconds() -> float:
 def test_time_to_loss(full: bool, screen: Path, tmp_path: Path) -> None:
     """Seconds until the validation loss is what the plain loop ends with: the same start, decoder and schedule."""
     steps, every, encoder = (300, 20, ENCODER) if full else (6, 2, TINY)
-    alpha, seed, settings = 0.01, 0, RECIPE | ({} if full else {"batch_size": 4})
+    alpha, seed, settings = 0.01, 0, SETTINGS | ({} if full else {"batch_size": 4})
     training, held = split(read_manifest(screen), "plate")
     assert held is not None
     options = encoder | {"decoder": DECODER}
@@ -207,8 +207,8 @@ def test_time_to_loss(full: bool, screen: Path, tmp_path: Path) -> None:
     run = camae.train(
         screen,
         "ca_mae_vit_ti16",
-        tmp_path / "ours",
-        steps,
+        out=tmp_path / "ours",
+        steps=steps,
         seed=seed,
         alpha=alpha,
         model_options=options,
@@ -300,12 +300,12 @@ def test_fourier_loss(full: bool, screen: Path, runs: Path) -> None:
         run = camae.train(
             screen,
             "ca_mae_vit_ti16",
-            runs / f"alpha_{alpha}",
-            steps,
+            out=runs / f"alpha_{alpha}",
+            steps=steps,
             alpha=alpha,
             model_options=encoder | {"decoder": DECODER},
             val_every=max(1, steps // 10),
-            **(RECIPE | ({} if full else {"batch_size": 4})),
+            **(SETTINGS | ({} if full else {"batch_size": 4})),
         )
         found, true = spectra(run.model, held)
         distance[str(alpha)] = float((found / true).log().abs().mean())
@@ -379,7 +379,7 @@ def test_other_channel_sets(full: bool, runs: Path) -> None:
         "four": {"first": of_channels(first, alone), "second": of_channels(second, alone)},
         "same screen": four,
     }
-    settings = RECIPE | {"val": None} | ({} if full else {"batch_size": 4})
+    settings = SETTINGS | {"val": None} | ({} if full else {"batch_size": 4})
     pairs = read_pairs(evaluated / "relationships" / "demo_pairs.csv")
     recalls: dict[str, list[float]] = {name: [] for name in data_of}
     for seed in range(seeds):
@@ -387,8 +387,8 @@ def test_other_channel_sets(full: bool, runs: Path) -> None:
             run = camae.train(
                 data,
                 "ca_mae_vit_ti16",
-                runs / f"{name}_{seed}",
-                steps,
+                out=runs / f"{name}_{seed}",
+                steps=steps,
                 seed=seed,
                 model_options=encoder | {"decoder": DECODER},
                 **settings,
