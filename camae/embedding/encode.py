@@ -1,18 +1,21 @@
-"""Passes of the encoder: pieces of images packed up to a token budget, mixed channel counts together."""
+"""Encoder passes: windows of images packed by tokens, mixed channel counts together."""
 
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
+from camae.embedding.windows import Window
 from camae.errors import CamaeError
-from camae.model.pooling import pool_tokens
-from camae.model.token_layout import TokenLayout, planes_per_sample
+from camae.model.interface import Model, TokenModel, TransformerConfig
+from camae.model.pooling import average, pool_tokens
+from camae.model.token_layout import TokenLayout
 
 T = TypeVar("T")
 
@@ -22,54 +25,31 @@ MOST_TOKENS = {"cpu": 8_192, "cuda": 131_072}
 # with room for what the attention back-end allocates.
 _LIVE_WIDTHS = 32
 _MEMORY_SHARE = 0.6
-# Pixels of a pass, in tokens' worth of pixels per budgeted token: bounds the windows of many small regions.
+_USUAL_WIDTH = 1024  # for models that are no transformers
+# Pixels of a pass, in tokens' worth of pixels per token of tokens_per_pass: bounds the windows of many small regions.
 _PIXELS_PER_TOKEN = 8
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One sample of a pass: a window of an image.
+class EncodeOptions:
+    """What is taken from the encoder, and its compute type.
 
-    owner: the output vector it is part of. patches: (n,) int64 ascending, the visible patches of every plane;
-    None when all are.
-    """
-
-    image: int
-    owner: int
-    y: int
-    x: int
-    height: int
-    width: int
-    patches: torch.Tensor | None = None
-
-    def cut(self, image_CHW: torch.Tensor) -> torch.Tensor:
-        """Its pixels (C, height, width)."""
-        return image_CHW[:, self.y : self.y + self.height, self.x : self.x + self.width]
-
-    def n_visible(self, patch: int) -> int:
-        """Visible patches of each plane."""
-        return (self.height // patch) * (self.width // patch) if self.patches is None else len(self.patches)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What is taken from the encoder, and how it computes.
-
-    layers: outputs of these blocks instead of the last one's; dtype: None (float32) or bfloat16.
+    pool, interpolate: as in `EmbedConfig`. layers: outputs of these blocks, counted from 0, instead of the last one's.
+    dtype: "bfloat16", or None or "float32".
     """
 
     pool: str = "mean"
     interpolate: bool = False
-    dtype: torch.dtype | None = None
+    dtype: str | None = None
     layers: tuple[int, ...] = ()
 
 
-def token_budget(model: Any) -> int:
+def default_tokens_per_pass(model: Model) -> int:
     """Tokens of one pass that the memory of the model's device holds: at least one crop of one channel."""
     device, c = model.device, model.config
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if cuda else _free_memory()
-    width = getattr(c, "width", 1024)
+    width = c.width if isinstance(c, TransformerConfig) else _USUAL_WIDTH
     # Pixels of a token: stored, as float64 for the statistics (twice), standardized.
     per_token = 4 * _LIVE_WIDTHS * width + 24 * c.patch**2
     fits = int(_MEMORY_SHARE * free / per_token)
@@ -86,23 +66,29 @@ def _free_memory() -> int:
 
 
 def cost(n_channels: int, height: int, width: int, patch: int, visible: int | None = None) -> tuple[int, int]:
-    """(encoder tokens, patches whose pixels are read) of a piece that shows `visible` patches of each plane."""
+    """(encoder tokens, patches whose pixels are read) of a window that shows `visible` patches of each plane."""
     n_patches = (height // patch) * (width // patch)
     return n_channels * (n_patches if visible is None else visible) + 1, n_channels * n_patches
 
 
 def pack(
-    items: Iterable[T], kind: Callable[[T], Hashable], cost: Callable[[T], tuple[int, int]], budget: int
+    items: Iterable[T],
+    kind: Callable[[T], Hashable],
+    cost: Callable[[T], tuple[int, int]],
+    tokens_per_pass: int,
 ) -> Iterator[list[T]]:
-    """Runs of consecutive items of one kind whose tokens fit `budget`; one that does not fit alone is a run.
+    """Passes: runs of consecutive items of one kind with at most `tokens_per_pass` tokens, or of a single item.
 
-    A pure function of kinds, costs and budget: the same items always meet in the same pass.
+    A pure function of kinds, costs and `tokens_per_pass`: the same items always meet in the same pass.
     """
     run: list[T] = []
     tokens = pixels = 0
     for item in items:
         item_tokens, item_pixels = cost(item)
-        full = tokens + item_tokens > budget or pixels + item_pixels > _PIXELS_PER_TOKEN * budget
+        full = (
+            tokens + item_tokens > tokens_per_pass
+            or pixels + item_pixels > _PIXELS_PER_TOKEN * tokens_per_pass
+        )
         if run and (full or kind(item) != kind(run[0])):
             yield run
             run, tokens, pixels = [], 0, 0
@@ -113,53 +99,76 @@ def pack(
         yield run
 
 
-def encode_pieces(
-    model: Any,
+class WindowMeans:
+    """Weighted means of window vectors, gathered by vector index."""
+
+    def __init__(self, pool: str, patch: int):
+        self.pool, self.patch = pool, patch
+        self._vectors: dict[int, list[torch.Tensor]] = defaultdict(list)
+        self._weights: dict[int, list[int]] = defaultdict(list)
+
+    def add(self, window: Window, vector: torch.Tensor) -> None:
+        """A window counts by its visible patches, for class tokens once."""
+        self._vectors[window.vector_index].append(vector)
+        self._weights[window.vector_index].append(1 if self.pool == "cls" else window.n_visible(self.patch))
+
+    def pop(self, vector_index: int) -> tuple[torch.Tensor, int]:
+        """The mean of a vector's windows, and how many there were; they are forgotten."""
+        vectors, weights = self._vectors.pop(vector_index), self._weights.pop(vector_index)
+        return average(vectors, weights), len(vectors)
+
+
+def encode_windows(
+    model: Model,
     images: Sequence[torch.Tensor],
     names: Sequence[Sequence[str]],
-    pieces: Sequence[Piece],
-    reading: Reading,
-    budget: int,
+    windows: Sequence[Window],
+    options: EncodeOptions,
+    tokens_per_pass: int,
     value_range: ValueRange | None = None,
 ) -> list[torch.Tensor]:
-    """The float32 vector of every piece, in order, on the model's device; packed by size and dtype, then by tokens."""
+    """Float32 vectors by vector index, on the model's device.
+
+    Windows are packed by size and dtype, then by tokens. tokens_per_pass: most tokens of a pass of several windows.
+    """
     patch = model.config.patch
 
-    def kind(i: int) -> tuple:
-        return pieces[i].height, pieces[i].width, images[pieces[i].image].dtype
+    def kind(window: Window) -> Hashable:
+        return window.height, window.width, images[window.image].dtype
 
-    def tokens(i: int) -> tuple[int, int]:
-        p = pieces[i]
-        return cost(len(names[p.image]), p.height, p.width, patch, p.n_visible(patch))
+    def tokens(window: Window) -> tuple[int, int]:
+        n_channels = len(names[window.image])
+        return cost(n_channels, window.height, window.width, patch, window.n_visible(patch))
 
-    first = {kind(i): i for i in reversed(range(len(pieces)))}
-    order = sorted(range(len(pieces)), key=lambda i: first[kind(i)])
-    vectors: list[Any] = [None] * len(pieces)
-    for run in pack(order, kind, tokens, budget):
+    first: dict[Hashable, int] = {}
+    for window in windows:
+        first.setdefault(kind(window), len(first))
+    means = WindowMeans(options.pool, patch)
+    for run in pack(sorted(windows, key=lambda w: first[kind(w)]), kind, tokens, tokens_per_pass):
         batch = PlaneBatch.from_images(
-            [pieces[i].cut(images[pieces[i].image]) for i in run],
-            [names[pieces[i].image] for i in run],
+            [window.cut(images[window.image]) for window in run],
+            [names[window.image] for window in run],
             value_range=value_range,
         )
-        patches = [pieces[i].patches for i in run]
-        for i, vector in zip(run, encode_batch(model, batch, patches, reading), strict=True):
-            vectors[i] = vector
-    return vectors
+        vectors = encode_batch(model, batch, [window.patches for window in run], options)
+        for window, vector in zip(run, vectors, strict=True):
+            means.add(window, vector)
+    return [means.pop(index)[0] for index in dict.fromkeys(window.vector_index for window in windows)]
 
 
 @torch.inference_mode()
 def encode_batch(
-    model: Any, batch: PlaneBatch, patches: Sequence[torch.Tensor | None], reading: Reading
+    model: Model, batch: PlaneBatch, patches: Sequence[torch.Tensor | None], options: EncodeOptions
 ) -> list[torch.Tensor]:
-    """One pass: a float32 vector per sample, (D,) or (C, D), with layers (L, D) or (L, C, D).
+    """One encoder pass: a float32 vector per sample, (D,) or (C, D), with layers (L, D) or (L, C, D).
 
     patches: visible patches of each sample's planes, None for all.
     """
     was_training = model.training
     model.eval()
     try:
-        with _autocast(model.device, reading.dtype):
-            return _encode(model, batch.to(model.device, non_blocking=True), patches, reading)
+        with _autocast(model.device, options.dtype):
+            return _encode(model, batch.to(model.device, non_blocking=True), patches, options)
     except torch.OutOfMemoryError:
         raise CamaeError(
             f"a pass of {len(batch.planes_KHW)} planes does not fit into the memory of {model.device}; "
@@ -170,26 +179,26 @@ def encode_batch(
 
 
 def _encode(
-    model: Any, batch: PlaneBatch, patches: Sequence[torch.Tensor | None], reading: Reading
+    model: Model, batch: PlaneBatch, patches: Sequence[torch.Tensor | None], options: EncodeOptions
 ) -> list[torch.Tensor]:
     partial = any(p is not None for p in patches)
-    if not hasattr(model, "encode"):
-        if partial or reading.layers:
+    if not isinstance(model, TokenModel):
+        if partial or options.layers:
             raise CamaeError(f"{model.config.name} has no tokens: region= and layers= need a CA-MAE")
-        return model.embed_batch(batch, reading.pool, interpolate=reading.interpolate)
-    partial_layout = visible_layout(batch, model.n_patches(batch), patches) if partial else None
-    if not reading.layers:
-        tokens_TD, layout = model.encode(batch, partial_layout, interpolate=reading.interpolate)
-        return pool_tokens(tokens_TD, layout, reading.pool)
-    blocks = tuple(sorted(set(reading.layers)))
-    outputs, layout = model.encode_layers(batch, blocks, partial_layout, interpolate=reading.interpolate)
-    pooled = [pool_tokens(outputs[blocks.index(i)], layout, reading.pool) for i in reading.layers]
-    return [torch.stack(layers) for layers in zip(*pooled, strict=True)]
+        return model.embed_batch(batch, options.pool, interpolate=options.interpolate)
+    visible = visible_layout(batch, model.n_patches(batch), patches) if partial else None
+    if not options.layers:
+        tokens_TD, layout = model.encode(batch, visible, interpolate=options.interpolate)
+        return pool_tokens(tokens_TD, layout, options.pool)
+    blocks = tuple(sorted(set(options.layers)))
+    tokens, layout = model.encode_layers(batch, blocks, visible, interpolate=options.interpolate)
+    outputs = [pool_tokens(tokens[blocks.index(i)], layout, options.pool) for i in options.layers]
+    return [torch.stack(layers) for layers in zip(*outputs, strict=True)]
 
 
 def visible_layout(batch: PlaneBatch, n_patches: int, patches: Sequence[torch.Tensor | None]) -> TokenLayout:
     """The layout in which sample b shows `patches[b]` of each of its planes."""
-    planes = planes_per_sample(batch)
+    planes = batch.planes_per_sample
     everything, kept, first = torch.arange(n_patches), [], 0
     for count, visible in zip(planes, patches, strict=True):
         index = everything if visible is None else visible
@@ -204,7 +213,5 @@ def visible_layout(batch: PlaneBatch, n_patches: int, patches: Sequence[torch.Te
     )
 
 
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
-    if dtype in (None, torch.float32):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype)
+def _autocast(device: torch.device, dtype: str | None) -> contextlib.AbstractContextManager[object]:
+    return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()

@@ -39,16 +39,16 @@ class DecoderTokens:
     kept_V: torch.Tensor
 
     def project(self, function: Callable[[torch.Tensor], torch.Tensor]) -> DecoderTokens:
-        """A function of single tokens, on each distinct token once."""
+        """Apply a function of single tokens to each distinct token once."""
         return replace(self, blank_SD=function(self.blank_SD), visible_VD=function(self.visible_VD))
 
-    def all(self) -> torch.Tensor:
-        """(K*N, width): visible tokens where visible, mask tokens elsewhere."""
+    def assembled(self) -> torch.Tensor:
+        """All tokens (K*N, width): visible tokens where visible, mask tokens elsewhere."""
         blank_LD = self.blank_SD.index_select(0, self.slot_L)
         return blank_LD.index_copy(0, self.kept_V, self.visible_VD)
 
 
-class Planes:
+class PlaneGroups:
     """Planes of a batch grouped by decoder.
 
     decoder_K: decoder of each plane, on the host.
@@ -71,8 +71,8 @@ class Planes:
         order = [k for planes in by_decoder for k in planes]
         self.inverse_K = on_device(sorted(range(len(order)), key=order.__getitem__))
 
-    def map(self, function: Callable[..., torch.Tensor], planes_KND: torch.Tensor) -> torch.Tensor:
-        """function(decoder, (planes, N, D), planes' numbers) of every group, put back in the planes' order."""
+    def apply(self, function: Callable[..., torch.Tensor], planes_KND: torch.Tensor) -> torch.Tensor:
+        """Apply function(decoder, (planes, N, D), planes' numbers) to every group; results in the planes' order."""
         if len(self.present) == 1:
             return function(self.present[0], planes_KND, self.lists[0])
         parts = [
@@ -83,7 +83,7 @@ class Planes:
 
 
 class Decoder(BackendModule):
-    """Decoders of a model (paper, Figure 4; MultiMAE), what they share as configured.
+    """Decoders of all channels (paper, Figure 4; MultiMAE), with shared parts as configured.
 
     Input: encoder tokens. Output: P*P pixels of the self-standardized plane for the patches asked for.
     """
@@ -121,7 +121,7 @@ class Decoder(BackendModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier-uniform projections (He et al.); heads, mask and channel tokens std 0.02."""
+        """Initialize: xavier-uniform projections (He et al.); heads, mask and channel tokens std 0.02."""
         initialize_linears(self)
         for head in self.heads:  # first predictions near the mean of a standardized plane: a loss near 1
             nn.init.trunc_normal_(cast(nn.Linear, head).weight, std=0.02)
@@ -131,7 +131,7 @@ class Decoder(BackendModule):
             start_local(self.project, self.channel_tokens_CD, cast(list[CrossAttention], list(self.cross)))
 
     def channel_indices(self, names_K: Sequence[str]) -> list[int]:
-        """Decoder of every plane. Raises CamaeError for a channel the model has no decoder for."""
+        """Decoder number of every plane. Raises CamaeError for a channel without a decoder."""
         index = {name: i for i, name in enumerate(self.channels)}
         if unknown := [n for n in dict.fromkeys(names_K) if n not in index]:
             raise CamaeError(
@@ -151,21 +151,21 @@ class Decoder(BackendModule):
 
         With `depth` 0 only those patches are decoded; a channel's stack needs all patches of its planes.
         """
-        planes = Planes(self.channel_indices(names_K), layout.device)
+        planes = PlaneGroups(self.channel_indices(names_K), layout.device)
         query = self._query(tokens_TD, layout, planes)
         if self.config.depth == 0:
-            return self.heads[0](self._cross_only(query, layout, part or layout.everything, part))
+            return self.heads[0](self._cross_only(query, layout, part or layout.all_patches, part))
         N = layout.n_patches
         x_KND = self._cross(query, layout, planes).unflatten(0, (-1, N))
-        x_KND = planes.map(lambda c, x, _: self._stack(c, x), x_KND)
+        x_KND = planes.apply(lambda c, x, _: self._stack(c, x), x_KND)
         if len(self.heads) > 1:
-            x_KND = planes.map(lambda c, x, _: self.heads[c](x), x_KND)
+            x_KND = planes.apply(lambda c, x, _: self.heads[c](x), x_KND)
         x_MD = x_KND.flatten(0, 1)
         if part is not None:
             x_MD = x_MD.index_select(0, part.index_M)
         return x_MD if len(self.heads) > 1 else self.heads[0](x_MD)
 
-    def _query(self, tokens_TD: torch.Tensor, layout: TokenLayout, planes: Planes) -> DecoderTokens:
+    def _query(self, tokens_TD: torch.Tensor, layout: TokenLayout, planes: PlaneGroups) -> DecoderTokens:
         """Projected encoder tokens and mask tokens, with channel and position added."""
         N = layout.n_patches
         visible_VD = self.project(tokens_TD.index_select(0, layout.patch_rows))
@@ -186,7 +186,7 @@ class Decoder(BackendModule):
         if self.config.context == "visible":
             lengths, kv_SD = layout.kept_per_sample, cross.keys_values(query.visible_VD)
         else:
-            lengths, kv_SD = layout.totals, query.project(cross.keys_values).all()
+            lengths, kv_SD = layout.totals, query.project(cross.keys_values).assembled()
         return kv_SD, Sequences(cumulative(lengths, layout.device), lengths)
 
     def _cross_only(
@@ -197,7 +197,7 @@ class Decoder(BackendModule):
 
         def rows(function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
             if part is None:
-                return query.project(function).all()
+                return query.project(function).assembled()
             return function(query.blank_SD).index_select(0, query.slot_L[part.index_M])
 
         x_MD = rows(lambda x: x)
@@ -209,12 +209,12 @@ class Decoder(BackendModule):
             x_MD = run_block(cross, self.recompute > 0, x_MD, q_MD, kv_SD, queries, keys)
         return x_MD
 
-    def _cross(self, query: DecoderTokens, layout: TokenLayout, planes: Planes) -> torch.Tensor:
+    def _cross(self, query: DecoderTokens, layout: TokenLayout, planes: PlaneGroups) -> torch.Tensor:
         """Features (K*N, width): every patch looks at the context of its sample."""
         if self.config.cross_attention == "none":
-            return query.all()
+            return query.assembled()
         if self.config.cross_attention == "shared":
-            return self._cross_only(query, layout, layout.everything, None)
+            return self._cross_only(query, layout, layout.all_patches, None)
         N, device = layout.n_patches, layout.device
         sample_K = [b for b, count in enumerate(layout.planes_per_sample) for _ in range(count)]
 
@@ -228,7 +228,7 @@ class Decoder(BackendModule):
             out = run_block(cross, self.recompute > 0, x_TD, cross.query(x_TD), kv_SD, queries, keys)
             return out.unflatten(0, (-1, N))
 
-        return planes.map(one_channel, query.all().unflatten(0, (-1, N))).flatten(0, 1)
+        return planes.apply(one_channel, query.assembled().unflatten(0, (-1, N))).flatten(0, 1)
 
     def _stack(self, c: int, x_KND: torch.Tensor) -> torch.Tensor:
         """Planes of one channel through its own blocks: self-attention within the plane."""

@@ -52,13 +52,13 @@ class TransformerEncoder(BackendModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """He et al. initialization: xavier-uniform projections, class token std 0.02."""
+        """Initialize as He et al.: xavier-uniform projections, class token std 0.02."""
         initialize_linears(self)
         nn.init.xavier_uniform_(self.patch_weight_DP2)
         nn.init.normal_(self.cls_D, std=0.02)
 
     def positions(self, height: int, width: int, interpolate: bool) -> torch.Tensor:
-        """(N, D) positions for planes of `height` x `width` px.
+        """Position embeddings (N, D) for planes of `height` x `width` px.
 
         Raises CamaeError for a size that is not the model's crop unless `interpolate`, and for one that the
         patch does not divide.

@@ -32,7 +32,7 @@ PEAK_BF16 = (
 
 @dataclass(frozen=True)
 class Flops:
-    """Forward FLOPs of some crops."""
+    """Forward FLOPs by part of a model."""
 
     tokenizer: float
     encoder: float
@@ -40,12 +40,12 @@ class Flops:
 
     @property
     def forward(self) -> float:
-        """All of the model."""
+        """FLOPs of a forward pass."""
         return self.tokenizer + self.encoder + self.decoder
 
     @property
     def training(self) -> float:
-        """Forward and backward."""
+        """FLOPs of a forward and a backward pass."""
         return 3 * self.forward
 
 

@@ -42,12 +42,12 @@ class TokenLayout:
 
     @property
     def n_samples(self) -> int:
-        """B."""
+        """B, samples of the batch."""
         return len(self.planes_per_sample)
 
     @property
     def n_planes(self) -> int:
-        """K."""
+        """K, planes of the batch."""
         return sum(self.planes_per_sample)
 
     @cached_property
@@ -79,7 +79,7 @@ class TokenLayout:
 
     @cached_property
     def kept(self) -> torch.Tensor:
-        """Flat index plane * N + patch of every visible token."""
+        """(V,) flat index plane * N + patch of every visible token, ascending."""
         if self.keep_index is None:
             return torch.arange(self.n_planes * self.n_patches, device=self.device)
         return self.keep_index
@@ -103,8 +103,8 @@ class TokenLayout:
         return tuple(c * self.n_patches for c in self.planes_per_sample)
 
     @cached_property
-    def everything(self) -> Part:
-        """Every patch."""
+    def all_patches(self) -> Part:
+        """All patches, visible and masked."""
         return Part(torch.arange(self.n_planes * self.n_patches, device=self.device), self.totals)
 
     @cached_property
@@ -114,36 +114,31 @@ class TokenLayout:
 
 
 def indices(is_true_L: torch.Tensor, count: int) -> torch.Tensor:
-    """Where a mask with `count` true values is true, (count,) int64: no length is read back from a device."""
+    """Indices of the true values of a mask, (count,) int64; with `count` given no length is read from a device."""
     return is_true_L.nonzero_static(size=count).squeeze(1)
 
 
 def cumulative(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """(len + 1,) int32 running sum from 0."""
+    """Cumulative sequence lengths, (len + 1,) int32, from 0."""
     ends = torch.tensor((0, *lengths)).cumsum(0)
     return ends.to(torch.int32).to(device, non_blocking=True)
 
 
 def segments(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """[0]*lengths[0] + [1]*lengths[1] + ... as int64."""
+    """Segment number of every row, int64: [0]*lengths[0] + [1]*lengths[1] + ..."""
     sample_L = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     return sample_L.to(device, non_blocking=True)
 
 
-def planes_per_sample(batch: PlaneBatch) -> tuple[int, ...]:
-    """How many planes each sample of the batch has."""
-    return batch.planes_per_sample
-
-
 def full_layout(batch: PlaneBatch, n_patches: int) -> TokenLayout:
-    """Every token visible."""
-    planes = planes_per_sample(batch)
+    """Layout of a batch with every token visible."""
+    planes = batch.planes_per_sample
     kept = tuple(c * n_patches for c in planes)
     return TokenLayout(planes, n_patches, kept, None, batch.planes_KHW.device)
 
 
 def kept_count(total: int, mask_ratio: float, keep_multiple: int = 1) -> int:
-    """Visible patches of a sample of `total`: int(total * (1 - r)), or near it for full tiles.
+    """Number of visible patches of a sample of `total`: int(total * (1 - r)), or near it for full tiles.
 
     With keep_multiple above 1 the encoder's tokens, class token included, are the nearest multiple of it (the
     rows of an attention tile); a sample with fewer tokens than that, or without room for them, keeps its count.
@@ -161,14 +156,14 @@ def masked_layout(
     part: float = 1.0,
     keep_multiple: int = 1,
 ) -> TokenLayout:
-    """Mask over all C*N tokens of a sample jointly: the int(C*N*(1-r)) with the smallest noise stay.
+    """Random mask over all C*N tokens of a sample jointly: the int(C*N*(1-r)) with the smallest noise stay.
 
     noise: (sum of C_i*N,) uniform, packed by sample.
     part: share of each sample's masked patches to decode, at least one: those with the smallest noise, a
         uniformly random part, because the order of the noise above its threshold is independent of the mask.
     keep_multiple: see `kept_count`.
     """
-    planes = planes_per_sample(batch)
+    planes = batch.planes_per_sample
     device = batch.planes_KHW.device
     totals = tuple(c * n_patches for c in planes)
     kept = tuple(kept_count(t, mask_ratio, keep_multiple) for t in totals)

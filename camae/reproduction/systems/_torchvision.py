@@ -1,4 +1,4 @@
-"""timm, and torchvision beside a CPU torch: the only module that imports either.
+"""Import of timm, and of torchvision beside a CPU torch.
 
 PyPI's torchvision is built for CUDA. Beside a CPU torch its operators do not load, and `import torchvision` (and
 timm with it) stops at "operator torchvision::nms does not exist". Nothing here uses those operators: where that
@@ -24,7 +24,7 @@ _declared: list[torch.library.Library] = []  # libraries live as long as they ar
 
 @cache
 def import_timm() -> ModuleType:
-    """timm. Raises MissingBackendError naming what to install where it or torchvision is absent."""
+    """Import timm. Raises MissingBackendError naming what to install where it or torchvision is absent."""
     for name in ("timm", "torchvision"):
         if find_spec(name) is None:
             raise MissingBackendError(
@@ -51,7 +51,7 @@ def _load_torchvision() -> None:
 
 
 def describe() -> str:
-    """One line for `camae doctor`."""
+    """Versions of timm and torchvision, or what is missing: one line for `camae doctor`."""
     try:
         timm = import_timm()
     except MissingBackendError as error:

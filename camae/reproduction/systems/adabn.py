@@ -31,6 +31,7 @@ class GhostBatchNorm(nn.Module):
         self.norm, self.size = norm, size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalized features, of the shape of x, samples first."""
         if not self.training or self.size == 0 or len(x) <= self.size:
             return self.norm(x)
         parts = list(x.split(self.size))
@@ -76,7 +77,7 @@ def adapted(
     crops: int = 128,
     batch_size: int = 32,
 ) -> M:
-    """A copy of `model` with batch-norm statistics of the sites in `manifest` (one plate), in eval mode.
+    """Adapt a model to a plate: a copy with batch-norm statistics of the sites in `manifest` (one plate), in eval mode.
 
     At least `crops` random crops are looked at, the same ones every time; the mean of the batches' statistics is
     taken, layer by layer in one pass.

@@ -16,11 +16,11 @@ import torch
 
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.errors import CamaeError
-from camae.kernels.patches import plane_statistics_reference
 from camae.kernels.reconstruction_loss import reconstruction_losses
 from camae.model.config import with_changes
 from camae.model.image_arrays import image_batch
 from camae.model.interface import ChannelNames, Config, Images, Model
+from camae.model.standardization import plane_statistics
 from camae.model.token_layout import TokenLayout, masked_layout
 
 
@@ -116,7 +116,7 @@ class FixedChannelModel(Model):
 
     def images(self, batch: PlaneBatch, eps: float) -> torch.Tensor:
         """Images (B, C, H, W) float32, every plane standardized over itself."""
-        mean_K, var_K = plane_statistics_reference(batch.planes_KHW)
+        mean_K, var_K = plane_statistics(batch.planes_KHW, self.backends.tokenize)
         rstd_K = (var_K + eps**2).rsqrt()
         centered_KHW = batch.planes_KHW.to(torch.float64) - mean_K[:, None, None]
         return (centered_KHW * rstd_K[:, None, None]).float()[self.plane_index(batch)]

@@ -1,4 +1,4 @@
-"""ViTs trained to classify natural images, on microscopy (paper, Table 3: "ImageNet-pretrained classifiers").
+"""ImageNet ViTs on microscopy (paper, Table 3: "ImageNet-pretrained classifiers").
 
 timm's models with weights from a local file (nothing is downloaded). The three colors of the patch projection
 become C channels as timm does it: repeated in turn and scaled by 3/C, so that a gray image gives the same tokens.

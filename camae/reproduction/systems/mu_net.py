@@ -1,4 +1,4 @@
-"""MU-Nets (paper, section 4.2): U-Nets that fill in masked sections of the image.
+"""MU-Nets (paper, section 4.2): masked autoencoders with a U-Net.
 
 The paper gives the widths (32/64/128/256/512, and a level of 1,024 for L), "the decoder mirrors the encoder", and
 52 M and 135 M parameters, but not the block. Here a level is a number of residual blocks of two 3 x 3 convolutions
@@ -68,6 +68,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x_BDHW: torch.Tensor) -> torch.Tensor:
+        """Features (B, D, H, W)."""
         y = self.conv1(F.gelu(self.norm1(x_BDHW)))
         return x_BDHW + self.conv2(F.gelu(self.norm2(y)))
 
@@ -87,6 +88,7 @@ class UNetEncoder(nn.Module):
         self.norm = nn.GroupNorm(_GROUPS, widths[-1])
 
     def forward(self, x_BCHW: torch.Tensor) -> list[torch.Tensor]:
+        """Features (B, width, H / 2^i, W / 2^i) of every level i."""
         x = self.levels[0](self.stem(x_BCHW))
         features = [x]
         for down, level in zip(self.down, list(self.levels)[1:], strict=True):
@@ -110,6 +112,7 @@ class UNetDecoder(nn.Module):
         nn.init.zeros_(cast(torch.Tensor, self.head.bias))
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Images (B, C, H, W) from the features of every level."""
         x = features[-1]
         for up, join, level, skip in zip(self.up, self.join, self.levels, features[-2::-1], strict=True):
             x = level(join(torch.cat([up(x), skip], 1)))

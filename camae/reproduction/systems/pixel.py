@@ -1,4 +1,4 @@
-"""Pixel-intensity statistics: what a screen shows without any model (the paper's weakest baseline).
+"""Pixel-intensity statistics, the paper's weakest baseline: no model.
 
 The paper compares with "30 different pixel intensity statistics"; it does not list them. Here: six per channel,
 30 for the five Cell Painting stains, on stored values without any standardization.
@@ -38,7 +38,7 @@ def pixel_statistics(planes_CHW: npt.NDArray[np.integer | np.floating]) -> npt.N
 
 
 def pixel_table(manifest: Manifest) -> pd.DataFrame:
-    """The statistics of every well (mean over its sites), beside its `Metadata_*` columns.
+    """Table of pixel statistics of every well (mean over its sites), beside its `Metadata_*` columns.
 
     Features are ordered by channel, then as in `STATISTICS`. Raises CamaeError for a site without some channel.
     """
