@@ -336,8 +336,8 @@ def document() -> str:
         "## Transforms of the loss\n\nThe kernel's products, three tf32 products each for fp32 accuracy: the floor is "
         f"the larger of the two times.\n\n{_transform_table()}",
         f"## Attention\n\nThe lower of tensor cores and exponential unit, not causal.\n\n{_attention_table()}",
-        "## Elementwise ops of a block\n\nfp32 token stream, bf16 between the products; the backward pass of the GELU includes "
-        f"copying the gradients of q, k and v.\n\n{_elementwise_table()}",
+        "## Elementwise ops of a block\n\nfp32 token stream, bf16 between the products; the backward pass of the GELU "
+        f"includes copying the gradients of q, k and v.\n\n{_elementwise_table()}",
         f"## Memory of a training step\n\nBy formula; 76 GiB is the target.\n\n{_memory_use_table()}",
         f"## Lion\n\n20 bytes per parameter in fp32: ViT-L (303 M) {' and '.join(lion)}.\n",
         f"## Whole training step\n\n3 x forward at a model-FLOP utilization.\n\n{_model_table()}",
