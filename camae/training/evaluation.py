@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from camae import maps
 from camae.dataloader.center_crops import center_batch
 from camae.dataloader.datasets import read_manifest
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.mixture import Source
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
+from camae.embedding_table import make_table
 from camae.errors import CamaeError
 from camae.files import write_atomic
 from camae.model.interface import Model, Reconstructs
@@ -223,15 +225,10 @@ class Probe:
 
     def recall(self, features_ND: np.ndarray, manifest: Manifest) -> float:
         """Recall of `pairs` by embeddings (N, D), one row per site, after alignment and aggregation."""
-        from camae import maps
-        from camae.embedding_table import make_table
-        from camae.maps.pairs import read_pairs
-        from camae.maps.perturbation_map import map_screen
-
         assert self.pairs is not None
         metadata = manifest.table.filter(regex="^Metadata_").reset_index(drop=True)
-        result = map_screen(make_table(metadata, features_ND), self.alignment)
-        return float(maps.recall(result.vectors, result.names, read_pairs(self.pairs))["recall"].iloc[0])
+        result = maps.map_screen(make_table(metadata, features_ND), self.alignment)
+        return float(maps.recall(result.vectors, result.names, maps.read_pairs(self.pairs))["recall"].iloc[0])
 
 
 def _center_embeddings(model: Model, crops: CenterCrops, pool: str) -> np.ndarray:
@@ -250,11 +247,9 @@ def linear_accuracy(features_ND: np.ndarray, manifest: Manifest, label: str) -> 
     """`probe_accuracy` of a linear probe of `label` over plates (or halves of one) that were held out, and
     `probe_chance`, the share of the commonest label.
     """
-    from camae.maps.probes import linear_probe
-
     plate = manifest.table.get("Metadata_Plate")
     plates = None if plate is None or plate.nunique() == 1 else plate.astype(str).tolist()
     labels = manifest.table[label].astype(str).tolist()
     penalty = _RIDGE * features_ND.shape[1]
-    found = linear_probe(features_ND, labels, plates, penalty=penalty, standardize=True, unseen="count")
+    found = maps.linear_probe(features_ND, labels, plates, penalty=penalty, standardize=True, unseen="count")
     return {"probe_accuracy": found["accuracy"], "probe_chance": found["majority"]}
