@@ -52,3 +52,19 @@ def test_folders_are_not_import_names(folder):
     )
     assert done.returncode != 0
     assert f"camae.{folder}" in done.stderr
+
+
+def test_the_version_stands_in_one_place():
+    """pyproject.toml states it; the package, its metadata and the citation repeat nothing by hand."""
+    import tomllib
+
+    import camae
+
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert camae.__version__ == stated
+    for file in (*(ROOT / "camae").glob("*.py*"), ROOT / "CITATION.cff"):
+        assert stated not in file.read_text(), file
+
+
+def test_the_package_is_typed():
+    assert (ROOT / "camae" / "py.typed").is_file()
