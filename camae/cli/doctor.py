@@ -1,32 +1,47 @@
-"""What is installed, what is missing, and which back-end each op will use and why."""
+"""`camae doctor`: versions, devices, back-ends of every op, and image codecs of this machine."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Annotated
 
+import typer
+from rich.console import Console
+
+from camae.cli.console import say_table
 from camae.versions import versions
 
 
-def examine() -> dict[str, dict[str, Any]]:
-    """Everything `camae doctor` prints: versions, devices, ops, and which code decodes images."""
-    ops = {
-        op: f"{row['uses']} ({row['why']}); " + "; ".join(f"{b.name}: {b.why}" for b in row["backends"])
-        for op, row in _ops(None).items()
-    }
-    return {"versions": versions(), "devices": _devices(), "back-ends": ops, "codecs": _codecs()} | {
-        "libraries": _libraries()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> None:
+    """Print device, versions, and which back-end each op will use and why."""
+    findings = examine()
+    if as_json:
+        Console().print_json(json.dumps(findings))
+        return
+    for title, rows in findings.items():
+        say_table(rows.items(), None, title)
+
+
+def examine() -> dict[str, dict[str, str]]:
+    """Everything `camae doctor` prints, by section: name -> finding."""
+    return {
+        "versions": versions(),
+        "devices": _devices(),
+        "back-ends": _ops(),
+        "codecs": _codecs(),
+        "libraries": _libraries(),
     }
 
 
 def _libraries() -> dict[str, str]:
-    """What the paper's other systems are built on."""
+    """Libraries that the paper's other systems are built on."""
     from camae.reproduction.systems._torchvision import describe
 
     return {"timm": describe()}
 
 
 def _codecs() -> dict[str, str]:
-    """Codec -> "own", the library that is linked, or the Python package that stands in for one."""
+    """Codec -> "own", the library that is linked, or the Python package that decodes it."""
     from camae.dataloader.backends.native import codecs
     from camae.errors import MissingBackendError
 
@@ -45,12 +60,13 @@ def _devices() -> dict[str, str]:
     return found
 
 
-def _ops(device: str | None) -> dict[str, dict[str, Any]]:
+def _ops() -> dict[str, str]:
+    """Op -> its default back-end here, why, and what each back-end says of itself."""
     import torch
 
     from camae.kernels.op_table import op_table
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return {
-        row.op: {"uses": row.default, "why": row.why, "backends": row.backends} for row in op_table(device)
+        row.op: f"{row.default} ({row.why}); " + "; ".join(f"{b.name}: {b.why}" for b in row.backends)
+        for row in op_table("cuda" if torch.cuda.is_available() else "cpu")
     }

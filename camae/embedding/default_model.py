@@ -1,29 +1,32 @@
-"""Which model `camae.embed` uses when none is given: `camae.use(path)`, else the variable CAMAE_MODEL."""
+"""Default model of `camae.embed`: the one of `camae.use(path)`, else of the environment variable CAMAE_MODEL."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from camae.errors import CamaeError, MissingFileError
+from camae.model.interface import Model
 from camae.model.weights import find_model_file, load
 
 VARIABLE = "CAMAE_MODEL"
-_loaded: dict[tuple, Any] = {}
-_chosen: list[Any] = []
+ModelSource = Model | str | Path  # a loaded model, or the path of one
+_loaded: dict[tuple[Path, int, str], Model] = {}
+_chosen: dict[str, Model] = {}
 
 
-def use(model: str | Path | nn.Module | None, *, device: str | torch.device | None = None) -> Any:
-    """Name the model that `camae.embed` uses from now on: a path or a loaded model; None forgets it."""
-    _chosen.clear()
+def use(model: ModelSource | None, *, device: str | torch.device | None = None) -> Model | None:
+    """Set the model that `camae.embed` uses from now on: a path or a loaded model; None forgets it.
+
+    Returns the loaded model.
+    """
     if model is None:
+        _chosen.clear()
         return None
-    _chosen.append(resolve_model(model, device))
-    return _chosen[0]
+    _chosen["model"] = resolve_model(model, device)
+    return _chosen["model"]
 
 
 def default_device() -> str:
@@ -31,14 +34,14 @@ def default_device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
-def resolve_model(model: str | Path | nn.Module | None, device: str | torch.device | None = None) -> Any:
+def resolve_model(model: ModelSource | None, device: str | torch.device | None = None) -> Model:
     """The model to use: the one given, the one chosen by `use`, or the one CAMAE_MODEL names.
 
     device: where it is put; by default a model stays where it is, and one read from a path goes to
         `default_device()`. It stays loaded for the next call, until its file changes.
     """
-    if model is None and _chosen:
-        model = _chosen[0]
+    if model is None:
+        model = _chosen.get("model")
     if model is None:
         model = os.environ.get(VARIABLE)
         if not model:
@@ -49,7 +52,7 @@ def resolve_model(model: str | Path | nn.Module | None, device: str | torch.devi
             find_model_file(model)
         except MissingFileError as error:
             raise MissingFileError(f"the environment variable {VARIABLE} names no model: {error}") from None
-    if isinstance(model, nn.Module):
+    if isinstance(model, Model):
         return model.to(device) if device else model
     if not isinstance(model, str | Path):
         raise CamaeError(f"model is a {type(model).__name__}; give a model of camae.load, or a path")

@@ -1,4 +1,4 @@
-"""Regions of an image (cells, organoids): a model-sized window around each, and the patches in it that they touch.
+"""Regions of interest (cells, organoids): a model-sized window around each, and the patches in it that they touch.
 
 A window gives the context in which planes are standardized; only patches that touch the region become tokens, so
 a small cell costs a fraction of a crop. A region larger than the window gets several.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -17,16 +17,21 @@ import torch
 from camae.embedding.windows import spread
 from camae.errors import CamaeError
 
-CENTRE_X, CENTRE_Y = "Metadata_Cell_X", "Metadata_Cell_Y"
+# Regions of one image: masks, a label image, or a table of centers.
+RegionSource: TypeAlias = np.ndarray | torch.Tensor | pd.DataFrame | Mapping[str, Sequence[float]]
+# Of one image, or one entry for each of several.
+Regions: TypeAlias = RegionSource | Sequence[RegionSource]
+
+CENTER_X, CENTER_Y = "Metadata_Cell_X", "Metadata_Cell_Y"
 _WHAT = (
     "give boolean masks (H, W) or (R, H, W), an integer label image (H, W), or a table with the columns "
-    f"{CENTRE_X} and {CENTRE_Y}"
+    f"{CENTER_X} and {CENTER_Y}"
 )
 
 
 @dataclass(frozen=True)
 class Region:
-    """A box of an image, rows top:bottom and columns left:right, and which of its pixels belong to the region.
+    """Region of interest: a box of an image, rows top:bottom and columns left:right, and its pixels in the box.
 
     mask: (bottom - top, right - left) bool; None when all do. whole_window: all of the window is looked at.
     """
@@ -68,7 +73,7 @@ def _starts(low: int, high: int, length: int, crop: int) -> list[int]:
 
 
 def read_regions(
-    value: Any, shape: tuple[int, int], where: str, size: int | None
+    value: RegionSource, shape: tuple[int, int], where: str, size: int | None
 ) -> tuple[list[Region], bool]:
     """The regions of one image of `shape` (H, W), and whether it was a single mask (H, W).
 
@@ -122,7 +127,7 @@ def _from_labels(labels_HW: np.ndarray, where: str) -> list[Region]:
 
 
 def _from_table(table: pd.DataFrame, shape: tuple[int, int], where: str, size: int | None) -> list[Region]:
-    missing = [c for c in (CENTRE_X, CENTRE_Y) if c not in table]
+    missing = [c for c in (CENTER_X, CENTER_Y) if c not in table]
     if missing:
         raise CamaeError(
             f"{where}: the table of regions has no column {missing[0]}; it has {', '.join(map(str, table.columns))}"
@@ -130,15 +135,15 @@ def _from_table(table: pd.DataFrame, shape: tuple[int, int], where: str, size: i
     if size is not None and size < 1:
         raise CamaeError(f"region_size {size} is not a number of pixels above 0")
     try:
-        centers = table[[CENTRE_Y, CENTRE_X]].to_numpy(np.float64)
+        centers = table[[CENTER_Y, CENTER_X]].to_numpy(np.float64)
     except (TypeError, ValueError) as error:
-        raise CamaeError(f"{where}: {CENTRE_X} and {CENTRE_Y} must be numbers ({error})") from None
+        raise CamaeError(f"{where}: {CENTER_X} and {CENTER_Y} must be numbers ({error})") from None
     height, width = shape
     regions = []
     for row, (y, x) in enumerate(centers):
         if not (0 <= y < height and 0 <= x < width):
             raise CamaeError(
-                f"{where}: the center in row {row} of the table, ({CENTRE_X} {x:g}, {CENTRE_Y} {y:g}), is not in "
+                f"{where}: the center in row {row} of the table, ({CENTER_X} {x:g}, {CENTER_Y} {y:g}), is not in "
                 f"the image of {height} x {width} px"
             )
         side = size or 1
@@ -156,15 +161,20 @@ def _from_table(table: pd.DataFrame, shape: tuple[int, int], where: str, size: i
     return regions
 
 
-def regions_per_image(region: Any, n_images: int, is_list: bool, ndim: int) -> list[Any]:
+def regions_per_image(region: Regions, n_images: int, single: bool) -> list[RegionSource]:
     """What belongs to each image: `region` itself for a single image, else one entry of it for each."""
-    if not is_list and ndim == 3:
-        return [region]
+    if single:
+        return [cast(RegionSource, region)]
     if isinstance(region, pd.DataFrame | Mapping) or not isinstance(
         region, Sequence | np.ndarray | torch.Tensor
     ):
         raise CamaeError(f"there are {n_images} images: give a list of regions, one entry for each")
-    entries = list(region)
+    entries: list[RegionSource] = list(region)
     if len(entries) != n_images:
         raise CamaeError(f"{len(entries)} entries in region for {n_images} images")
     return entries
+
+
+def is_one_array(region: Regions | None) -> bool:
+    """Whether regions came as an array, not as a table or a list."""
+    return isinstance(region, np.ndarray | torch.Tensor)

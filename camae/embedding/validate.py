@@ -1,37 +1,38 @@
-"""What `embed` and `embed_screen` refuse: input whose vectors would be silently wrong. One sentence each."""
+"""Validation of images, channel names and values: whatever would give silently wrong vectors is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 
+from camae.dataloader.plane_batch import ValueRange
 from camae.errors import CamaeError
-from camae.model.ca_mae import channel_lists, split_images
-from camae.model.interface import Image, Images
+from camae.model.image_arrays import channel_lists, split_images
+from camae.model.interface import ChannelNames, Config, Image, Images, TransformerConfig
 from camae.model.standardization import OWN_EPS, OWN_EPS_FLOAT, standardization_eps
 
 _SHAPES = "give (C, H, W), (B, C, H, W) or a list of (C, H, W), NumPy or torch"
 
 
-def check_images(images: Any) -> list[Image]:
+def check_images(images: Images) -> list[Image]:
     """The images one by one, each (C, H, W) with planes and pixels in it."""
     items = images if isinstance(images, list | tuple) else [images]
     for item in items:
         if not isinstance(item, np.ndarray | torch.Tensor):
             raise CamaeError(f"images hold a {type(item).__name__}; {_SHAPES}")
     samples = split_images(images)
-    if not samples:
-        raise CamaeError(f"the batch of images is empty: its shape is {tuple(images.shape)}")
+    if not samples:  # a list is checked by split_images
+        raise CamaeError(f"the batch of images is empty: its shape is {tuple(cast(Image, images).shape)}")
     for i, sample in enumerate(samples):
         if 0 in sample.shape:
             raise CamaeError(f"image {i} has the shape {tuple(sample.shape)}: there is nothing in it")
     return samples
 
 
-def check_channels(channels: Any, samples: Sequence[Image]) -> list[list[str]]:
+def check_channels(channels: ChannelNames, samples: Sequence[Image]) -> list[list[str]]:
     """One list of distinct names per image. An encoder takes any names; decoders have their own check."""
     if isinstance(channels, str):
         raise CamaeError(f"channels is the single string {channels!r}; give a list of names, one per plane")
@@ -51,15 +52,13 @@ def check_values(
     where: str,
     names: Sequence[str],
     standardization: str,
-    value_range: tuple[float, float] | None,
+    value_range: ValueRange | None,
     extremes_2C: np.ndarray | None = None,
 ) -> None:
     """Refuse float images without a range or far outside it, other dtypes, and values that are not finite.
 
     extremes_2C: what `extremes` says of the image, where it is known already.
     """
-    if value_range is not None and len(value_range) != 2:
-        raise CamaeError(f"value_range {tuple(value_range)} must be (lowest, highest) possible value")
     lowest_C = highest_C = None
     if image_CHW.dtype.is_floating_point:
         lowest_C, highest_C = extremes(image_CHW) if extremes_2C is None else extremes_2C
@@ -90,7 +89,7 @@ def check_values(
 
 def constant_planes(
     image_CHW: torch.Tensor,
-    value_range: tuple[float, float] | None,
+    value_range: ValueRange | None,
     extremes_2C: np.ndarray | None = None,
 ) -> np.ndarray:
     """(C,) bool: planes whose variance is below eps^2 (ARCHITECTURE, standardization): they have no signal.
@@ -124,18 +123,11 @@ def extremes(planes: torch.Tensor) -> np.ndarray:
     return torch.stack(torch.aminmax(values.flatten(-2), dim=-1)).double().cpu().numpy()
 
 
-def check_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """The compute type: None and float32 are the same."""
-    kind = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if kind not in (None, torch.float32, torch.bfloat16) or (dtype is not None and kind is None):
-        raise CamaeError(f"dtype {dtype} is not float32 or bfloat16")
-    return None if kind == torch.float32 else kind
-
-
-def check_layers(layers: int | Sequence[int] | None, depth: int) -> tuple[int, ...]:
+def check_layers(layers: int | Sequence[int] | None, config: Config) -> tuple[int, ...]:
     """Block numbers from 0; negative ones count from the last block."""
     if layers is None:
         return ()
+    depth = config.depth if isinstance(config, TransformerConfig) else 0
     numbers = [layers] if isinstance(layers, int) else list(layers)
     if not numbers:
         raise CamaeError(
@@ -149,12 +141,6 @@ def check_layers(layers: int | Sequence[int] | None, depth: int) -> tuple[int, .
     return tuple(number % depth for number in numbers)
 
 
-def check_budget(tokens_per_pass: int | None) -> None:
-    """A number of tokens above 0, or None."""
-    if tokens_per_pass is not None and tokens_per_pass < 1:
-        raise CamaeError(f"tokens_per_pass {tokens_per_pass} is not above 0")
-
-
 def as_tensor(image: Image) -> torch.Tensor:
     """NumPy planes as a tensor; native byte order and no negative strides."""
     if isinstance(image, torch.Tensor):
@@ -164,17 +150,3 @@ def as_tensor(image: Image) -> torch.Tensor:
     if image.dtype.kind not in "biuf":
         raise CamaeError(f"planes must be uint8, uint16 or float, not {image.dtype}")
     return torch.from_numpy(np.ascontiguousarray(image, image.dtype.newbyteorder("=")))
-
-
-def stacked_like(vectors: list[torch.Tensor], like: Image, stack: bool) -> Any:
-    """Vectors of the kind and on the device of the image `like`, as one array or a list."""
-    if isinstance(like, np.ndarray):
-        arrays = [v.cpu().numpy() for v in vectors]
-        return np.stack(arrays) if stack else arrays
-    tensors = [v.to(like.device) for v in vectors]
-    return torch.stack(tensors) if stack else tensors
-
-
-def is_ragged(images: Images) -> bool:
-    """Whether a list holds images of different channel counts."""
-    return isinstance(images, list | tuple) and len({image.shape[0] for image in images}) > 1

@@ -1,10 +1,55 @@
-"""Where the model-sized tiles of a larger image lie."""
+"""Windows: rectangles of an image that the encoder takes as one sample each."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from camae.dataloader.plane_batch import ValueRange
+from camae.embedding.validate import constant_planes, constant_sentence
 from camae.errors import CamaeError
 
 Corner = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Window of an image, encoded as one sample.
+
+    image: index of the image. vector_index: output vector that it is part of. y, x: top left corner in pixels.
+    patches: (n,) int64 ascending, the visible patches of every plane; None when all are.
+    """
+
+    image: int
+    vector_index: int
+    y: int
+    x: int
+    height: int
+    width: int
+    patches: torch.Tensor | None = None
+
+    def cut(self, image_CHW: torch.Tensor) -> torch.Tensor:
+        """Its pixels (C, height, width), a view."""
+        return image_CHW[:, self.y : self.y + self.height, self.x : self.x + self.width]
+
+    def n_visible(self, patch: int) -> int:
+        """Visible patches of each plane."""
+        return (self.height // patch) * (self.width // patch) if self.patches is None else len(self.patches)
+
+
+def tile_windows(whole: Window, crop: int, tiles: str, overlap: float = 0.0) -> list[Window]:
+    """Windows that stand for the image `whole`: tiles of `crop` px, or the image itself.
+
+    tiles, overlap: as in `EmbedConfig`. An image of the model's crop is taken as it is.
+    Raises CamaeError for an image smaller than a tile.
+    """
+    if tiles == "interpolate" or (whole.height, whole.width) == (crop, crop):
+        return [whole]
+    corners = tile_corners(whole.height, whole.width, crop, tiles, overlap)
+    return [replace(whole, y=y, x=x, height=crop, width=crop) for y, x in corners]
 
 
 def tile_corners(height: int, width: int, size: int, tiles: str, overlap: float = 0.0) -> list[Corner]:
@@ -15,7 +60,6 @@ def tile_corners(height: int, width: int, size: int, tiles: str, overlap: float 
     neighbors sharing at least `overlap` of a tile. "center": the one in the middle.
     Raises CamaeError for an image smaller than a tile.
     """
-    check_overlap(overlap)
     if height < size or width < size:
         raise CamaeError(
             f"the image is {height} x {width} px, smaller than the model's crop of {size} x {size} px"
@@ -24,17 +68,9 @@ def tile_corners(height: int, width: int, size: int, tiles: str, overlap: float 
         return [((height - size) // 2, (width - size) // 2)]
     if tiles == "grid":
         ys, xs = (list(range(0, n - size + 1, size)) for n in (height, width))
-    elif tiles == "cover":
-        ys, xs = (spread(n, size, overlap) for n in (height, width))
     else:
-        raise CamaeError(f"tiles {tiles!r} is not 'grid', 'cover' or 'center'")
+        ys, xs = (spread(n, size, overlap) for n in (height, width))
     return [(y, x) for y in ys for x in xs]
-
-
-def check_overlap(overlap: float) -> None:
-    """Raises CamaeError unless `overlap` is a share of a tile in [0, 1)."""
-    if not 0 <= overlap < 1:
-        raise CamaeError(f"overlap {overlap} is not a share of a tile in [0, 1)")
 
 
 def spread(length: int, size: int, overlap: float = 0.0) -> list[int]:
@@ -44,3 +80,29 @@ def spread(length: int, size: int, overlap: float = 0.0) -> list[int]:
     if count == 1:
         return [0]
     return [round(i * (length - size) / (count - 1)) for i in range(count)]
+
+
+def constant_windows(
+    image_CHW: torch.Tensor,
+    windows: Sequence[Window],
+    names: Sequence[str],
+    value_range: ValueRange | None,
+    where: str,
+    extremes_2C: np.ndarray | None = None,
+) -> list[str | None]:
+    """Why each window of an image is left out: a sentence on its first constant plane, None where all have signal.
+
+    where: of the image, for the error. extremes_2C: what `extremes` says of the image, where it is known already.
+    Raises CamaeError when no window is left.
+    """
+    reasons: list[str | None] = []
+    for window in windows:
+        planes = window.cut(image_CHW)
+        known = extremes_2C if planes.shape == image_CHW.shape else None
+        constant = constant_planes(planes, value_range, known)
+        reasons.append(constant_sentence(planes, constant, names) if constant.any() else None)
+    if reasons and all(reasons):
+        whole = windows[0].cut(image_CHW).shape == image_CHW.shape
+        place = "" if whole else " in its window" if len(windows) == 1 else " in every tile"
+        raise CamaeError(f"{where}, {reasons[0]}{place}; leave it out")
+    return reasons

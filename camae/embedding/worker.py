@@ -1,4 +1,4 @@
-"""The worker of a screen: reads sites, packs their tiles into passes, encodes them, writes shards whole.
+"""Shard worker: reads sites, packs their tiles into passes, encodes them, writes shards whole.
 
 The same worker runs on one machine, as one of several ranks, and as a Ray actor.
 """
@@ -7,37 +7,48 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import numpy as np
 import torch
 
-from camae.dataloader.images import read_site
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.plane_batch import PlaneBatch
-from camae.embedding.encode import Reading, cost, encode_batch, pack
-from camae.embedding.ledger import shard_path, shard_rows
-from camae.embedding.validate import check_dtype, check_values, constant_planes
-from camae.embedding.windows import tile_corners
-from camae.embedding_table import make_table, write_table
+from camae.dataloader.read_pixels import read_site
+from camae.embedding.encode import EncodeOptions, WindowMeans, cost, encode_batch, pack
+from camae.embedding.prefetch import prefetched
+from camae.embedding.store.ledger import Ledger
+from camae.embedding.store.shards import write_shard
+from camae.embedding.validate import check_values
+from camae.embedding.windows import Window, constant_windows, tile_windows
 from camae.errors import CamaeError
+from camae.model.interface import Model
+
+T = TypeVar("T")
 
 _PASSES_AHEAD = 2
 
 
 @dataclass
 class Meter:
-    """What a run has done: sites and crops, seconds since the start, seconds spent waiting for images."""
+    """Progress of a worker: sites and crops done, seconds since the start, seconds spent waiting for images."""
 
     sites: int = 0
     crops: int = 0
     waited: float = 0.0
     start: float = field(default_factory=time.perf_counter)
+
+    def waiting_for(self, items: Iterator[T]) -> Iterator[T]:
+        """The items; the time that each takes to come is counted."""
+        start = time.perf_counter()
+        for item in items:
+            self.waited += time.perf_counter() - start
+            yield item
+            start = time.perf_counter()
 
     def __str__(self) -> str:
         seconds = max(time.perf_counter() - self.start, 1e-9)
@@ -46,18 +57,23 @@ class Meter:
 
 @dataclass(frozen=True)
 class _Tile:
-    """A tile of a site; planes None where one of them has no signal (it then only keeps its place in the packing)."""
+    """Tile of a site; planes None where one of them has no signal (it then only keeps its place in the packing).
+
+    The window's vector index is the site's row in the manifest. last: of its site.
+    """
 
     shard: int
-    row: int
+    window: Window
     last: bool
-    kind: tuple
+    dtype: torch.dtype
     names: list[str]
     planes_CHW: torch.Tensor | None
 
 
 @dataclass(frozen=True)
 class _Pass:
+    """Encoder pass: its tiles, and those with signal as a batch."""
+
     tiles: list[_Tile]
     batch: PlaneBatch | None
 
@@ -70,135 +86,105 @@ class ShardWorker:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         manifest: Manifest,
         folder: str | Path,
-        ledger: dict[str, Any],
+        ledger: Ledger,
         reader: str | None = None,
         threads: int | None = None,
     ):
         self.model, self.manifest, self.folder, self.ledger = model, manifest, Path(folder), ledger
         self.reader = reader
         self.threads = threads or min(8, max(1, (os.cpu_count() or 1) // 2))
-        self.rows = shard_rows(ledger)
-        self.value_range = tuple(ledger["value_range"]) if ledger["value_range"] else None
-        self.reading = Reading(
-            ledger["pool"],
-            dtype=check_dtype(ledger["dtype"]),
-            layers=tuple(ledger["layers"] or ()),
-        )
+        self.rows = ledger.shard_rows
+        self.options = EncodeOptions(ledger.pool, ledger.tiles == "interpolate", ledger.dtype, ledger.layers)
 
     def run(self, shards: Iterable[int], progress: Callable[[Meter], None] = lambda _: None) -> Meter:
         """Write the shards of these numbers, in order."""
         meter = Meter()
-        parts: dict[int, list[torch.Tensor]] = defaultdict(list)
-        with ThreadPoolExecutor(self.threads, "camae-sites") as readers:
-            for encoded in self._ahead(self._passes(list(shards), readers), meter):
-                self._encode(encoded, parts)
-                meter.crops += len(encoded.tiles)
-                for tile in encoded.tiles:
-                    meter.sites += tile.last
-                final = encoded.tiles[-1]
-                if final.last and final.row == self.rows[final.shard][-1]:
-                    self._write(final.shard, parts)
+        means = WindowMeans(self.ledger.pool, self.model.config.patch)
+        with (
+            ThreadPoolExecutor(self.threads, "camae-sites") as readers,
+            prefetched(self._passes(list(shards), readers), _PASSES_AHEAD, "camae-passes") as passes,
+        ):
+            for work in meter.waiting_for(passes):
+                self._encode(work, means)
+                meter.crops += len(work.tiles)
+                meter.sites += sum(tile.last for tile in work.tiles)
+                final = work.tiles[-1]
+                if final.last and final.window.vector_index == self.rows[final.shard][-1]:
+                    self._write(final.shard, means)
                 progress(meter)
         return meter
 
-    def _encode(self, work: _Pass, parts: dict[int, list[torch.Tensor]]) -> None:
+    def _encode(self, work: _Pass, means: WindowMeans) -> None:
         if work.batch is None:
             return
-        rows = [tile.row for tile in work.tiles if tile.planes_CHW is not None]
-        vectors = encode_batch(self.model, work.batch, [None] * len(rows), self.reading)
-        for row, vector in zip(rows, vectors, strict=True):
-            parts[row].append(vector)
+        windows = [tile.window for tile in work.tiles if tile.planes_CHW is not None]
+        vectors = encode_batch(self.model, work.batch, [None] * len(windows), self.options)
+        for window, vector in zip(windows, vectors, strict=True):
+            means.add(window, vector)
 
-    def _write(self, shard: int, parts: dict[int, list[torch.Tensor]]) -> None:
+    def _write(self, shard: int, means: WindowMeans) -> None:
         """The shard's table: a row per site, the mean over its tiles, how many counted."""
         rows = list(self.rows[shard])
-        vectors = torch.stack([torch.stack(parts[row]).mean(0).flatten() for row in rows]).cpu().numpy()
+        vectors, tiles = zip(*(means.pop(row) for row in rows), strict=True)
+        vectors_ND = torch.stack([vector.flatten() for vector in vectors]).cpu().numpy()
         metadata = self.manifest.table.iloc[rows].filter(regex="^Metadata_")
-        metadata = metadata.assign(Metadata_tiles=[len(parts.pop(row)) for row in rows])
-        write_table(shard_path(self.folder, shard), make_table(metadata, vectors), self.ledger)
-
-    def _ahead(self, passes: Iterator[_Pass], meter: Meter) -> Iterator[_Pass]:
-        """The passes in order, the next ones being read and put together while one is encoded."""
-        with ThreadPoolExecutor(1, "camae-passes") as maker:
-            waiting: deque[Future[_Pass | None]] = deque()
-            try:
-                waiting.extend(maker.submit(next, passes, None) for _ in range(_PASSES_AHEAD))
-                while True:
-                    start = time.perf_counter()
-                    ready = waiting.popleft().result()
-                    meter.waited += time.perf_counter() - start
-                    if ready is None:
-                        return
-                    waiting.append(maker.submit(next, passes, None))
-                    yield ready
-            finally:
-                for future in waiting:
-                    future.cancel()
+        write_shard(self.folder, shard, self.ledger, metadata, vectors_ND, list(tiles))
 
     def _passes(self, shards: list[int], readers: ThreadPoolExecutor) -> Iterator[_Pass]:
         """Tiles packed by tokens. No pass crosses a shard, and tiles without signal keep their place."""
-        patch, size = self.model.config.patch, self.model.config.crop
-        for run in pack(
+        patch = self.model.config.patch
+        for tiles in pack(
             self._tiles(shards, readers),
-            lambda tile: tile.kind,
-            lambda tile: cost(len(tile.names), size, size, patch),
-            self.ledger["tokens_per_pass"],
+            lambda tile: (tile.shard, tile.dtype, tile.window.height, tile.window.width),
+            lambda tile: cost(len(tile.names), tile.window.height, tile.window.width, patch),
+            self.ledger.tokens_per_pass,
         ):
-            seen = [tile for tile in run if tile.planes_CHW is not None]
-            batch = None
-            if seen:
-                batch = PlaneBatch.from_images(
-                    [t.planes_CHW for t in seen if t.planes_CHW is not None],
-                    [t.names for t in seen],
-                    value_range=self.value_range,
-                )
-                if self.model.device.type == "cuda":
-                    batch = _pinned(batch)
-            yield _Pass(run, batch)
+            yield _Pass(tiles, self._batch(tiles))
+
+    def _batch(self, tiles: list[_Tile]) -> PlaneBatch | None:
+        """The tiles with signal; on a GPU in page-locked memory, so that their copy to it runs beside its work."""
+        seen = [(tile.planes_CHW, tile.names) for tile in tiles if tile.planes_CHW is not None]
+        if not seen:
+            return None
+        planes, names = zip(*seen, strict=True)
+        batch = PlaneBatch.from_images(planes, names, value_range=self.ledger.value_range)
+        if self.model.device.type != "cuda":
+            return batch
+        return replace(batch, planes_KHW=batch.planes_KHW.pin_memory())
 
     def _tiles(self, shards: list[int], readers: ThreadPoolExecutor) -> Iterator[_Tile]:
-        rows = ((shard, row) for shard in shards for row in self.rows[shard])
+        """Tiles in the order of the sites, of which up to twice as many as `threads` are read ahead."""
         waiting: deque[Future[list[_Tile]]] = deque()
-        for shard, row in rows:
-            waiting.append(readers.submit(self._site, shard, row))
-            if len(waiting) > 2 * self.threads:
-                yield from waiting.popleft().result()
+        for shard in shards:
+            for row in self.rows[shard]:
+                waiting.append(readers.submit(self._site, shard, row))
+                if len(waiting) > 2 * self.threads:
+                    yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
 
     def _site(self, shard: int, row: int) -> list[_Tile]:
         """The tiles of a site; at least one has signal in every plane."""
-        image, names = read_site(self.manifest, row, check_constant=True, backend=self.reader)
-        planes_CHW, size = torch.from_numpy(image), self.model.config.crop
-        value_range = self.value_range
+        image, names = read_site(self.manifest, row, check_constant=True, reader=self.reader)
+        planes_CHW, config, ledger = torch.from_numpy(image), self.model.config, self.ledger
+        whole = Window(0, row, 0, 0, *image.shape[1:])
         try:
-            check_values(planes_CHW, "the site", names, self.model.config.standardization, value_range)
-            height, width = image.shape[1:]
-            corners = tile_corners(height, width, size, self.ledger["tiles"], self.ledger["overlap"])
+            check_values(planes_CHW, "the site", names, config.standardization, ledger.value_range)
+            windows = tile_windows(whole, config.crop, ledger.tiles, ledger.overlap)
         except CamaeError as error:
             raise CamaeError(f"{self.manifest.where(row)}: {error}") from None
-        cuts = [planes_CHW[:, y : y + size, x : x + size] for y, x in corners]
-        signal = [not constant_planes(cut, value_range).any() for cut in cuts]
-        if not any(signal):
-            raise CamaeError(
-                f"{self.manifest.where(row)}: every tile has a constant plane; there is nothing to embed"
-            )
-        kind = (shard, str(image.dtype))
+        reasons = constant_windows(planes_CHW, windows, names, ledger.value_range, self.manifest.where(row))
         return [
-            _Tile(shard, row, i == len(cuts) - 1, kind, names, cut if good else None)
-            for i, (cut, good) in enumerate(zip(cuts, signal, strict=True))
+            _Tile(
+                shard,
+                window,
+                window is windows[-1],
+                planes_CHW.dtype,
+                names,
+                window.cut(planes_CHW) if reason is None else None,
+            )
+            for window, reason in zip(windows, reasons, strict=True)
         ]
-
-
-def _pinned(batch: PlaneBatch) -> PlaneBatch:
-    """Pixels in page-locked memory, so that their copy to a GPU runs beside its work."""
-    return replace(batch, planes_KHW=batch.planes_KHW.pin_memory())
-
-
-def same_channels(manifest: Manifest) -> bool:
-    """Whether all sites have the same channels."""
-    present = (manifest.table[list(manifest.channels)] != "").to_numpy()
-    return bool(np.all(present == present[0]))

@@ -144,7 +144,7 @@ def with_nan():
         (constant(), NAMES, {}, "channel 'ER' is constant"),
         (picture(), NAMES, {"value_range": (1, 1)}, "empty"),
         (picture(), NAMES, {"pool": "max"}, "pool 'max'"),
-        (picture(), NAMES, {"tile": "mosaic"}, "tile 'mosaic'"),
+        (picture(), NAMES, {"tile": "mosaic"}, "tiles 'mosaic'"),
         (picture(), NAMES, {"dtype": "float16"}, "not float32 or bfloat16"),
         (picture(), NAMES, {"dtype": "single"}, "dtype single is not float32"),
         (picture(), NAMES, {"tile": "grid", "tiles": "cover"}, "are the same option"),

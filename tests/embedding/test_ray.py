@@ -1,4 +1,4 @@
-"""A real local Ray of two CPU workers, one of them killed in the middle: the table of a single process."""
+"""Ray actors on this machine, one of them killed in the middle: the table of a single process."""
 
 import os
 import signal
@@ -9,7 +9,11 @@ import pytest
 import torch
 
 import camae
-from camae.embedding.ray_actors import RayWorker, embed_screen_ray
+from camae.embedding import EmbedConfig
+from camae.embedding.default_model import resolve_model
+from camae.embedding.job import prepare
+from camae.embedding.ray_actors import RayActor, write_shards_with_ray
+from camae.embedding.store.lock import writing
 from camae.errors import CamaeError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'camae[ray]'")
@@ -35,7 +39,7 @@ def cluster(tmp_path):
     ray.shutdown()
 
 
-class DyingWorker(RayWorker):
+class DyingActor(RayActor):
     """Kills its own process, once, after its second shard is half done: read and encoded, not written."""
 
     def __call__(self, batch):
@@ -56,17 +60,36 @@ class DyingWorker(RayWorker):
 def test_a_killed_worker_changes_nothing(long_screen, model, model_file, tmp_path, cluster):
     options = {"sites_per_shard": 4, "tokens_per_pass": 100}
     whole = camae.embed_screen(long_screen, model, tmp_path / "one", quiet=True, device="cpu", **options)
-    table = embed_screen_ray(
-        long_screen, model_file, tmp_path / "ray", workers=2, worker=DyingWorker, **options
-    )
+    config = EmbedConfig.of(ray_workers=2, **options)
+    job = prepare(long_screen, resolve_model(model_file, "cpu"), tmp_path / "ray", config)
+    with writing(job.folder):
+        write_shards_with_ray(job, job.claim(), model_file, DyingActor)
+        table = job.merge()
     assert int((tmp_path / "ray" / "killed").read_text()) != os.getpid()
     pd.testing.assert_frame_equal(table, whole, check_exact=True)
     for shard in sorted((tmp_path / "one" / "sites").iterdir()):
         assert (tmp_path / "ray" / "sites" / shard.name).read_bytes() == shard.read_bytes()
 
 
-def test_wrong_settings_are_one_sentence(screen, model, tmp_path):
-    with pytest.raises(CamaeError, match="workers 0 is not above 0"):
-        embed_screen_ray(screen, model, tmp_path / "emb", workers=0)
-    with pytest.raises(CamaeError, match=r"unknown settings \['tile'\]"):
-        embed_screen_ray(screen, model, tmp_path / "emb", workers=1, tile="grid")
+@pytest.mark.timeout(600)
+def test_actors_embed_a_screen(screen, model, tmp_path, cluster):
+    """A model in memory, through the public function; the second call finds all shards."""
+    whole = camae.embed_screen(screen, model, tmp_path / "one", quiet=True, device="cpu")
+    for _ in range(2):
+        table = camae.embed_screen(screen, model, tmp_path / "ray", ray_workers=1)
+        pd.testing.assert_frame_equal(table, whole, check_exact=True)
+        assert table.attrs["complete"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"ray_workers": -1}, "ray_workers -1 is not 0 or more"),
+        ({"ray_workers": 1, "rank": 0, "world": 2}, "leave out device, rank and world"),
+        ({"ray_workers": 1, "compile": True}, "Ray workers load the model as it is"),
+        ({"ray_worker": 1}, "unknown embedding options ray_worker; known are anndata, "),
+    ],
+)
+def test_wrong_options_are_one_sentence(screen, model, tmp_path, options, sentence):
+    with pytest.raises(CamaeError, match=sentence):
+        camae.embed_screen(screen, model, tmp_path / "emb", **options)

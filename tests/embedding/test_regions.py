@@ -40,7 +40,7 @@ def by_hand(model, image, y, x, patches):
     tokens = torch.cat([e.cls_D[None], tokens[:, patches].flatten(0, 1)])
     lengths = torch.tensor([0, len(tokens)], dtype=torch.int32)
     for block in e.blocks:
-        tokens = block(tokens, Sequences(lengths, (len(tokens),)), None)
+        tokens = block(tokens, Sequences(lengths, (len(tokens),)))
     model.float()
     return tokens.detach().numpy()
 
@@ -136,9 +136,9 @@ def test_many_regions_are_packed_and_the_packing_does_not_matter(model, monkeypa
     passes = []
     original = PlaneBatch.from_images.__func__
 
-    def counted(cls, images, channels, rows=None):
+    def counted(cls, images, channels, **options):
         passes.append(len(images))
-        return original(cls, images, channels, rows)
+        return original(cls, images, channels, **options)
 
     monkeypatch.setattr(PlaneBatch, "from_images", classmethod(counted))
     together = camae.embed(image, NAMES, model, region=table, region_size=16)
@@ -150,7 +150,7 @@ def test_many_regions_are_packed_and_the_packing_does_not_matter(model, monkeypa
 
 IMAGE = picture()
 MASK = box(96, 4, 4, 20, 30)
-CENTRES = {"Metadata_Cell_X": [5.0], "Metadata_Cell_Y": [7.0]}
+CENTERS = {"Metadata_Cell_X": [5.0], "Metadata_Cell_Y": [7.0]}
 DIM = IMAGE.copy()
 DIM[1, :40, :40] = 9
 
@@ -164,20 +164,20 @@ DIM[1, :40, :40] = 9
         (IMAGE, {"region": np.stack([MASK, MASK & ~MASK])}, "image 0, region 1 is empty"),
         (IMAGE, {"region": -MASK.astype(int)}, "negative labels"),
         (IMAGE, {"region": {"x": [1], "y": [2]}}, "no column Metadata_Cell_X; it has x, y"),
-        (IMAGE, {"region": CENTRES | {"Metadata_Cell_X": [96.0]}}, r"row 0 of the table.*X 96.*96 x 96 px"),
-        (IMAGE, {"region": CENTRES | {"Metadata_Cell_Y": [np.nan]}}, "row 0 of the table.*Y nan"),
-        (IMAGE, {"region": CENTRES | {"Metadata_Cell_Y": ["top"]}}, "must be numbers"),
-        (IMAGE, {"region": CENTRES, "region_size": 0}, "region_size 0"),
+        (IMAGE, {"region": CENTERS | {"Metadata_Cell_X": [96.0]}}, r"row 0 of the table.*X 96.*96 x 96 px"),
+        (IMAGE, {"region": CENTERS | {"Metadata_Cell_Y": [np.nan]}}, "row 0 of the table.*Y nan"),
+        (IMAGE, {"region": CENTERS | {"Metadata_Cell_Y": ["top"]}}, "must be numbers"),
+        (IMAGE, {"region": CENTERS, "region_size": 0}, "region_size 0"),
         (IMAGE, {"region": MASK, "region_size": 16}, "masks have their own"),
         (IMAGE, {"region_size": 16}, "region_size needs region="),
-        (IMAGE, {"region": MASK, "tile": "grid"}, "leave out tile='grid'"),
+        (IMAGE, {"region": MASK, "tile": "grid"}, "leave out tiles='grid'"),
         (picture(24), {"region": np.ones((24, 24), bool)}, "image 0: the image is 24 x 24 px, smaller"),
         (
             DIM,
             {"region": MASK},
             r"image 0, region 0, channel 'ER' is constant \(9 everywhere\) in its window",
         ),
-        (np.stack([IMAGE, IMAGE]), {"region": CENTRES}, "there are 2 images"),
+        (np.stack([IMAGE, IMAGE]), {"region": CENTERS}, "there are 2 images"),
         (np.stack([IMAGE, IMAGE]), {"region": [MASK]}, "1 entries in region for 2 images"),
     ],
 )

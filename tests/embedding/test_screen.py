@@ -9,10 +9,10 @@ import tifffile
 
 import camae
 from camae.dataloader import Manifest
-from camae.dataloader.images import read_site
-from camae.embedding import screen as screen_module
+from camae.dataloader.read_pixels import read_site
+from camae.embedding import job as job_module
 from camae.embedding import to_anndata
-from camae.embedding import worker as shards_module
+from camae.embedding.store import shards
 from camae.embedding_table import features_of, read_table
 from camae.errors import CamaeError
 
@@ -50,7 +50,7 @@ def test_wells_are_means_of_sites(screen, model, tmp_path):
 
 def test_resume_is_bitwise(screen, model, tmp_path, monkeypatch):
     whole = embed(screen, model, tmp_path / "whole", sites_per_shard=3)
-    original, calls = shards_module.write_table, []
+    original, calls = shards.write_table, []
 
     def stop_after_two(path, table, about):
         if len(calls) == 2:
@@ -58,7 +58,7 @@ def test_resume_is_bitwise(screen, model, tmp_path, monkeypatch):
         calls.append(path)
         return original(path, table, about)
 
-    monkeypatch.setattr(shards_module, "write_table", stop_after_two)
+    monkeypatch.setattr(shards, "write_table", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         embed(screen, model, tmp_path / "parts", sites_per_shard=3)
     monkeypatch.undo()
@@ -158,9 +158,9 @@ def test_batch_sizes_agree(screen, model, tmp_path):
 
 def test_packing_is_fixed_at_the_first_start(screen, model, tmp_path, monkeypatch):
     """More memory at the second start changes nothing; another number on request is refused."""
-    monkeypatch.setattr(screen_module, "token_budget", lambda model: 123)
+    monkeypatch.setattr(job_module, "default_tokens_per_pass", lambda model: 123)
     embed(screen, model, tmp_path / "emb")
-    monkeypatch.setattr(screen_module, "token_budget", lambda model: 456)
+    monkeypatch.setattr(job_module, "default_tokens_per_pass", lambda model: 456)
     embed(screen, model, tmp_path / "emb")
     assert json.loads((tmp_path / "emb" / "ledger.json").read_text())["tokens_per_pass"] == 123
     with pytest.raises(CamaeError, match="another tokens_per_pass"):

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from camae.cli import app
-from camae.embedding.lock import writing
+from camae.embedding.store.lock import writing
 from camae.errors import CamaeError
 
 
@@ -89,7 +89,7 @@ def test_forms_of_a_model_are_outputs_of_their_own(screen, model_file, tmp_path)
 
 def test_refusals(screen, model_file, tmp_path):
     command = [screen, "--model", model_file, "--out", tmp_path / "emb"]
-    with pytest.raises(CamaeError, match="leave out --device, --rank and --world"):
+    with pytest.raises(CamaeError, match="leave out device, rank and world"):
         run(*command, "--ray-workers", "2", "--device", "cpu")
     with (
         writing(tmp_path / "emb"),

@@ -1,4 +1,4 @@
-"""One process writes an output folder: an advisory lock that the system drops when its holder dies."""
+"""File lock of an output folder: an advisory lock that the system drops when its holder dies."""
 
 from __future__ import annotations
 

@@ -64,11 +64,3 @@ def test_bad_input_is_one_sentence_and_a_code(screen, tmp_path, arguments, sente
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_doctor_names_back_ends():
-    done = camae("doctor")
-    assert done.returncode == 0
-    codecs = ("uncompressed", "LZW", "PackBits", "deflate", "zstd")
-    for word in ("torch", "tokenize", "reconstruction_loss", "varlen_attention", "reference", *codecs):
-        assert word in done.stdout

@@ -1,0 +1,47 @@
+"""Command-line application: all commands in the order of the help, and the entry point."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import typer
+
+from camae.cli import console, data, doctor, embed, maps, reproduction, runs, train
+from camae.cli.options import PairCommand
+from camae.errors import CamaeError
+
+app = typer.Typer(
+    help="Channel-agnostic masked autoencoders for high-content microscopy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_data = typer.Typer(help="Look at a screen before using it.", no_args_is_help=True)
+_runs = typer.Typer(help="Look at training runs.", no_args_is_help=True)
+
+app.command()(reproduction.demo)
+app.command()(train.train)
+app.command(cls=PairCommand)(embed.embed)
+app.command("map")(maps.map_screen)
+app.command()(runs.report)
+app.command()(reproduction.benchmark)
+app.command()(reproduction.paper)
+app.command()(data.pack)
+app.command()(runs.convert)
+app.command()(doctor.doctor)
+app.add_typer(_data, name="data")
+_data.command("check")(data.check)
+_data.command("plan")(data.plan)
+app.add_typer(_runs, name="runs")
+_runs.command("compare")(runs.compare)
+
+
+def main() -> None:
+    """Entry point: user errors become one sentence on stderr and exit code 2."""
+    warnings.showwarning = console.show_warning
+    try:
+        app()
+    except CamaeError as error:
+        console.say_error(error)
+        sys.exit(2)

@@ -1,0 +1,116 @@
+"""`camae demo`, `camae benchmark` and `camae paper`: the paper's tables and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from camae.cli.console import say
+from camae.cli.settings import parse_names, parse_settings
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for everything the demo writes")] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(help="trainings to pool")] = 3,
+    screen_seed: Annotated[int, typer.Option(help="another seed makes another screen")] = 2024,
+) -> None:
+    """Make a small screen, train, embed, align, recall and report: the whole product on a CPU."""
+    from camae.reproduction.demo.run_demo import run_demo
+
+    run_demo(out, seeds=seeds, screen_seed=screen_seed)
+
+
+def benchmark(
+    embeddings: Annotated[
+        list[Path], typer.Argument(help="profile tables, one per model, of the same screen")
+    ],
+    out: Annotated[Path, typer.Option(help="results folder")],
+    pairs: Annotated[Path | None, typer.Option(help="file or folder of known pairs")] = None,
+    target: Annotated[str | None, typer.Option(help="column of targets, for sibling retrieval")] = None,
+    arms: Annotated[Path | None, typer.Option(help="gene table of chromosome arms")] = None,
+    expression: Annotated[Path | None, typer.Option(help="gene table of expression (zFPKM)")] = None,
+    tvn: Annotated[bool, typer.Option(help="make Table 3: recall after TVN")] = True,
+    arm_correction: Annotated[
+        bool | None,
+        typer.Option(help="a second row of Table 3, arms corrected [default: if both gene tables]"),
+    ] = None,
+    perturbation: Annotated[str, typer.Option(help="column of perturbations")] = "Metadata_Perturbation",
+    plate: Annotated[str, typer.Option(help="column of plates, the batches")] = "Metadata_Plate",
+    experiment: Annotated[str | None, typer.Option(help="column of experiments")] = None,
+    control: Annotated[str, typer.Option(help="column that marks controls")] = "Metadata_control_type",
+    negative: Annotated[str, typer.Option(help="its value for negative controls")] = "negcon",
+    bootstrap: Annotated[int, typer.Option(help="resamples for standard errors")] = 200,
+    seed: Annotated[int, typer.Option(help="of resamples and permutation nulls")] = 0,
+    backend: Annotated[str, typer.Option(help="'numpy' or 'cupy'")] = "numpy",
+) -> None:
+    """The paper's Tables 2-4 and recall curves for one or more models."""
+    from camae.reproduction.benchmark.run_benchmark import run_benchmark
+
+    run_benchmark(
+        embeddings,
+        pairs,
+        out,
+        perturbation=perturbation,
+        plate=plate,
+        experiment=experiment,
+        control=control,
+        negative=negative,
+        target=target,
+        arms=arms,
+        expression=expression,
+        tvn=tvn,
+        arm_correction=arm_correction,
+        bootstrap=bootstrap,
+        seed=seed,
+        backend=backend,
+    )
+    say(f"results: {out / 'benchmark.html'}")
+
+
+def paper(
+    data: Annotated[str | None, typer.Argument(help="screen; a demo screen is made without it")] = None,
+    out: Annotated[Path, typer.Option(help="results folder; a run found there is continued")] = Path(
+        "camae-paper"
+    ),
+    systems: Annotated[
+        list[str] | None, typer.Option("--system", help="name or family, again for more")
+    ] = None,
+    size: Annotated[str, typer.Option(help="'smallest' (two cores) or 'paper' (a GPU)")] = "smallest",
+    quick: Annotated[bool, typer.Option(help="a few steps of every system, under 5 minutes")] = False,
+    checkpoints: Annotated[str, typer.Option(help="'last', or 'all' saved steps as rows")] = "last",
+    pairs: Annotated[Path | None, typer.Option(help="file or folder of known pairs")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="folder of ImageNet weights, named after timm's models")
+    ] = None,
+    channel_map: Annotated[
+        list[str] | None, typer.Option(help="model's channel=image's channel, for models with weights")
+    ] = None,
+    gene_sets: Annotated[Path | None, typer.Option(help="folder of gene lists (Table 5)")] = None,
+    cellprofiler: Annotated[
+        Path | None, typer.Option(help="CellProfiler features by well (Figure 6)")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="column of targets, for siblings (Table 4)")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="training setting of all systems")
+    ] = None,
+) -> None:
+    """The paper's systems on one screen: its Tables 2-5 and Figures 2, 3, 5, 6."""
+    from camae.reproduction.paper.run_paper import run_paper
+
+    run_paper(
+        data,
+        out,
+        systems=systems,
+        size=size,
+        quick=quick,
+        checkpoints=checkpoints,
+        pairs=pairs,
+        weights=weights,
+        channel_map=parse_names(channel_map, "--channel-map"),
+        gene_sets=gene_sets,
+        cellprofiler=cellprofiler,
+        target=target,
+        recipe=parse_settings(settings),
+    )

@@ -1,0 +1,222 @@
+"""Embedding configuration: every option of `camae.embed` and `camae.embed_screen`, declared once.
+
+Imports neither torch nor NumPy: the shell makes its options from the fields in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+
+from camae.errors import CamaeError
+
+if TYPE_CHECKING:
+    import os
+
+    import torch
+
+    from camae.dataloader.manifest import Manifest
+
+T = TypeVar("T")
+
+TILES = ("cover", "grid", "center", "interpolate")
+
+
+def _option(default: T, help: str) -> T:
+    """A field with a default and one sentence on it, which is also the help text at the shell."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """Reader options of an image folder, as in `camae.dataloader.read_manifest`."""
+
+    format: str | None = _option(
+        None, "reader of a folder, e.g. 'rxrx1' or 'gallery'; default: the one that fits it"
+    )
+    incomplete: str = _option("error", "sites that lack channels: 'error' or 'skip'")
+    pattern: str | None = _option(
+        None, "regular expression for file names of a plain folder, with groups plate, well, site, channel"
+    )
+
+    def read(self, data: Manifest | str | os.PathLike[str]) -> Manifest:
+        """The manifest of `data`: itself, a file, or a folder read with these options."""
+        from camae.dataloader import read_manifest
+
+        return read_manifest(data, self.format, self.incomplete, self.pattern)
+
+
+class EmbedOptions(TypedDict, total=False):
+    """Keyword arguments of `camae.embed_screen`: the fields of `EmbedConfig` in the forms that Python users have."""
+
+    tile: str | None  # the same as tiles
+    tiles: str | None
+    overlap: float
+    pool: str
+    layers: int | Sequence[int] | None
+    value_range: tuple[float, float] | None
+    dtype: torch.dtype | str | None
+    level: str
+    linear: str | None
+    compile: bool
+    bag_of_channels: bool
+    sites_per_shard: int
+    tokens_per_pass: int | None
+    device: torch.device | str | None
+    rank: int | None
+    world: int | None
+    ray_workers: int
+    ray_gpus: float
+    ray_cpus: float
+    reader: str | None
+    threads: int | None
+    anndata: bool
+    quiet: bool
+    format: str | None
+    incomplete: str
+    pattern: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(ReadOptions):
+    """Embedding configuration. `EmbedConfig.of(**options)` makes one from the arguments of the public functions.
+
+    Raises CamaeError for a value that cannot be, before any image is read or file written. What decides the vectors
+    (and the packing of passes, which decides their rounding) is kept in the ledger and in every file of a screen.
+    """
+
+    # What the vectors are.
+    tiles: str | None = _option(
+        None,
+        "images larger than the model's crop: 'cover' (tiles that reach every pixel), 'grid' (tiles side by side "
+        "from the top left, a rest is left out), 'center' (one tile) or 'interpolate' (whole, with interpolated "
+        "positions); default 'grid' for a screen, and for single images none, which takes the model's crop alone",
+    )
+    overlap: float = _option(0.0, "least share of a tile that neighbors of 'cover' have in common")
+    pool: str = _option("mean", "'mean' over patch tokens, 'cls' (class token) or 'per_channel'")
+    layers: int | tuple[int, ...] | None = _option(
+        None,
+        "encoder block to take the output of instead of the last one, before the final norm: counted from 0 or, "
+        "negative, from the last; may be several",
+    )
+    value_range: tuple[float, float] | None = _option(
+        None, "lowest and highest possible value of the images; needed for float images"
+    )
+    dtype: str | None = _option(None, "compute type, 'float32' (default) or 'bfloat16'")
+    level: str = _option("well", "rows of the table: 'well' (mean over sites) or 'site'")
+    # Which form of the model computes them.
+    linear: str | None = _option(
+        None, "encoder rewritten for speed, with layers in 'float32', 'bfloat16' or 'fp8'"
+    )
+    compile: bool = _option(False, "encoder rewritten for speed, with torch.compile")
+    bag_of_channels: bool = _option(False, "each channel encoded alone: another embedding")
+    # How a screen is split.
+    sites_per_shard: int = _option(256, "sites of one file, written at once")
+    tokens_per_pass: int | None = _option(
+        None, "encoder tokens computed at once; default by the memory of the device"
+    )
+    # Where it runs.
+    device: str | None = _option(None, "'cpu', 'cuda', 'cuda:1' ...; default a GPU if there is one")
+    rank: int | None = _option(
+        None, "number of this process among `world`; default what torchrun or SLURM says"
+    )
+    world: int | None = _option(None, "processes that share the screen; default what torchrun or SLURM says")
+    ray_workers: int = _option(0, "Ray actors that embed the screen, 0 for none")
+    ray_gpus: float = _option(0.0, "GPUs of each Ray actor")
+    ray_cpus: float = _option(1.0, "CPUs of each Ray actor")
+    reader: str | None = _option(
+        None, "image back-end: 'native' (default: 8 and 16 bit), 'tifffile' (also float) or 'dali'"
+    )
+    threads: int | None = _option(None, "sites read at once; default half the cores, at most 8")
+    # What is written and shown besides the table.
+    anndata: bool = _option(False, "also write the table as .h5ad")
+    quiet: bool = _option(False, "no progress bar")
+
+    @classmethod
+    def of(cls, base: EmbedConfig | None = None, **options: Any) -> EmbedConfig:
+        """`base` with changed options, in any form of `EmbedOptions`; `tile` and `tiles` are the same option."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(options.keys() - known - {"tile"}):
+            raise CamaeError(
+                f"unknown embedding options {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            )
+        tile = options.pop("tile", None)
+        if tile is not None:
+            if options.get("tiles") not in (None, tile):
+                raise CamaeError(
+                    f"tile={tile!r} and tiles={options['tiles']!r} are the same option; give one"
+                )
+            options["tiles"] = tile
+        plain = {name: _plain(name, value) for name, value in options.items()}
+        return replace(base or cls(), **plain)
+
+    def __post_init__(self) -> None:
+        for good, sentence in (*self._vector_checks(), *self._place_checks()):
+            if not good:
+                raise CamaeError(sentence)
+
+    def _vector_checks(self) -> list[tuple[bool, str]]:
+        from camae.model.pooling import POOLS  # here, because it loads torch
+
+        *others, last = map(repr, TILES)
+        return [
+            (
+                self.tiles is None or self.tiles in TILES,
+                f"tiles {self.tiles!r} is not {', '.join(others)} or {last}",
+            ),
+            (0 <= self.overlap < 1, f"overlap {self.overlap} is not a share of a tile in [0, 1)"),
+            (self.pool in POOLS, f"pool {self.pool!r} is not one of {', '.join(POOLS)}"),
+            (
+                self.value_range is None or len(self.value_range) == 2,
+                f"value_range {self.value_range} must be (lowest, highest) possible value",
+            ),
+            (
+                self.dtype in (None, "float32", "bfloat16"),
+                f"dtype {self.dtype} is not float32 or bfloat16",
+            ),
+            (self.level in ("well", "site"), f"level {self.level!r} is not 'well' or 'site'"),
+        ]
+
+    def _place_checks(self) -> list[tuple[bool, str]]:
+        with_ray = self.ray_workers != 0
+        return [
+            (self.sites_per_shard > 0, f"sites_per_shard {self.sites_per_shard} is not above 0"),
+            (
+                self.tokens_per_pass is None or self.tokens_per_pass > 0,
+                f"tokens_per_pass {self.tokens_per_pass} is not above 0",
+            ),
+            (self.threads is None or self.threads > 0, f"threads {self.threads} is not above 0"),
+            (self.ray_workers >= 0, f"ray_workers {self.ray_workers} is not 0 or more"),
+            (
+                not with_ray or (self.device, self.rank, self.world) == (None, None, None),
+                "Ray places its own workers: leave out device, rank and world",
+            ),
+            (
+                not (with_ray and self.rewritten),
+                "Ray workers load the model as it is: leave out linear, compile and bag_of_channels",
+            ),
+        ]
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether another form of the model than its own is asked for."""
+        return self.linear is not None or self.compile or self.bag_of_channels
+
+    @property
+    def interpolate(self) -> bool:
+        """Whether images are encoded whole, with positions interpolated to their size."""
+        return self.tiles == "interpolate"
+
+
+def _plain(name: str, value: Any) -> Any:
+    """The value of an option in the form that JSON and another process can hold."""
+    if value is None:
+        return None
+    if name == "layers":
+        return value if isinstance(value, int) else tuple(value)
+    if name == "value_range":
+        return tuple(float(v) for v in value)
+    if name == "dtype":
+        return str(value).removeprefix("torch.")
+    return str(value) if name == "device" else value

@@ -1,0 +1,89 @@
+"""Embedding job: a screen, a model, an output folder and the options, checked before anything is written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from camae.dataloader.manifest import Manifest
+from camae.embedding.config import EmbedConfig
+from camae.embedding.encode import MOST_TOKENS, default_tokens_per_pass
+from camae.embedding.store.ledger import Ledger, claim, manifest_hash
+from camae.embedding.store.lock import merging
+from camae.embedding.store.shards import merge_shards
+from camae.embedding.validate import check_layers
+from camae.errors import CamaeError
+from camae.model.interface import Model
+from camae.model.weights import model_hash
+
+
+@dataclass(frozen=True)
+class EmbedJob:
+    """Embedding job. wanted: the ledger that a folder without one gets."""
+
+    model: Model
+    manifest: Manifest
+    folder: Path
+    config: EmbedConfig
+    wanted: Ledger
+
+    def claim(self) -> Ledger:
+        """The ledger of the output folder, written at the first start.
+
+        Raises CamaeError when the folder holds embeddings of another model, manifest or option.
+        """
+        with merging(self.folder):
+            return self._claim()
+
+    def merge(self) -> pd.DataFrame | None:
+        """Write and return the table when all shards are there, else None."""
+        with merging(self.folder):
+            return merge_shards(self.folder, self._claim(), self.config.level)
+
+    def _claim(self) -> Ledger:
+        return claim(self.folder, self.wanted, any_tokens_per_pass=self.config.tokens_per_pass is None)
+
+
+def prepare(
+    data: Manifest | str | os.PathLike[str], model: Model, out: str | Path, config: EmbedConfig
+) -> EmbedJob:
+    """Read the manifest and check what depends on it and on the model.
+
+    Raises CamaeError for sites that the options do not fit.
+    """
+    manifest = config.read(data)
+    if config.level == "well" and "Metadata_Well" not in manifest.table:
+        raise CamaeError("the manifest has no column Metadata_Well; use level='site'")
+    if config.pool == "per_channel" and not _same_channels(manifest):
+        raise CamaeError(
+            "pool='per_channel' needs sites with the same channels; select them or use pool='mean'"
+        )
+    tokens_per_pass = config.tokens_per_pass or (
+        MOST_TOKENS["cuda"] if config.ray_workers and config.ray_gpus else default_tokens_per_pass(model)
+    )
+    wanted = Ledger(
+        model=model.config.name,
+        model_hash=model_hash(model),
+        manifest_hash=manifest_hash(manifest),
+        sites=len(manifest),
+        standardization=model.config.standardization,
+        crop=model.config.crop,
+        tiles=config.tiles or "grid",
+        overlap=config.overlap,
+        pool=config.pool,
+        layers=check_layers(config.layers, model.config),
+        value_range=config.value_range,
+        dtype=None if config.dtype == "float32" else config.dtype,
+        sites_per_shard=config.sites_per_shard,
+        tokens_per_pass=tokens_per_pass,
+    )
+    return EmbedJob(model, manifest, Path(out), config, wanted)
+
+
+def _same_channels(manifest: Manifest) -> bool:
+    """Whether all sites have the same channels."""
+    present = (manifest.table[list(manifest.channels)] != "").to_numpy()
+    return bool((present == present[0]).all())

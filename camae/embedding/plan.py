@@ -1,0 +1,112 @@
+"""Embedding plan: the windows of images in memory that make up each output vector."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from camae.dataloader.plane_batch import ValueRange
+from camae.embedding.encode import EncodeOptions, encode_windows
+from camae.embedding.inputs import ImageSet
+from camae.embedding.regions import Region, RegionSource, read_regions
+from camae.embedding.windows import Window, constant_windows, tile_corners, tile_windows
+from camae.errors import CamaeError
+from camae.model.interface import Config, Model
+
+_TO_CALLER = 4  # frames from a warning to the caller of `camae.embed`
+
+
+@dataclass
+class EmbedPlan:
+    """Windows of every output vector.
+
+    counts: vectors of each image; None where it has one without an axis for regions.
+    """
+
+    config: Config
+    images: ImageSet
+    value_range: ValueRange | None
+    windows: list[Window] = field(default_factory=list)
+    counts: list[int | None] = field(default_factory=list)
+    n_vectors: int = 0
+
+    def add_images(self, tiles: str | None, overlap: float) -> None:
+        """One vector per image. Raises CamaeError for an image that is not of the model's crop, without `tiles`."""
+        crop = self.config.crop
+        for i, image in enumerate(self.images.tensors):
+            height, width = image.shape[1:]
+            if tiles is None and (height, width) != (crop, crop):
+                raise CamaeError(
+                    f"image {i} is {height} x {width} px but the model's crop is {crop} x {crop} px; tile it "
+                    "(tiles='cover' or 'grid') or ask for interpolated positions (tiles='interpolate')"
+                )
+            whole = Window(i, self.n_vectors, 0, 0, height, width)
+            try:
+                windows = tile_windows(whole, crop, tiles or "interpolate", overlap)
+            except CamaeError as error:
+                raise CamaeError(f"image {i}: {error}") from None
+            self._add(windows, f"image {i}")
+            self.counts.append(None)
+
+    def add_regions(self, per_image: Sequence[RegionSource], region_size: int | None) -> None:
+        """One vector per region of each image."""
+        for i, (image, source) in enumerate(zip(self.images.tensors, per_image, strict=True)):
+            height, width = image.shape[1:]
+            regions, single = read_regions(source, (height, width), f"image {i}", region_size)
+            try:
+                tile_corners(height, width, self.config.crop, "center")
+            except CamaeError as error:
+                raise CamaeError(f"image {i}: {error}") from None
+            for number, region in enumerate(regions):
+                self._add(self._around(i, region, height, width), f"image {i}, region {number}")
+            self.counts.append(None if single else len(regions))
+
+    def _around(self, image: int, region: Region, height: int, width: int) -> list[Window]:
+        """Model-sized windows of a region, with the patches that touch it."""
+        crop, patch = self.config.crop, self.config.patch
+        windows = []
+        for y, x in region.windows(height, width, crop):
+            patches = region.patches(y, x, crop, patch)
+            if patches is None or len(patches):
+                windows.append(Window(image, self.n_vectors, y, x, crop, crop, patches))
+        return windows
+
+    def _add(self, windows: list[Window], where: str) -> None:
+        """The windows of the next vector, without those in which a plane has no signal."""
+        i = windows[0].image
+        reasons = constant_windows(
+            self.images.tensors[i],
+            windows,
+            self.images.names[i],
+            self.value_range,
+            where,
+            self.images.extremes[i],
+        )
+        for window, reason in zip(windows, reasons, strict=True):
+            if reason is None:
+                self.windows.append(window)
+            else:
+                warnings.warn(
+                    f"{where}: the tile at row {window.y}, column {window.x} is left out: {reason}",
+                    stacklevel=_TO_CALLER,
+                )
+        self.n_vectors += 1
+
+    def encode(self, model: Model, options: EncodeOptions, tokens_per_pass: int) -> list[list[torch.Tensor]]:
+        """Float32 vectors of each image, on the model's device."""
+        images = self.images
+        vectors = iter(
+            encode_windows(
+                model,
+                images.tensors,
+                images.names,
+                self.windows,
+                options,
+                tokens_per_pass,
+                self.value_range,
+            )
+        )
+        return [[next(vectors) for _ in range(1 if count is None else count)] for count in self.counts]

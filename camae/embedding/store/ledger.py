@@ -1,0 +1,98 @@
+"""Ledger: model, manifest and options of an output folder, fixed at the first start."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from camae.dataloader.manifest import Manifest
+from camae.dataloader.plane_batch import ValueRange
+from camae.errors import CamaeError
+from camae.files import write_json
+
+LEDGER = "ledger.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """Ledger of an output: in `ledger.json`, and in the metadata of every file beside it.
+
+    model, model_hash, standardization, crop: of the model. manifest_hash: fingerprint of the manifest, which has so
+    many sites. tiles, overlap, pool, layers, value_range, dtype: what the vectors are, as in `EmbedConfig`, but
+    layers are counted from 0, () for the last one's output, and dtype None is float32.
+    sites_per_shard, tokens_per_pass: how the screen was split.
+    """
+
+    model: str
+    model_hash: str
+    manifest_hash: str
+    sites: int
+    standardization: str
+    crop: int
+    tiles: str
+    overlap: float
+    pool: str
+    layers: tuple[int, ...]
+    value_range: ValueRange | None
+    dtype: str | None
+    sites_per_shard: int
+    tokens_per_pass: int
+
+    def to_json(self) -> dict[str, object]:
+        """JSON values; layers are null when there are none, as in files of the first version."""
+        span = self.value_range
+        lists = {"layers": list(self.layers) or None, "value_range": None if span is None else list(span)}
+        return asdict(self) | lists
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Ledger:
+        """The inverse of `to_json`. Raises ValueError for values that are no ledger."""
+        try:
+            layers, span = tuple(values["layers"] or ()), values["value_range"]
+            return cls(**(dict(values) | {"layers": layers, "value_range": span and tuple(span)}))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a ledger: {error}") from None
+
+    @property
+    def shard_rows(self) -> list[range]:
+        """Manifest rows of every shard."""
+        step = self.sites_per_shard
+        return [range(i, min(i + step, self.sites)) for i in range(0, self.sites, step)]
+
+
+def manifest_hash(manifest: Manifest) -> str:
+    """Fingerprint of rows and paths, in order."""
+    text = manifest.table.to_csv(index=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def claim(folder: Path, wanted: Ledger, *, any_tokens_per_pass: bool) -> Ledger:
+    """The ledger of an output folder, written at the first start.
+
+    any_tokens_per_pass: take the number of the folder's ledger, where it has one.
+    Raises CamaeError for a folder of another model, manifest or option.
+    """
+    path = folder / LEDGER
+    if not path.exists():
+        write_json(path, wanted.to_json())
+        return wanted
+    found = _read(path)
+    if any_tokens_per_pass:
+        wanted = replace(wanted, tokens_per_pass=found.tokens_per_pass)
+    if changed := [f.name for f in fields(Ledger) if getattr(found, f.name) != getattr(wanted, f.name)]:
+        raise CamaeError(
+            f"{folder} holds embeddings made with another {', '.join(changed)}; "
+            "choose another folder, output is never mixed"
+        )
+    return found
+
+
+def _read(path: Path) -> Ledger:
+    try:
+        return Ledger.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError:  # JSON and UTF-8 errors are ValueErrors too
+        raise CamaeError(f"{path}: not a readable ledger; choose another folder") from None
