@@ -44,7 +44,7 @@ def main() -> None:
 
     # Every site is cut into tiles of the model's crop; a well is the mean over its sites and tiles.
     table = camae.embed_screen(manifest, model=model, out=options.out / "embeddings")
-    print(table.iloc[:3, :10])
+    print(table[["Metadata_Plate", "Metadata_Well", "emb_0000", "emb_0001"]].head(3))
     print(f"{len(table)} wells: {options.out / 'embeddings' / 'wells.parquet'}")
 
 
