@@ -1,4 +1,4 @@
-"""Our own files: whole models taken over without a copy, converted, and used to start a training."""
+"""Model files: saved and loaded without a copy, converted, and used to start a training."""
 
 import json
 
