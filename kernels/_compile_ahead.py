@@ -15,20 +15,13 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+
+from camae.kernels._launch import Kernel
 
 TARGETS = {"sm_80": 80, "sm_90": 90}
 # What one block may use, bytes: A100 163 KiB, H100 227 KiB. Compilation alone does not enforce it.
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448}
 OPS = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/triton.py")))
-
-
-class Kernel(Protocol):
-    """A function under @triton.jit."""
-
-    @property
-    def arg_names(self) -> list[str]:
-        """Names of the arguments in order."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from camae.kernels._compile_ahead import CompileCase, Kernel
 from camae.kernels._device import architecture
+from camae.kernels._launch import launch
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def backward_kernel(
     sums,  # (parts, hidden) float32 partial sums for the bias, written with bias
     T,
     fused_row,
-    grad_row,
+    grad_fused_row,
     hidden,
     rows_per_part,
     ROWS: tl.constexpr,
@@ -97,7 +98,7 @@ def backward_kernel(
         g *= cdf + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
         if bias is not None:
             total += tl.sum(g, 0)
-        at = grad_fused + row[:, None] * grad_row + column[None, :]
+        at = grad_fused + row[:, None] * grad_fused_row + column[None, :]
         tl.store(at, g.to(grad_fused.dtype.element_ty), mask=inside)
     if bias is not None:
         tl.store(sums + part.to(tl.int64) * hidden + column, total, mask=valid)
@@ -106,9 +107,12 @@ def backward_kernel(
 def forward(fused_TF: torch.Tensor, bias_h: torch.Tensor | None, hidden: int) -> torch.Tensor:
     """GELU of the first `hidden` columns plus bias, (T, hidden)."""
     T, config = fused_TF.shape[0], CONFIGS[architecture(fused_TF.device)]
+    bias_h = None if bias_h is None else bias_h.contiguous()
     act_Th = fused_TF.new_empty(T, hidden)
     if act_Th.numel():
-        forward_kernel[(triton.cdiv(T, config.rows), triton.cdiv(hidden, config.columns))](
+        launch(
+            forward_kernel,
+            (triton.cdiv(T, config.rows), triton.cdiv(hidden, config.columns)),
             fused_TF,
             bias_h,
             act_Th,
@@ -131,13 +135,16 @@ def backward(
 ) -> torch.Tensor:
     """Fill the first columns of `grad_fused_TF`, and `act_Th` where given; return the bias's gradient (hidden,)."""
     grad_act_Th = grad_act_Th.contiguous()
+    bias_h = None if bias_h is None else bias_h.contiguous()
     (T, hidden), config = grad_act_Th.shape, CONFIGS[architecture(fused_TF.device)]
     per_part = triton.cdiv(triton.cdiv(T, config.parts), config.rows) * config.rows
     parts = triton.cdiv(T, per_part) if T else 0
     shape = (0 if bias_h is None else parts, hidden)
     sums = torch.empty(shape, dtype=torch.float32, device=fused_TF.device)
     if grad_act_Th.numel():
-        backward_kernel[(parts, triton.cdiv(hidden, config.columns))](
+        launch(
+            backward_kernel,
+            (parts, triton.cdiv(hidden, config.columns)),
             grad_act_Th,
             fused_TF,
             bias_h,
@@ -168,7 +175,7 @@ def compile_cases(arch: str) -> list[CompileCase]:
         name = "bias" if bias else "no bias"
         found.append(_case(f"forward {name}", forward_kernel, types, absent | tile, config.warps))
         sums = {"grad_act": "*bf16", "grad_fused": "*bf16", "sums": "*fp32"}
-        types |= {**sums, "grad_row": "i32", "rows_per_part": "i32"}
+        types |= {**sums, "grad_fused_row": "i32", "rows_per_part": "i32"}
         found.append(
             _case(f"backward {name}, recomputed", backward_kernel, types, absent | tile, config.warps)
         )
@@ -184,5 +191,5 @@ def compile_cases(arch: str) -> list[CompileCase]:
 def _case(
     name: str, kernel: Kernel, types: dict[str, str], constants: dict[str, object], warps: int
 ) -> CompileCase:
-    divisible = ("fused_row", "grad_row", "hidden", "rows_per_part")
+    divisible = ("fused_row", "grad_fused_row", "hidden", "rows_per_part")
     return CompileCase("gelu_split", name, kernel, types, constants, warps, divisible=divisible, mma=False)

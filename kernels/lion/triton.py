@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from camae.kernels._compile_ahead import CompileCase
+from camae.kernels._launch import launch
 
 CHUNK = 2048
 WARPS = 8
@@ -98,8 +99,17 @@ def addresses(columns: Sequence[Sequence[torch.Tensor | None]], device: torch.de
 def sum_of_squares(table: torch.Tensor, chunks: Chunks, grad_dtype: torch.dtype) -> torch.Tensor:
     """The sum of squares of all gradients in the table, a scalar on the device (partial sums added in fp64)."""
     sums = torch.empty(chunks.count, dtype=torch.float32, device=chunks.device)
-    square_kernel[(chunks.count,)](
-        table, chunks.sizes, chunks.owner, chunks.first, sums, TYPES[grad_dtype], CHUNK=CHUNK, num_warps=WARPS
+    launch(
+        square_kernel,
+        (chunks.count,),
+        table,
+        chunks.sizes,
+        chunks.owner,
+        chunks.first,
+        sums,
+        GRAD=TYPES[grad_dtype],
+        CHUNK=CHUNK,
+        num_warps=WARPS,
     )
     return sums.sum(dtype=torch.float64)
 
@@ -114,7 +124,9 @@ def step(
     copy_dtype: torch.dtype | None,
 ) -> None:
     """One Lion step in place for every tensor of the table."""
-    lion_kernel[(chunks.count,)](
+    launch(
+        lion_kernel,
+        (chunks.count,),
         table,
         chunks.sizes,
         rates_N2,

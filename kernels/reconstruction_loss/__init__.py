@@ -64,7 +64,7 @@ def reconstruction_losses(
             plane_M.contiguous(),
             patch_M.contiguous(),
             weight_M.contiguous(),
-            *statistics,
+            *(x.contiguous() for x in statistics),
             eps,
             alpha,
         )

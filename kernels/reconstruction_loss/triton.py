@@ -20,6 +20,7 @@ import triton.language as tl
 
 from camae.kernels._compile_ahead import CompileCase
 from camae.kernels._device import architecture
+from camae.kernels._launch import launch
 from camae.kernels.patches import patch_side
 from camae.kernels.tokenize.triton import pixel_offsets, standardization
 
@@ -207,7 +208,9 @@ def reconstruction_loss(
     parts = pred_MP2.new_empty(programs, 2, dtype=torch.float32)
     grad_MP2 = torch.empty_like(pred_MP2)
     if M:
-        loss_kernel[(programs,)](
+        launch(
+            loss_kernel,
+            (programs,),
             pred_MP2,
             planes_KHW,
             plane_M,

@@ -14,6 +14,7 @@ import triton.language as tl
 from camae.kernels._autograd import Maybe
 from camae.kernels._compile_ahead import CompileCase
 from camae.kernels._device import architecture
+from camae.kernels._launch import launch
 from camae.kernels.residual_norm.registration import empty_gradients, empty_outputs
 
 
@@ -155,7 +156,9 @@ def residual_norm(
     T, D = x_TD.shape
     config = CONFIGS[architecture(x_TD.device)]
     if T:
-        forward_kernel[(triton.cdiv(T, config.rows),)](
+        launch(
+            forward_kernel,
+            (triton.cdiv(T, config.rows),),
             *map(_contiguous, inputs),
             y_TD,
             normed_TD,
@@ -188,7 +191,9 @@ def residual_norm_backward(
     programs = min(T, config.programs)
     sums = torch.empty(programs, 3, D, dtype=torch.float32, device=grad_x_TD.device)
     if T:
-        backward_kernel[(programs,)](
+        launch(
+            backward_kernel,
+            (programs,),
             *map(_contiguous, inputs),
             grad_x_TD,
             None if update_TD is None else grad_update_TD,

@@ -83,13 +83,13 @@ def tokenize(
         )
     return tokenize_op(
         planes_KHW.contiguous(),
-        sample_K,
-        keep_index,
+        sample_K.contiguous(),
+        None if keep_index is None else keep_index.contiguous(),
         weight_DP2.contiguous(),
-        bias_D,
+        bias_D.contiguous(),
         pos_ND.contiguous(),
-        cls_D,
-        *statistics,
+        cls_D.contiguous(),
+        *(x.contiguous() for x in statistics),
         eps,
         B,
     )

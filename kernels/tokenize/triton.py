@@ -13,6 +13,7 @@ import triton.language as tl
 
 from camae.kernels._compile_ahead import CompileCase
 from camae.kernels._device import architecture
+from camae.kernels._launch import launch
 from camae.kernels.patches import patch_side
 
 
@@ -97,7 +98,7 @@ def standardization(mean, var, plane, inside, eps_squared):
 def pixel_offsets(plane, patch, pixel, height, width, P: tl.constexpr):
     """(rows, pixels) offsets into planes (K, H, W): `patch` counts row-major, `pixel` row-major in the patch."""
     grid_w = width // P
-    corner = plane * (height * width) + (patch // grid_w) * P * width + (patch % grid_w) * P
+    corner = plane * height * width + (patch // grid_w) * P * width + (patch % grid_w) * P
     return corner[:, None] + ((pixel // P) * width + pixel % P)[None, :]
 
 
@@ -240,7 +241,9 @@ def plane_statistics(planes_KHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     mean_K = torch.empty(K, dtype=torch.float64, device=planes_KHW.device)
     var_K = torch.empty_like(mean_K)
     if K:
-        statistics_kernel[(K,)](
+        launch(
+            statistics_kernel,
+            (K,),
             planes_KHW,
             mean_K,
             var_K,
@@ -273,7 +276,9 @@ def tokenize(
     if out_TD.numel() == 0:
         return out_TD
     rows = config.rows(planes_KHW.dtype)
-    tokenize_kernel[(triton.cdiv(V + 1, rows),)](
+    launch(
+        tokenize_kernel,
+        (triton.cdiv(V + 1, rows),),
         planes_KHW,
         sample_K,
         sample_K if keep_index is None else keep_index,
@@ -321,7 +326,9 @@ def weight_gradient(
     block_p = min(config.weight_pixels, patch**2)
     weight_SDP2 = grad_TD.new_empty(config.splits, D, patch**2, dtype=torch.float32)
     bias_SD = grad_TD.new_empty(config.splits, D, dtype=torch.float32)
-    weight_gradient_kernel[(triton.cdiv(D, config.weight_features), patch**2 // block_p, config.splits)](
+    launch(
+        weight_gradient_kernel,
+        (triton.cdiv(D, config.weight_features), patch**2 // block_p, config.splits),
         planes_KHW,
         sample_K,
         sample_K if keep_index is None else keep_index,

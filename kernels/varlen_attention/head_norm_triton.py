@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from camae.kernels._compile_ahead import CompileCase
+from camae.kernels._launch import launch
 
 RSTD_ROWS = 64
 
@@ -75,8 +76,17 @@ def key_rstd(k_SHd: torch.Tensor, eps: float) -> torch.Tensor:
     out_HS = k_SHd.new_empty(H, S, dtype=torch.float32)
     rows = 32 if k_SHd.device.type == "cpu" else RSTD_ROWS
     if S:
-        key_rstd_kernel[(triton.cdiv(S, rows), H)](
-            k_SHd, out_HS, *k_SHd.stride()[:2], S, eps, HEAD=d, BLOCK_N=rows, num_warps=4
+        launch(
+            key_rstd_kernel,
+            (triton.cdiv(S, rows), H),
+            k_SHd,
+            out_HS,
+            *k_SHd.stride()[:2],
+            S,
+            eps,
+            HEAD=d,
+            BLOCK_N=rows,
+            num_warps=4,
         )
     return out_HS
 

@@ -17,6 +17,7 @@ import triton.language as tl
 
 from camae.kernels._compile_ahead import CompileCase
 from camae.kernels._device import architecture
+from camae.kernels._launch import launch
 from camae.kernels.varlen_attention.head_norm_triton import (
     Norms,
     fold_norms,
@@ -424,7 +425,9 @@ def _forward(a: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     lse_HT = a.q_THd.new_empty(H, T, dtype=torch.float32)
     tiles = triton.cdiv(a.max_q, tile.queries)
     if T and tiles:
-        forward_kernel[(tiles * H * (len(a.cu_q) - 1),)](
+        launch(
+            forward_kernel,
+            (tiles * H * (len(a.cu_q) - 1),),
             a.q_THd,
             a.k_SHd,
             a.v_SHd,
@@ -472,7 +475,9 @@ def _query_gradient(
         # Zeros: programs past the end of a short sequence write nothing.
         sums = torch.zeros(tiles * H * B, 3, d, dtype=torch.float32, device=a.q_THd.device)
     if T and tiles:
-        query_gradient_kernel[(tiles * H * B,)](
+        launch(
+            query_gradient_kernel,
+            (tiles * H * B,),
             a.q_THd,
             a.k_SHd,
             a.v_SHd,
@@ -507,7 +512,9 @@ def _key_gradient(
     tiles = triton.cdiv(a.max_k, tile.keys)
     grad_k, grad_v = a.k_SHd.new_empty(S, H, d), a.v_SHd.new_empty(S, H, d)
     if S and tiles:
-        key_gradient_kernel[(tiles * H * B,)](
+        launch(
+            key_gradient_kernel,
+            (tiles * H * B,),
             folded_THd,
             a.k_SHd,
             a.v_SHd,
