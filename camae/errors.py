@@ -1,10 +1,10 @@
-"""The errors a user sees: one sentence that says what was wrong, where, and what to do."""
+"""Exceptions for users: one sentence that says what was wrong, where, and what to do."""
 
 from __future__ import annotations
 
 
 class CamaeError(ValueError):
-    """Bad input or a bad request. The message is one sentence for a person; the shell prints it alone."""
+    """Wrong input, or a request that cannot be met. The message is one sentence; the shell prints it alone."""
 
 
 class MissingFileError(CamaeError, FileNotFoundError):
@@ -15,4 +15,4 @@ class MissingFileError(CamaeError, FileNotFoundError):
 
 
 class MissingBackendError(CamaeError, ImportError):
-    """A back-end was asked for whose package or device is not there. Nothing is substituted silently."""
+    """The package or device of a requested back-end is missing. No other one takes its place silently."""

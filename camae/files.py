@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Atomic files: written whole or not at all."""
 
 from __future__ import annotations
 
@@ -50,6 +50,6 @@ def write_text(path: str | Path, text: str) -> Path:
     return write_atomic(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
-def write_json(path: str | Path, value: Any) -> Path:
+def write_json(path: str | Path, value: object) -> Path:
     """Atomic, indented JSON."""
     return write_text(path, json.dumps(value, indent=1) + "\n")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Unpack
 
 import typer
 
 from camae.cli.console import planes_bar, say, say_table
 from camae.cli.options import Data, with_options
-from camae.embedding.config import ReadOptions
+from camae.embedding.config import ReadKeywords, ReadOptions
 
 _ROWS_SHOWN = 100
 
@@ -18,7 +18,7 @@ _ROWS_SHOWN = 100
 def check(
     data: Data,
     out: Annotated[Path | None, typer.Option(help="CSV of the problems")] = None,
-    **reading: Any,
+    **reading: Unpack[ReadKeywords],
 ) -> None:
     """Find missing, damaged, wrong-sized, saturated, constant and duplicate planes; exit code 1 if there are any."""
     from camae.dataloader.screen_tools import check as checker
@@ -41,7 +41,7 @@ def check(
 def plan(
     data: Data,
     destination: Annotated[str, typer.Option(help="folder that the copy commands write to")] = ".",
-    **reading: Any,
+    **reading: Unpack[ReadKeywords],
 ) -> None:
     """Count files and GB of a screen, and print the commands that fetch what is not here."""
     from camae.dataloader.screen_tools import plan as planner
@@ -56,7 +56,7 @@ def pack(
     data: Data,
     out: Annotated[Path, typer.Option(help="folder of the packed screen; an unfinished one is continued")],
     codec: Annotated[str, typer.Option(help="'zstd' (256-pixel tiles) or 'none' (uncompressed)")] = "zstd",
-    **reading: Any,
+    **reading: Unpack[ReadKeywords],
 ) -> None:
     """Rewrite a screen to crop-friendly TIFFs that any TIFF tool reads."""
     from camae.dataloader.screen_tools import pack as packer

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import Field, fields
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -49,7 +49,7 @@ def with_options(
 class PairCommand(TyperCommand):
     """Command whose options of two numbers may be written `0 1` or `0,1`."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         pairs = {name for p in self.params if p.nargs == 2 for name in p.opts}
         plain: list[str] = []
         for word in args:

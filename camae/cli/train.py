@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Unpack
 
 import typer
 
 from camae.cli.console import say
 from camae.cli.options import Data, with_options
 from camae.cli.settings import parse_settings
-from camae.embedding.config import ReadOptions
+from camae.embedding.config import ReadKeywords, ReadOptions
 
 
 @with_options(ReadOptions)
@@ -26,7 +26,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option(help="continue a run found in --out")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="no live table")] = False,
-    **reading: Any,
+    **reading: Unpack[ReadKeywords],
 ) -> None:
     """Train a CA-MAE."""
     import camae

@@ -14,7 +14,7 @@ from camae.embedding.plan import EmbedPlan
 from camae.embedding.regions import Regions, is_one_array, regions_per_image
 from camae.embedding.validate import check_layers
 from camae.errors import CamaeError
-from camae.model.interface import ChannelNames, Images, Model, TransformerConfig
+from camae.model.interface import ChannelNames, Config, Images, TransformerConfig
 
 
 def embed(
@@ -76,17 +76,7 @@ def embed(
         config.pool, config.interpolate, config.dtype, check_layers(config.layers, net.config)
     )
     found = plan.encode(net, options, config.tokens_per_pass or default_tokens_per_pass(net))
-    if isinstance(config.layers, int):
-        found = [[vector[0] for vector in vectors] for vectors in found]
-    per_image_vectors = []
-    for vectors, count, names in zip(found, plan.counts, inputs.names, strict=True):
-        if count == 0:
-            per_image_vectors.append(_no_vectors(net, config, len(names)))
-        else:
-            per_image_vectors.append(vectors[0] if count is None else torch.stack(vectors))
-    as_array = all(count is None for count in plan.counts) or is_one_array(region)
-    equal = len({v.shape for v in per_image_vectors}) == 1
-    return inputs.like_input(per_image_vectors, stack=as_array and equal and not inputs.ragged)
+    return _arranged(found, plan, config, as_array=is_one_array(region))
 
 
 def _check_region_options(config: EmbedConfig, region: Regions | None, region_size: int | None) -> None:
@@ -96,9 +86,26 @@ def _check_region_options(config: EmbedConfig, region: Regions | None, region_si
         raise CamaeError(f"region= takes its own windows; leave out tiles={config.tiles!r}")
 
 
-def _no_vectors(model: Model, config: EmbedConfig, n_channels: int) -> torch.Tensor:
+def _arranged(
+    found: list[list[torch.Tensor]], plan: EmbedPlan, config: EmbedConfig, as_array: bool
+) -> Vectors:
+    """Vectors of each image in the shape and kind that `embed` returns; as one array where asked for and possible."""
+    if isinstance(config.layers, int):
+        found = [[vector[0] for vector in vectors] for vectors in found]
+    per_image = []
+    for vectors, count, names in zip(found, plan.counts, plan.images.names, strict=True):
+        if count == 0:
+            per_image.append(_no_vectors(plan.config, config, len(names)))
+        else:
+            per_image.append(vectors[0] if count is None else torch.stack(vectors))
+    one_each = all(count is None for count in plan.counts)
+    equal = len({v.shape for v in per_image}) == 1 and not plan.images.ragged
+    return plan.images.like_input(per_image, stack=(as_array or one_each) and equal)
+
+
+def _no_vectors(model: Config, config: EmbedConfig, n_channels: int) -> torch.Tensor:
     """The vectors of an image without regions: (0, D), with layers and channels as asked for."""
     layers = (len(config.layers),) if isinstance(config.layers, tuple) else ()
     planes = (n_channels,) if config.pool == "per_channel" else ()
-    width = model.config.width if isinstance(model.config, TransformerConfig) else 0
+    width = model.width if isinstance(model, TransformerConfig) else 0
     return torch.empty(0, *layers, *planes, width)

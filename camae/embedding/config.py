@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from camae.errors import CamaeError
 
@@ -47,7 +47,15 @@ class ReadOptions:
         return read_manifest(data, self.format, self.incomplete, self.pattern)
 
 
-class EmbedOptions(TypedDict, total=False):
+class ReadKeywords(TypedDict, total=False):
+    """Keyword arguments of the functions that read a folder: the fields of `ReadOptions`."""
+
+    format: str | None
+    incomplete: str
+    pattern: str | None
+
+
+class EmbedOptions(ReadKeywords, total=False):
     """Keyword arguments of `camae.embed_screen`: the fields of `EmbedConfig` in the forms that Python users have."""
 
     tile: str | None  # the same as tiles
@@ -73,9 +81,6 @@ class EmbedOptions(TypedDict, total=False):
     threads: int | None
     anndata: bool
     quiet: bool
-    format: str | None
-    incomplete: str
-    pattern: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +139,7 @@ class EmbedConfig(ReadOptions):
     quiet: bool = _option(False, "no progress bar")
 
     @classmethod
-    def of(cls, base: EmbedConfig | None = None, **options: Any) -> EmbedConfig:
+    def of(cls, base: EmbedConfig | None = None, **options: Unpack[EmbedOptions]) -> EmbedConfig:
         """`base` with changed options, in any form of `EmbedOptions`; `tile` and `tiles` are the same option."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(options.keys() - known - {"tile"}):
@@ -148,8 +153,7 @@ class EmbedConfig(ReadOptions):
                     f"tile={tile!r} and tiles={options['tiles']!r} are the same option; give one"
                 )
             options["tiles"] = tile
-        plain = {name: _plain(name, value) for name, value in options.items()}
-        return replace(base or cls(), **plain)
+        return replace(base or cls(), **_plain(options))
 
     def __post_init__(self) -> None:
         for good, sentence in (*self._vector_checks(), *self._place_checks()):
@@ -209,14 +213,17 @@ class EmbedConfig(ReadOptions):
         return self.tiles == "interpolate"
 
 
-def _plain(name: str, value: Any) -> Any:
-    """The value of an option in the form that JSON and another process can hold."""
-    if value is None:
-        return None
-    if name == "layers":
-        return value if isinstance(value, int) else tuple(value)
-    if name == "value_range":
-        return tuple(float(v) for v in value)
-    if name == "dtype":
-        return str(value).removeprefix("torch.")
-    return str(value) if name == "device" else value
+def _plain(options: EmbedOptions) -> dict[str, Any]:
+    """Options in the forms that JSON and another process can hold."""
+    plain: dict[str, Any] = dict(options)
+    layers, span = options.get("layers"), options.get("value_range")
+    dtype, device = options.get("dtype"), options.get("device")
+    if layers is not None and not isinstance(layers, int):
+        plain["layers"] = tuple(layers)
+    if span is not None:
+        plain["value_range"] = tuple(float(value) for value in span)
+    if dtype is not None:
+        plain["dtype"] = str(dtype).removeprefix("torch.")
+    if device is not None:
+        plain["device"] = str(device)
+    return plain

@@ -1,10 +1,10 @@
-"""Embeddings for other tools: AnnData, what single-cell Python packages (scanpy and its kin) read."""
+"""AnnData export: embeddings tables in the form of scanpy and other single-cell packages."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -12,13 +12,17 @@ from camae.embedding_table import features_of, read_table
 from camae.errors import CamaeError, MissingBackendError
 from camae.files import write_atomic
 
+if TYPE_CHECKING:
+    from anndata import AnnData
 
-def to_anndata(table: pd.DataFrame | str | Path, out: str | Path | None = None) -> Any:
+
+def to_anndata(table: pd.DataFrame | str | Path, out: str | Path | None = None) -> AnnData:
     """An embeddings table as AnnData: X (N, D) float32, obs the Metadata_* columns, var the feature names.
 
     table: a table, or the path of one (`wells.parquet`, `sites.parquet`); what that file says about its model
         and preprocessing is kept as JSON in uns["camae"].
     out: also write it there (.h5ad), whole or not at all.
+    Raises MissingBackendError without the package anndata, CamaeError for a table without features.
     """
     try:
         import anndata
@@ -26,7 +30,7 @@ def to_anndata(table: pd.DataFrame | str | Path, out: str | Path | None = None) 
         raise MissingBackendError(
             "AnnData export needs the package anndata, which is not installed: pip install 'camae[anndata]'"
         ) from None
-    about: dict[str, Any] = {}
+    about: dict[str, object] = {}
     if not isinstance(table, pd.DataFrame):
         table, about = read_table(table)
     metadata = table.filter(regex="^Metadata_")

@@ -1,4 +1,4 @@
-"""Which part of a screen this process embeds: rank and world size from arguments, torchrun or SLURM."""
+"""Rank and world size of this process, from arguments, torchrun or SLURM."""
 
 from __future__ import annotations
 
