@@ -109,6 +109,8 @@ class DenseNetClassifier(Classifier):
         """Loader of ghost batches of one plate each; without them, of single crops of plates in turn."""
 
         class GhostCropLoader(PlateCropLoader):
+            """Crop loader of whole ghost batches."""
+
             group = max(1, self.config.ghost)
 
         return GhostCropLoader
