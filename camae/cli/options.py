@@ -33,7 +33,9 @@ def with_options(
             for p in inspect.signature(command, eval_str=True).parameters.values()
             if p.kind != p.VAR_KEYWORD
         ]
-        made = [_parameter(f, types[f.name], defaults.get(f.name, f.default)) for f in fields(config)]
+        reading = {f.name for f in fields(ReadOptions)}  # last in the help
+        ordered = sorted(fields(config), key=lambda f: f.name in reading)
+        made = [_parameter(f, types[f.name], defaults.get(f.name, f.default)) for f in ordered]
 
         @functools.wraps(command)
         def run(**given: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import overload
 
 import torch
 
@@ -17,6 +18,10 @@ _loaded: dict[tuple[Path, int, str], Model] = {}
 _chosen: dict[str, Model] = {}
 
 
+@overload
+def use(model: ModelSource, *, device: str | torch.device | None = None) -> Model: ...
+@overload
+def use(model: None, *, device: str | torch.device | None = None) -> None: ...
 def use(model: ModelSource | None, *, device: str | torch.device | None = None) -> Model | None:
     """Set the model that `camae.embed` uses from now on: a path or a loaded model; None forgets it.
 

@@ -71,7 +71,7 @@ class TransformerEncoder(BackendModule):
         if not interpolate:
             raise CamaeError(
                 f"planes are {height} x {width} px but the model's crop is {c.crop} x {c.crop} px; tile them "
-                "(tile='cover') or ask for interpolated positions (tile='interpolate')"
+                "(tiles='cover') or ask for interpolated positions (tiles='interpolate')"
             )
         if c.stored_positions:
             raise CamaeError("this model's stored position tables cannot be interpolated; tile the images")
