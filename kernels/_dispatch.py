@@ -46,13 +46,23 @@ class OpEntry:
     default: DefaultRule
 
 
-@cache
-def has_module(name: str) -> bool:
-    """Whether a module is installed, without importing it (a dotted name imports its parents)."""
+def _is_installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # the parent of a dotted name is absent
         return False
+
+
+# Looked up at import: torch.compile traces the choice of a back-end, and cannot trace the search for a module.
+_INSTALLED = {
+    name: _is_installed(name)
+    for name in ("triton", "torch.nn.attention.varlen", "flash_attn", "flash_attn.cute")
+}
+
+
+def has_module(name: str) -> bool:
+    """Whether an optional package of a back-end is installed, without importing it."""
+    return _INSTALLED[name]
 
 
 @cache
