@@ -11,21 +11,29 @@ import gzip
 import io
 import os
 import re
+import warnings
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
 from camae.errors import CamaeError, MissingFileError
+from camae.files import write_text
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons"}
 _USUAL = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of a cell that spreadsheets run as a formula
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
+_NUMBER = r"^\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|[nN][aA][nN]|[iI][nN][fF])\s*$"
 _BOMS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe", "utf-16"),
@@ -71,6 +79,89 @@ def read_header(path: str | os.PathLike[str]) -> list[str]:
         raise MissingFileError(f"{path}: no such file")
     text = _text_of(path, path.read_bytes())
     return next(csv.reader([_first_line(text)], delimiter=separator_of(path, text)), [])
+
+
+def read_rows(path: str | os.PathLike[str]) -> tuple[list[list[str]], list[int]]:
+    """Rows of a text file that may have no header: cells, and the line that each row ends in.
+
+    All rows have the same number of cells. Errors as `read_text_table`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file")
+    text = _text_of(path, path.read_bytes())
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    for line, row in _rows(path, text):
+        if rows and len(row) != len(rows[0]):
+            raise CamaeError(
+                f"{path}, line {line}: {len(row)} cells where line {lines[0]} has {len(rows[0])}"
+            )
+        rows.append(row)
+        lines.append(line)
+    return rows, lines
+
+
+def numbers(path: str | os.PathLike[str], table: pa.Table, name: str) -> npt.NDArray:
+    """Numbers of a column of `read_arrow_table(path)`: text as fp64 (NaN where empty or "nan"), else as stored.
+
+    Raises CamaeError with file, line and column for a cell that is not a number.
+    """
+    column = table.column(name)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if _is_text(column.type):
+        return _parsed_numbers(Path(path), column, name)
+    if pa.types.is_null(column.type):
+        return np.full(len(column), np.nan)
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        raise CamaeError(f"{path}: the column {name!r} holds {column.type} where numbers are needed")
+    return column.to_numpy()
+
+
+def are_numbers(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """Which cells of a column of text are numbers (an empty cell is none)."""
+    return pa.compute.match_substring_regex(column, _NUMBER).fill_null(False).to_numpy()
+
+
+def line_of(path: Path, row: int) -> int:
+    """Line in which row `row` of a text table ends, counted from 0 after the header."""
+    body = (line for line, _ in _rows(path, _text_of(path, path.read_bytes())))
+    next(body)
+    return next(line for k, line in enumerate(body) if k == row)
+
+
+def write_csv(path: str | os.PathLike[str], table: pd.DataFrame, escape_formulas: bool = False) -> Path:
+    """CSV file without an index, written whole or not at all.
+
+    escape_formulas: put an apostrophe before text cells that begin with = + - @, tab or carriage return, which a
+        spreadsheet would run as formulas; without it they are written as they are, with a warning.
+    """
+    columns: dict[object, pd.Series] = {}
+    found: list[str] = []
+    for name in table.columns:
+        column = table[name]
+        risky = _formulas(column)
+        found += column[risky].astype(str).tolist()
+        columns[name] = (
+            column.astype(object).where(~risky, "'" + column.astype(str)) if escape_formulas else column
+        )
+    if found and not escape_formulas:
+        warnings.warn(
+            f"{path}: {len(found):,} cells begin like a spreadsheet formula (first: {found[0]}); "
+            "escape_formulas=True makes them harmless",
+            stacklevel=2,
+        )
+    written = pd.concat(columns, axis=1) if columns else table
+    return write_text(Path(path), written.to_csv(index=False, lineterminator="\n"))
+
+
+def _formulas(column: pd.Series) -> pd.Series:
+    """Which cells are text that a spreadsheet runs as a formula; a number is none."""
+    if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        return pd.Series(False, index=column.index)
+    text = column.astype(object).map(lambda cell: cell if isinstance(cell, str) else "")
+    return text.str.startswith(FORMULA).astype(bool) & ~text.str.fullmatch(_NUMBER).astype(bool)
 
 
 def check_column_names(path: Path, names: list[str]) -> None:
@@ -145,25 +236,67 @@ def _parse(path: Path, text: str) -> pa.Table:
     if not text.strip():
         raise CamaeError(f"{path}: the file is empty; a table needs a line of column names")
     separator = separator_of(path, text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    header: list[str] = []
+    header = next(row for _, row in _rows(path, text))
+    check_column_names(path, header)
+    if not _plainly_regular(text, separator, len(header)):
+        _check_rows(path, text, header)
+    return _columns(text, header, separator)
+
+
+def _plainly_regular(text: str, separator: str, width: int) -> bool:
+    """Whether separators alone show that every row has `width` cells: a quick look at text without quotes."""
+    if '"' in text:
+        return False
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return all(not line or (line.count(separator) == width - 1 and line.strip(separator)) for line in lines)
+
+
+def _check_rows(path: Path, text: str, header: list[str]) -> None:
+    for line, row in _rows(path, text):
+        if len(row) != len(header):
+            raise CamaeError(
+                f"{path}, line {line}: {len(row)} cells where the header names {len(header)} columns "
+                f"({', '.join(header[:4])}{' ...' if len(header) > 4 else ''})"
+            )
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Lines and cells of the rows that are not blank. A row of separators alone, or a broken one, is refused."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator_of(path, text), strict=True)
+    first = True
     try:
         for row in reader:
-            if row and not header:
-                header = row
-                check_column_names(path, header)
-            elif row and len(row) != len(header):
-                raise CamaeError(
-                    f"{path}, line {reader.line_num}: {len(row)} cells where the header names {len(header)} columns "
-                    f"({', '.join(header[:4])}{' ...' if len(header) > 4 else ''})"
-                )
-            elif row and not any(row):
+            if row and not first and not any(row):
                 raise CamaeError(
                     f"{path}, line {reader.line_num}: holds separators and nothing else; delete it"
                 )
+            if row:
+                first = False
+                yield reader.line_num, row
     except csv.Error as error:
         raise CamaeError(f"{path}, line {reader.line_num}: not a row of a table ({error})") from None
-    return _columns(text, header, separator)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _parsed_numbers(path: Path, column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
+    try:
+        return column.cast(pa.float64()).to_numpy()
+    except pa.ArrowInvalid:
+        trimmed = pa.compute.utf8_trim_whitespace(column)
+    try:
+        filled = pa.compute.if_else(pa.compute.equal(trimmed, ""), "nan", trimmed)
+        return filled.cast(pa.float64()).to_numpy()
+    except pa.ArrowInvalid:
+        wrong = ~are_numbers(column) & (trimmed.fill_null("").to_numpy() != "")
+    row = int(wrong.argmax())
+    place = f"row {row}" if path.suffix.lower() == ".parquet" else f"line {line_of(path, row)}"
+    raise CamaeError(
+        f"{path}, {place}, column {name!r}: {column[row].as_py()!r} is not a number; leave a missing number empty, "
+        "and name columns of text Metadata_..."
+    )
 
 
 def _columns(text: str, header: list[str], separator: str) -> pa.Table:
