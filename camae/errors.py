@@ -16,3 +16,17 @@ class MissingFileError(CamaeError, FileNotFoundError):
 
 class MissingBackendError(CamaeError, ImportError):
     """The package or device of a requested back-end is missing. No other one takes its place silently."""
+
+
+class OutputError(CamaeError, OSError):
+    """An output cannot be written: full disk, no permission, a file in the way. errno: the system's number."""
+
+    def __init__(self, sentence: str, number: int | None = None):
+        super().__init__(sentence)
+        self.errno = number
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+    def __reduce__(self) -> tuple[type[OutputError], tuple[str, int | None]]:
+        return type(self), (str(self), self.errno)

@@ -1,27 +1,96 @@
-"""Atomic files: written whole or not at all."""
+"""Atomic files: written whole or not at all, readable as the umask says; errors of an output as one sentence."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from camae.errors import OutputError
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries written in Rust name errno
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free space there, or choose a folder on another disk",
+    errno.EDQUOT: "the disk quota is used up; free space there, or choose a folder on another disk",
+    errno.EFBIG: "the file would be larger than the limit of this process or file system; raise it (ulimit -f)",
+    errno.EROFS: "the file system is read-only; choose a folder on another",
+    errno.EACCES: "there is no permission to write there; choose another folder, or have it granted",
+    errno.EPERM: "there is no permission to write there; choose another folder, or have it granted",
+    errno.EEXIST: "a file of that name is in the way; choose another name, or move the file",
+    errno.ENOTDIR: "a file is in the way, where a folder is needed; choose another name, or move the file",
+    errno.EISDIR: "a folder is in the way, where a file is needed; choose another name, or move the folder",
+    errno.ENOTEMPTY: "a folder is in the way, where a file is needed; choose another name, or move the folder",
+    errno.ENAMETOOLONG: "the name is too long for the file system; choose a shorter one",
+    errno.EIO: "the disk reports an input/output error; check it, or choose a folder on another",
+    errno.ESTALE: "the network file system has lost it; try again, or choose a folder on another",
+    errno.EMFILE: "this process has too many open files; raise the limit (ulimit -n)",
+}
+
+
+@contextmanager
+def output_errors(path: str | Path) -> Iterator[None]:
+    """Context in which `path` is written: an OSError in it becomes an OutputError, one sentence that names the path."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise _output_error(path, error.errno, error.strerror or str(error)) from error
+    except Exception as error:
+        found = _OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise _output_error(path, int(found[1]), str(error)) from error
+
+
+def _output_error(path: str | Path, number: int | None, text: str) -> OutputError:
+    reason = _REASONS.get(number or 0, f"the system says: {text}")
+    return OutputError(f"{path} cannot be written: {reason}", number)
+
 
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file beside `path` (same suffix), flush it to disk, rename it into place."""
+    """Let `write` fill a temporary file beside `path` (same suffix), flush it to disk, rename it into place.
+
+    The file gets the permissions that the umask says. Raises OutputError where the disk refuses; what was there
+    before is then as it was.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            flush_file(temporary)
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
     return path
+
+
+def flush_file(path: Path) -> None:
+    """Flush a file to disk, and give it the permissions that the umask says (some writers make private files)."""
+    with open(path, "rb+") as f:
+        os.fsync(f.fileno())
+        if os.fstat(f.fileno()).st_mode & 0o777 != (wanted := 0o666 & ~_umask()):
+            with suppress(OSError):  # file systems without permissions
+                os.fchmod(f.fileno(), wanted)
+
+
+def _umask() -> int:
+    """The umask of this process, without a moment in which it is another one, where Linux tells."""
+    with suppress(OSError, ValueError), open("/proc/self/status", encoding="ascii", errors="replace") as f:
+        for line in f:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
 
 
 def sync_folder(folder: Path) -> None:

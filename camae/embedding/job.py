@@ -12,7 +12,7 @@ from camae.dataloader.manifest import Manifest
 from camae.embedding.config import EmbedConfig
 from camae.embedding.encode import MOST_TOKENS, default_tokens_per_pass
 from camae.embedding.store.ledger import Ledger, claim, manifest_hash
-from camae.embedding.store.lock import merging
+from camae.locks import merging
 from camae.embedding.store.shards import merge_shards
 from camae.embedding.validate import check_layers
 from camae.errors import CamaeError

@@ -17,7 +17,7 @@ from camae.embedding.job import EmbedJob, prepare
 from camae.embedding.ranks import rank_and_world
 from camae.embedding.ray_actors import write_shards_with_ray
 from camae.embedding.store.ledger import Ledger
-from camae.embedding.store.lock import writing
+from camae.locks import writing
 from camae.embedding.store.shards import is_done, read_shards, table_path
 from camae.embedding.worker import Meter, ShardWorker
 from camae.embedding_table import write_table

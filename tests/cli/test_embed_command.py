@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from camae.cli import app
-from camae.embedding.store.lock import writing
+from camae.locks import writing
 from camae.errors import CamaeError
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from camae.embedding.ranks import rank_and_world
-from camae.embedding.store.lock import writing
+from camae.locks import writing
 from camae.errors import CamaeError
 
 ARRAY = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "4", "SLURM_ARRAY_TASK_COUNT": "4"}
@@ -73,7 +73,7 @@ def test_one_writer(tmp_path):
 
 def test_the_lock_of_a_dead_process_is_free(tmp_path):
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom camae.embedding.store.lock import writing\n"
+        "import sys, time\nfrom pathlib import Path\nfrom camae.locks import writing\n"
         "with writing(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
     )
     with subprocess.Popen(
