@@ -12,12 +12,14 @@ from camae.dataloader.manifest import Manifest
 from camae.embedding.config import EmbedConfig
 from camae.embedding.encode import MOST_TOKENS, default_tokens_per_pass
 from camae.embedding.store.ledger import Ledger, claim, manifest_hash
-from camae.locks import merging
 from camae.embedding.store.shards import merge_shards
 from camae.embedding.validate import check_layers
+from camae.embedding_table import check_wells_agree
 from camae.errors import CamaeError
+from camae.locks import merging
 from camae.model.interface import Model
 from camae.model.weights import model_hash
+from camae.wells import normal_well
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ def prepare(
     Raises CamaeError for sites that the options do not fit.
     """
     manifest = config.read(data)
-    if config.level == "well" and "Metadata_Well" not in manifest.table:
-        raise CamaeError("the manifest has no column Metadata_Well; use level='site'")
+    if config.level == "well":
+        _check_wells(manifest)
     if config.pool == "per_channel" and not _same_channels(manifest):
         raise CamaeError(
             "pool='per_channel' needs sites with the same channels; select them or use pool='mean'"
@@ -81,6 +83,14 @@ def prepare(
         tokens_per_pass=tokens_per_pass,
     )
     return EmbedJob(model, manifest, Path(out), config, wanted)
+
+
+def _check_wells(manifest: Manifest) -> None:
+    """Raises CamaeError for sites that could not be averaged by well after they were embedded."""
+    metadata = manifest.table.filter(regex="^Metadata_")
+    if "Metadata_Well" not in metadata:
+        raise CamaeError("the manifest has no column Metadata_Well; use level='site'")
+    check_wells_agree(metadata.assign(Metadata_Well=metadata["Metadata_Well"].map(normal_well)))
 
 
 def _same_channels(manifest: Manifest) -> bool:

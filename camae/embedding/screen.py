@@ -17,13 +17,13 @@ from camae.embedding.job import EmbedJob, prepare
 from camae.embedding.ranks import rank_and_world
 from camae.embedding.ray_actors import write_shards_with_ray
 from camae.embedding.store.ledger import Ledger
-from camae.locks import writing
 from camae.embedding.store.shards import is_done, read_shards, table_path
 from camae.embedding.worker import Meter, ShardWorker
 from camae.embedding_table import write_table
 from camae.errors import CamaeError
 from camae.inference.accelerate import accelerate
 from camae.inference.bag_of_channels import BagOfChannels
+from camae.locks import writing
 from camae.model.ca_mae import CAMAE
 from camae.model.interface import Model, PlateAdaptive
 from camae.progress import progress_bar

@@ -13,8 +13,8 @@ from camae.embedding import EmbedConfig
 from camae.embedding.default_model import resolve_model
 from camae.embedding.job import prepare
 from camae.embedding.ray_actors import RayActor, write_shards_with_ray
-from camae.locks import writing
 from camae.errors import CamaeError
+from camae.locks import writing
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'camae[ray]'")
 

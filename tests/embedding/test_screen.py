@@ -117,6 +117,14 @@ def test_crop_larger_than_the_image(tmp_path, screen, model):
         embed(screen, large, tmp_path / "emb")
 
 
+def test_sites_that_cannot_be_averaged_are_refused_before_any_is_read(screen, model, tmp_path):
+    table = pd.read_csv(screen, dtype=str, keep_default_na=False)
+    twice = Manifest(pd.concat([table, table.iloc[:1]]), screen.parent)
+    with pytest.raises(CamaeError, match=r"well A01, .*is there twice"):
+        embed(twice, model, tmp_path / "emb")
+    assert not (tmp_path / "emb").exists()
+
+
 def test_empty_manifest_and_wrong_path(tmp_path, screen, model):
     header = screen.read_text().splitlines()[0]
     (tmp_path / "empty.csv").write_text(header + "\n")

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from camae.embedding.ranks import rank_and_world
-from camae.locks import writing
 from camae.errors import CamaeError
+from camae.locks import writing
 
 ARRAY = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "4", "SLURM_ARRAY_TASK_COUNT": "4"}
 
