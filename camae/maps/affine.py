@@ -8,7 +8,9 @@ in fp64, applied in the precision of the table.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
@@ -16,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from camae.errors import CamaeError
-from camae.maps.arrays import Array, Labels, Mask, groups, namespace, rows
-from camae.maps.inputs import control_rows, embeddings, labels, listing, mask
+from camae.maps.arrays import Array, Labels, Mask, groups, namespace, rows, to_numpy
+from camae.maps.inputs import check_finite, control_rows, embeddings, labels, listing, mask
+from camae.maps.spectral import is_rounding, mean_magnitude
 
 EVERY = ""  # the batch label of a map that holds for all rows
 
@@ -65,6 +68,7 @@ class Affine:
         )
 
 
+Magnitude: TypeAlias = Callable[[str], Array]  # batch label -> mean absolute value of its features (D,), fp64
 BatchMaps: TypeAlias = Iterator[tuple[str, Affine]]  # (batch label, its map), one by one
 
 
@@ -87,12 +91,22 @@ class Alignment(abc.ABC):
     def __post_init__(self) -> None:
         self.maps_: dict[str, Affine] = {}
         self.rank_: int = 0
+        self._constant: dict[str, npt.NDArray[np.intp]] = {}
+        _check_options(self)
 
     @abc.abstractmethod
-    def _learn(self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None) -> BatchMaps:
+    def _learn(
+        self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, magnitude: Magnitude
+    ) -> BatchMaps:
         """Yield (batch label, map) one by one. x: (n, d), in fp32 or fp64; batch: n labels; control: n booleans."""
 
-    def fit(self, x: Array, batch: Labels | None = None, control: Mask | None = None) -> Alignment:
+    def fit(
+        self,
+        x: Array,
+        batch: Labels | None = None,
+        control: Mask | None = None,
+        magnitudes: Mapping[str, Array] | None = None,
+    ) -> Alignment:
         """Learn the maps.
 
         Parameters
@@ -103,6 +117,10 @@ class Alignment(abc.ABC):
             Plate or experiment of each row. Without it one map is learned for all rows.
         control : n booleans, optional
             True for negative controls; the maps are then learned on these rows alone.
+        magnitudes : mapping of str to (d,) array, optional
+            Mean absolute value of each feature, for each batch and, under "", for all rows, where x is only a part
+            of the table. Columns that vary by less than rounding at that scale are not scaled up; a warning names
+            them.
 
         Returns
         -------
@@ -115,8 +133,30 @@ class Alignment(abc.ABC):
             For rows that are not finite, labels of another length, a missing or too small control set.
         """
         x = embeddings(x)
-        self.maps_ = dict(self._learn(x, *_arguments(x, batch, control)))
+        batch_N, control_N = _arguments(x, batch, control)
+        self._constant = {}
+        self.maps_ = dict(self._learn(x, batch_N, control_N, _magnitude(x, batch_N, magnitudes)))
+        self._warn_of_constant(x.shape[1])
         return self
+
+    def _note_constant(self, name: str, std: Array, magnitude: Array) -> None:
+        """Remember the columns of a batch that vary by no more than rounding among the rows to fit on."""
+        found = np.flatnonzero(to_numpy(is_rounding(std, magnitude)))
+        if len(found):
+            self._constant[name] = found
+
+    def _warn_of_constant(self, width: int) -> None:
+        """One warning for all columns and batches noted."""
+        if not self._constant:
+            return
+        columns = np.unique(np.concatenate(list(self._constant.values())))
+        batches = [repr(name) for name in self._constant if name != EVERY]
+        where = f" (batch {listing(batches)})" if batches else ""
+        warnings.warn(
+            f"{self.method}: {len(columns)} of {width} columns ({listing(columns.tolist())}, counted from 0) vary "
+            f"by no more than rounding among the rows to fit on{where} and are not scaled up",
+            stacklevel=3,
+        )
 
     def transform(self, x: Array, batch: Labels | None = None) -> Array:
         """Apply the learned maps.
@@ -147,7 +187,7 @@ class Alignment(abc.ABC):
                 f"the aligner was fitted on {first.offset.shape[0]} features, x has {x.shape[1]}"
             )
         if EVERY in self.maps_:
-            return self.maps_[EVERY](x)
+            return check_finite(self.maps_[EVERY](x), self.method)
         if batch is None:
             raise CamaeError(f"{self.method} was fitted by batch; give batch= for the rows to transform")
         names, members = groups(labels(batch, x.shape[0], "batch"))
@@ -159,7 +199,7 @@ class Alignment(abc.ABC):
         out = namespace(x).empty((x.shape[0], self.rank_), dtype=x.dtype)
         for name, index in zip(names.tolist(), members, strict=True):
             out[namespace(x).asarray(index)] = self.maps_[name](rows(x, index))
-        return out
+        return check_finite(out, self.method)
 
     def fit_transform(self, x: Array, batch: Labels | None = None, control: Mask | None = None) -> Array:
         """`fit` and `transform` of the same table, without keeping more than one batch's map at a time.
@@ -173,14 +213,46 @@ class Alignment(abc.ABC):
         if batch_N is not None:
             names, index = groups(batch_N)
             members = dict(zip(names.tolist(), index, strict=True))
-        for name, affine in self._learn(x, batch_N, control_N):
+        self._constant = {}
+        for name, affine in self._learn(x, batch_N, control_N, _magnitude(x, batch_N)):
             if name == EVERY:
-                return affine(x)
+                out = affine(x)
+                continue
             if out is None:
                 out = xp.empty((x.shape[0], self.rank_), dtype=x.dtype)
             out[xp.asarray(members[name])] = affine(rows(x, members[name]))
         assert out is not None  # every method yields at least one batch
-        return out
+        self._warn_of_constant(x.shape[1])
+        return check_finite(out, self.method)
+
+
+def _check_options(aligner: Alignment) -> None:
+    """Raise CamaeError for options outside their ranges."""
+    for name, low, high in (("eps", 0.0, math.inf), ("rtol", 0.0, 1.0)):
+        value = getattr(aligner, name, low)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+            raise CamaeError(
+                f"{aligner.method}: {name} must be a number from {low:g} to under {high:g}, got {value!r}"
+            )
+    count = getattr(aligner, "components", None)
+    if count is not None and (
+        isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1
+    ):
+        raise CamaeError(f"{aligner.method}: components must be a whole number of at least 1, got {count!r}")
+
+
+def _magnitude(x: Array, batch: npt.NDArray | None, known: Mapping[str, Array] | None = None) -> Magnitude:
+    """Mean absolute values of the features by batch ("": all rows), computed when asked for."""
+    found: dict[str, Array] = {name: namespace(x).asarray(value) for name, value in (known or {}).items()}
+
+    def magnitude(name: str) -> Array:
+        if name not in found:
+            found[name] = mean_magnitude(
+                x, None if name == EVERY or batch is None else np.flatnonzero(batch == name)
+            )
+        return found[name]
+
+    return magnitude
 
 
 def _arguments(

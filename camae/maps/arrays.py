@@ -22,6 +22,7 @@ __all__ = ["Array", "Labels", "Mask", "groups", "namespace", "rows", "to_numpy",
 # types are checked, so NumPy's type stands for both.
 Array: TypeAlias = npt.NDArray
 Labels: TypeAlias = Sequence[str] | npt.NDArray | pd.Series  # one text label for each row
+_SQUARES_UNDERFLOW = {4: 1e-15, 8: 1e-140}  # length under which squares lose digits, by bytes of a number
 Mask: TypeAlias = Sequence[bool] | npt.NDArray | pd.Series  # one boolean for each row
 
 
@@ -42,4 +43,12 @@ def unit_rows(x: Array) -> Array:
     """Rows of `x` divided by their length; rows of length zero stay zero (their cosine with anything is 0)."""
     xp = namespace(x)
     length = xp.sqrt(xp.einsum("ij,ij->i", x, x))
+    tiny = np.flatnonzero(to_numpy(length < _SQUARES_UNDERFLOW[x.dtype.itemsize]))
+    if len(tiny):  # squares of such rows are lost: they are scaled by their largest entry first
+        small = rows(x, tiny)
+        largest = xp.abs(small).max(axis=1, keepdims=True)
+        small = small / xp.where(largest > 0, largest, xp.ones_like(largest))
+        x, at = x.copy(), xp.asarray(tiny)
+        x[at] = small
+        length[at] = xp.sqrt(xp.einsum("ij,ij->i", small, small))
     return x / xp.where(length > 0, length, xp.ones_like(length))[:, None]

@@ -22,6 +22,8 @@ def embeddings(x: Array | pd.DataFrame | list[list[float]], what: str = "x") -> 
         xp = namespace(table)
     except TypeError as error:
         raise CamaeError(f"{what}: {error}; convert it before the call") from None
+    if isinstance(table, np.ma.MaskedArray) and np.ma.getmaskarray(table).any():
+        raise CamaeError(f"{what} is a masked array with masked values; drop or fill them before the call")
     if table.ndim != 2 or table.shape[0] == 0 or table.shape[1] == 0:
         raise CamaeError(
             f"{what} must be a table (rows, features) that is not empty, got shape {table.shape}"
@@ -46,12 +48,31 @@ def embeddings(x: Array | pd.DataFrame | list[list[float]], what: str = "x") -> 
     return table
 
 
+def check_finite(out: Array, what: str) -> Array:
+    """`out` (n, k), a result. Raises CamaeError naming the first row and column that is not finite."""
+    xp = namespace(out)
+    if not bool(xp.isfinite(out.sum(dtype=np.float64))):
+        bad = ~xp.isfinite(out).all(axis=1)
+        if bool(bad.any()):
+            row = int(xp.argmax(bad))
+            column = int(np.argmin(np.isfinite(to_numpy(out[row]))))
+            raise CamaeError(
+                f"{what} gives a value that is not finite in row {row}, column {column}, and in {int(bad.sum())} "
+                "rows in all; the table holds values too large or too small for its precision: rescale it, or give "
+                "float64"
+            )
+    return out
+
+
 def labels(values: Labels, n: int, what: str) -> npt.NDArray[np.str_]:
     """`values` as n text labels. Raises CamaeError when the length differs or a label is missing."""
-    raw = np.asarray(values)
+    # A list becomes an array of objects first: NumPy alone would write a missing label as the text "nan".
+    raw = np.asarray(values, dtype=object if isinstance(values, list | tuple) else None)
     if raw.ndim != 1 or len(raw) != n:
         raise CamaeError(f"{what} needs one label for each of the {n} rows, got shape {raw.shape}")
     missing = np.asarray(pd.isna(raw))
+    if isinstance(values, np.ma.MaskedArray):
+        missing = missing | np.ma.getmaskarray(values)
     if missing.any():
         raise CamaeError(
             f"{what} is missing in row {int(missing.argmax())} ({int(missing.sum())} rows in all)"

@@ -12,7 +12,7 @@ import pandas as pd
 from camae.errors import CamaeError
 from camae.maps.arrays import Array, Labels, Mask, namespace, rows, to_numpy, unit_rows
 from camae.maps.inputs import embeddings, labels, mask
-from camae.maps.spectral import safe_scale
+from camae.maps.spectral import mean_magnitude, safe_scale
 
 # The paper's Figure 6; anything else is filed under the measurement's own name.
 CATEGORIES = ("AreaShape", "Texture", "RadialDistribution", "Intensity", "Neighbors")
@@ -147,7 +147,7 @@ def linear_probe(
         fitted, tested = (rows(x, kept[part]).astype(np.float64) for part in (~held, held))
         if standardize:
             mean = fitted.mean(axis=0)
-            scale = safe_scale(mean, fitted.std(axis=0))
+            scale = safe_scale(fitted.std(axis=0), mean_magnitude(fitted))
             fitted, tested = (fitted - mean) / scale, (tested - mean) / scale
         target = namespace(x).asarray(np.eye(len(names))[code[~held]])
         weight, offset = _ridge(fitted, target, ridge, penalty)

@@ -76,7 +76,8 @@ def _tensors(maps: list[Affine]) -> dict[str, np.ndarray]:
         for i, factor in enumerate(factors):
             tensors["axes"][i, :, : factor.axes.shape[1]] = to_numpy(factor.axes)
             tensors["gain"][i, : len(factor.gain)] = to_numpy(factor.gain)
-    return tensors
+    # safetensors writes the memory of an array as it lies.
+    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
 def _maps(tensors: dict[str, np.ndarray], batches: list[str]) -> dict[str, Affine]:
@@ -125,6 +126,10 @@ def load_aligner(folder: str | Path) -> Alignment:
             )
         aligner = ALIGNERS[header["method"]](**header["options"])
         tensors = load_file(folder / "aligner.safetensors")
+        if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+            raise CamaeError(
+                f"{folder / 'aligner.safetensors'} holds values that are not finite; fit and save again"
+            )
         aligner.maps_ = _maps(tensors, header["batches"])
         aligner.rank_ = int(header["rank"])
     except (

@@ -9,9 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from camae.errors import CamaeError
-from camae.maps.arrays import Array, namespace, rows
+from camae.maps.arrays import Array, namespace, rows, to_numpy
 
 ROWS = 16_384  # rows in memory at once in fp64
+# Variation that is rounding, relative to a column's mean absolute value. Embeddings are sums of about 1,024 products
+# in fp32: their rounding error is sqrt(1024) = 32 times fp32's 2^-23, whatever precision they are stored in.
+ROUNDING = 32 * 2.0**-23
 
 
 @dataclass
@@ -39,17 +42,42 @@ def moments(x: Array, index: npt.NDArray) -> Moments:
     return Moments(len(index), mean, covariance / len(index))
 
 
-def safe_scale(mean: Array, std: Array) -> Array:
-    """Standard deviations to divide by: 1 where a column is constant up to the rounding of its own mean."""
+def mean_magnitude(x: Array, index: npt.NDArray | None = None) -> Array:
+    """Mean absolute value of each feature (D,), over all rows of x or those of `index`, in fp64."""
+    xp = namespace(x)
+    count = x.shape[0] if index is None else len(index)
+    total = xp.zeros(x.shape[1])
+    for start in range(0, count, ROWS):
+        part = x[start : start + ROWS] if index is None else rows(x, index[start : start + ROWS])
+        total = total + xp.abs(part).sum(axis=0, dtype=np.float64)
+    return total / count
+
+
+def is_rounding(std: Array, magnitude: Array) -> Array:
+    """Which columns vary by no more than rounding: std (D,) against their mean absolute value (D,)."""
+    return std <= ROUNDING * magnitude + 1e-30
+
+
+def safe_scale(std: Array, magnitude: Array) -> Array:
+    """Standard deviations to divide by: 1 where a column varies by no more than rounding."""
     xp = namespace(std)
-    return xp.where(std > 1e-12 * xp.abs(mean) + 1e-30, std, xp.ones_like(std))
+    return xp.where(is_rounding(std, magnitude), xp.ones_like(std), std)
 
 
-def principal_axes(total: Moments, rtol: float, components: int | None, method: str) -> tuple[Array, Array]:
+def magnitude_along(axes_DK: Array, magnitude: Array) -> Array:
+    """Size of the terms whose rounding errors add up in x @ axes_DK, (K,)."""
+    return namespace(axes_DK).sqrt((axes_DK**2).T @ magnitude**2)
+
+
+def principal_axes(
+    total: Moments, rtol: float, components: int | None, method: str, magnitude: Array
+) -> tuple[Array, Array]:
     """Principal axes: eigenvectors axes_DK of the covariance in falling order of variance.
 
+    magnitude: mean absolute value of each feature, (D,).
     Returns them with spread_K, the population standard deviations along them.
-    K is the number of singular values above rtol times the largest, at most count - 1 and `components`.
+    K is the number of singular values above rtol times the largest and above rounding, at most count - 1 and
+    `components`.
     Warns, with the rank, when null components were dropped. Each axis' largest entry is positive.
     """
     xp = namespace(total.covariance)
@@ -60,17 +88,22 @@ def principal_axes(total: Moments, rtol: float, components: int | None, method: 
         raise CamaeError(
             f"{method}: the rows to fit on are all the same; there is no variation to learn from"
         )
-    rank = min(int((values > rtol**2 * top).sum()), total.count - 1)
+    spread = xp.sqrt(xp.maximum(values, 0))
+    real = (values > rtol**2 * top) & ~is_rounding(spread, magnitude_along(vectors, magnitude))
+    chosen = np.flatnonzero(to_numpy(real))[: total.count - 1]
+    rank = len(chosen)
+    if rank == 0:
+        raise CamaeError(f"{method}: the rows to fit on differ by no more than rounding")
     if rank < len(values):
         warnings.warn(
             f"{method}: {total.count} rows to fit on span {rank} of {len(values)} dimensions; the other "
             f"{len(values) - rank} hold no variation there and are dropped",
             stacklevel=2,
         )
-    kept = rank if components is None else min(rank, components)
-    axes = vectors[:, :kept]
+    kept = xp.asarray(chosen if components is None else chosen[:components])
+    axes = vectors[:, kept]
     largest = xp.take_along_axis(axes, xp.argmax(xp.abs(axes), axis=0)[None], axis=0)
-    return axes * xp.sign(largest), xp.sqrt(values[:kept])
+    return axes * xp.sign(largest), spread[kept]
 
 
 def inverse_root(controls_NK: Array, eps: float) -> tuple[float, Array, Array]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from camae.maps.affine import Affine, Alignment, BatchMaps, fit_rows
+from camae.maps.affine import Affine, Alignment, BatchMaps, Magnitude, fit_rows
 from camae.maps.arrays import Array, namespace, rows
 from camae.maps.spectral import safe_scale
 
@@ -21,7 +21,9 @@ class Standardize(Alignment):
     """Standardization of each feature: (x - mean) / std, std the population standard deviation (ddof 0).
 
     Mean and std are those of the batch's rows with ``batch=``, of the negative controls with ``control=``, of the
-    batch's controls with both, else of all rows. Constant columns are centered and left unscaled.
+    batch's controls with both, else of all rows. Columns that are constant there, up to the rounding of embeddings
+    at the column's scale (`camae.maps.spectral.ROUNDING` times its mean absolute value over the whole batch), are
+    centered and left unscaled, with a warning.
 
     Raises
     ------
@@ -36,12 +38,18 @@ class Standardize(Alignment):
     method: ClassVar[str] = "standardize"
     scaled: ClassVar[bool] = True
 
-    def _learn(self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None) -> BatchMaps:
+    def _learn(
+        self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, magnitude: Magnitude
+    ) -> BatchMaps:
         self.rank_ = x.shape[1]
         for name, index in fit_rows(x, batch, control, needed=2 if self.scaled else 1):
             chosen = rows(x, index).astype(np.float64)
             mean = chosen.mean(axis=0)
-            scale = 1 / safe_scale(mean, chosen.std(axis=0)) if self.scaled else mean * 0 + 1
+            scale = mean * 0 + 1
+            if self.scaled:
+                std = chosen.std(axis=0)
+                self._note_constant(name, std, magnitude(name))
+                scale = 1 / safe_scale(std, magnitude(name))
             yield name, Affine(mean, scale)
 
 
@@ -66,7 +74,7 @@ class RobustizeMAD(Alignment):
     """Robust standardization of each feature: (x - median) / (1.4826 MAD + eps).
 
     MAD is the median absolute deviation from the median; the factor makes it equal the standard deviation of a
-    normal distribution. Rows as in `Standardize`.
+    normal distribution. Rows and constant columns as in `Standardize`.
 
     Parameters
     ----------
@@ -81,11 +89,14 @@ class RobustizeMAD(Alignment):
     method: ClassVar[str] = "robustize_mad"
     eps: float = 1e-18
 
-    def _learn(self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None) -> BatchMaps:
+    def _learn(
+        self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, magnitude: Magnitude
+    ) -> BatchMaps:
         self.rank_ = x.shape[1]
         xp = namespace(x)
         for name, index in fit_rows(x, batch, control, needed=2):
             chosen = rows(x, index).astype(np.float64)
             median = xp.median(chosen, axis=0)
             spread = MAD_TO_STD * xp.median(xp.abs(chosen - median), axis=0)
-            yield name, Affine(median, 1 / safe_scale(median, spread + self.eps))
+            self._note_constant(name, spread, magnitude(name))
+            yield name, Affine(median, 1 / (safe_scale(spread, magnitude(name)) + self.eps))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from camae.embedding_table import feature_columns
+from camae.embedding_table import Kind, feature_columns, select_features
 from camae.errors import CamaeError, MissingFileError
 from camae.files import write_atomic
 from camae.maps.affine import EVERY, Alignment
+from camae.maps.arrays import groups
+from camae.text_table import as_text
 
 ROWS = 16_384  # rows in memory at once
 
@@ -61,6 +64,7 @@ def fit_parquet(
         For missing columns, files that differ in their features, or no controls; MissingFileError for no file.
     """
     needed = [name for name in (batch, control) if name is not None]
+    sizes = _Magnitudes()
     with tempfile.TemporaryDirectory(prefix="camae-fit-") as scratch:
         path, kept, width = Path(scratch) / "rows.f32", [], 0
         with open(path, "wb") as out:
@@ -69,16 +73,16 @@ def fit_parquet(
                     np.ones(len(x), bool) if control is None else (meta[control] == negative).to_numpy(bool)
                 )
                 x[chosen].tofile(out)
-                kept.append(
-                    np.full(chosen.sum(), EVERY) if batch is None else meta[batch][chosen].to_numpy(str)
-                )
+                name_N = np.full(len(x), EVERY) if batch is None else meta[batch].to_numpy(str)
+                sizes.add(x, name_N)
+                kept.append(name_N[chosen])
                 width = x.shape[1]
         label = np.concatenate(kept)
         if len(label) == 0:
             raise CamaeError(f"no row has {control} = '{negative}'; there are no negative controls to fit on")
         x = np.memmap(path, dtype=np.float32, mode="r", shape=(len(label), width))
         mask = None if control is None else np.ones(len(label), dtype=bool)
-        return aligner.fit(x, None if batch is None else label, mask)
+        return aligner.fit(x, None if batch is None else label, mask, sizes.means())
 
 
 def transform_parquet(
@@ -175,6 +179,26 @@ def align_parquet(
     return aligner
 
 
+@dataclass
+class _Magnitudes:
+    """Mean absolute value of each feature, by batch and (under "") over all rows, gathered part by part."""
+
+    total: dict[str, np.ndarray] = field(default_factory=dict)
+    count: dict[str, int] = field(default_factory=dict)
+
+    def add(self, x: np.ndarray, batch: np.ndarray) -> None:
+        """Rows x (n, d) of the batches (n,)."""
+        for name, index in zip(*groups(batch), strict=True):
+            size = np.abs(x[index]).sum(axis=0, dtype=np.float64)
+            for key in {str(name), EVERY}:
+                self.total[key] = self.total.get(key, 0) + size
+                self.count[key] = self.count.get(key, 0) + len(index)
+
+    def means(self) -> dict[str, np.ndarray]:
+        """The means, (d,) each."""
+        return {name: total / self.count[name] for name, total in self.total.items()}
+
+
 def _chunks(
     files: Sequence[str | Path], needed: Sequence[str], rows: int
 ) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
@@ -187,7 +211,9 @@ def _chunks(
             raise MissingFileError(f"{path} does not exist; the table is read from Parquet files")
         with pq.ParquetFile(path, pre_buffer=False) as file:
             names = file.schema_arrow.names
-            features = [name for name in names if not name.startswith("Metadata_")]
+            features = _features(file.schema_arrow)
+            if not features:
+                raise CamaeError(f"{path} has no feature columns")
             missing = [name for name in needed if name not in names]
             if missing:
                 raise CamaeError(f"{path} has no column {missing[0]}")
@@ -205,4 +231,14 @@ def _split(part: pa.RecordBatch, features: list[str]) -> tuple[pd.DataFrame, np.
     for k, name in enumerate(features):
         x[:, k] = part.column(name).to_numpy(zero_copy_only=False)
     meta = part.select([name for name in part.schema.names if name.startswith("Metadata_")]).to_pandas()
-    return meta.fillna("").astype(str), x
+    return pd.DataFrame({name: as_text(meta[name]) for name in meta}, index=meta.index), x
+
+
+def _features(schema: pa.Schema) -> list[str]:
+    """Feature columns by name and type; columns of object numbers need values, and count as numbers of objects."""
+
+    def kind(name: str) -> Kind:
+        found = schema.field(name).type
+        return "float" if pa.types.is_floating(found) else "integer" if pa.types.is_integer(found) else "text"
+
+    return select_features(schema.names, kind, lambda name: kind(name) == "integer")[0]

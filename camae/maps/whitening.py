@@ -13,12 +13,27 @@ import numpy as np
 import numpy.typing as npt
 
 from camae.errors import CamaeError
-from camae.maps.affine import EVERY, Affine, Alignment, BatchMaps, LowRank, fit_rows
+from camae.maps.affine import EVERY, Affine, Alignment, BatchMaps, LowRank, Magnitude, fit_rows
 from camae.maps.arrays import Array, namespace, rows
-from camae.maps.spectral import Moments, inverse_root, moments, principal_axes, safe_scale, symmetric_power
+from camae.maps.spectral import (
+    Moments,
+    inverse_root,
+    is_rounding,
+    magnitude_along,
+    moments,
+    principal_axes,
+    safe_scale,
+    symmetric_power,
+)
 
 RTOL = 1e-6  # singular values under RTOL * the largest carry rounding noise, not biology: 1e-12 in variance
 KINDS = ("ZCA", "PCA", "ZCA-cor", "PCA-cor")
+
+
+def _weight_scale(std: Array, magnitude: Array) -> Array:
+    """Standard deviations to divide by: infinite where a column varies by no more than rounding, which weighs 0."""
+    xp = namespace(std)
+    return xp.where(is_rounding(std, magnitude), xp.full_like(std, np.inf), std)
 
 
 @dataclass
@@ -46,16 +61,18 @@ class PCA(Alignment):
     components: int | None = None
     rtol: float = RTOL
 
-    def _axes(self, x: Array, control: npt.NDArray | None) -> tuple[Array, Array]:
+    def _axes(self, x: Array, control: npt.NDArray | None, magnitude: Magnitude) -> tuple[Array, Array]:
         """mean_D and axes_DK."""
         ((_, index),) = fit_rows(x, None, control, needed=2)
         total = moments(x, index)
-        axes_DK, _ = principal_axes(total, self.rtol, self.components, self.method)
+        axes_DK, _ = principal_axes(total, self.rtol, self.components, self.method, magnitude(EVERY))
         self.rank_ = axes_DK.shape[1]
         return total.mean, axes_DK
 
-    def _learn(self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None) -> BatchMaps:
-        mean_D, axes_DK = self._axes(x, control)
+    def _learn(
+        self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, magnitude: Magnitude
+    ) -> BatchMaps:
+        mean_D, axes_DK = self._axes(x, control, magnitude)
         yield EVERY, Affine(mean_D, axes_DK)
 
 
@@ -72,13 +89,17 @@ class PCAStandardize(PCA):
 
     method: ClassVar[str] = "pca_standardize"
 
-    def _learn(self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None) -> BatchMaps:
-        mean_D, axes_DK = self._axes(x, control)
+    def _learn(
+        self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, magnitude: Magnitude
+    ) -> BatchMaps:
+        _, axes_DK = self._axes(x, control, magnitude)
         for name, index in fit_rows(x, batch, control, needed=2):
             chosen = rows(x, index).astype(np.float64)
             offset_D = chosen.mean(axis=0)
             std_K = ((chosen - offset_D) @ axes_DK).std(axis=0)
-            yield name, Affine(offset_D, axes_DK / safe_scale((offset_D - mean_D) @ axes_DK, std_K))
+            size_K = magnitude_along(axes_DK, magnitude(name))
+            self._note_constant(name, std_K, size_K)
+            yield name, Affine(offset_D, axes_DK / safe_scale(std_K, size_K))
 
 
 @dataclass
@@ -101,7 +122,7 @@ class TVN(Alignment):
     rtol : float
         Null components of step 2 (singular value under `rtol` times the largest, or beyond n_controls - 1) are
         dropped with a warning: step 3 would blow their rounding noise up to hold all of the norm. `rank_` reports
-        what is left.
+        what is left. Features that are constant among the controls, as in `Standardize`, carry no weight.
     components : int, optional
         How many components of step 2 are kept; all by default.
 
@@ -127,7 +148,7 @@ class TVN(Alignment):
     rtol: float = RTOL
     components: int | None = None
 
-    def _whitener(self, x: Array, control: npt.NDArray | None) -> tuple[Array, Array]:
+    def _whitener(self, x: Array, control: npt.NDArray | None, magnitude: Magnitude) -> tuple[Array, Array]:
         """Steps 1 to 3 as one map: offset_D, matrix_DK."""
         if control is None:
             raise CamaeError(
@@ -135,14 +156,20 @@ class TVN(Alignment):
             )
         ((_, index),) = fit_rows(x, None, control, needed=2)
         total = moments(x, index)
-        scale_D = safe_scale(total.mean, namespace(x).sqrt(total.variance))
+        std_D = namespace(x).sqrt(total.variance)
+        self._note_constant(EVERY, std_D, magnitude(EVERY))
+        scale_D = _weight_scale(std_D, magnitude(EVERY))
         scaled = Moments(total.count, total.mean, total.covariance / scale_D / scale_D[:, None])
-        axes_DK, spread_K = principal_axes(scaled, self.rtol, self.components, self.method)
+        axes_DK, spread_K = principal_axes(
+            scaled, self.rtol, self.components, self.method, magnitude(EVERY) / scale_D
+        )
         self.rank_ = axes_DK.shape[1]
         return total.mean, axes_DK / scale_D[:, None] / spread_K
 
-    def _learn(self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None) -> BatchMaps:
-        offset_D, white_DK = self._whitener(x, control)
+    def _learn(
+        self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, magnitude: Magnitude
+    ) -> BatchMaps:
+        offset_D, white_DK = self._whitener(x, control, magnitude)
         if batch is None:
             yield EVERY, Affine(offset_D, white_DK)
             return
@@ -171,8 +198,10 @@ class TVNAndo(TVN):
 
     method: ClassVar[str] = "tvn_ando"
 
-    def _learn(self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None) -> BatchMaps:
-        offset_D, white_DK = self._whitener(x, control)
+    def _learn(
+        self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, magnitude: Magnitude
+    ) -> BatchMaps:
+        offset_D, white_DK = self._whitener(x, control, magnitude)
         per_batch: list[tuple[str, Array, Array, Array]] = []
         scatter_KK = namespace(x).zeros((white_DK.shape[1],) * 2)
         count = 0
@@ -180,7 +209,7 @@ class TVNAndo(TVN):
             chosen_NK = (rows(x, index).astype(np.float64) - offset_D) @ white_DK
             mean_K = chosen_NK.mean(axis=0)
             chosen_NK = chosen_NK - mean_K
-            scale_K = safe_scale(mean_K, chosen_NK.std(axis=0))
+            scale_K = safe_scale(chosen_NK.std(axis=0), magnitude_along(white_DK, magnitude(name)))
             chosen_NK = chosen_NK / scale_K
             scatter_KK = scatter_KK + chosen_NK.T @ chosen_NK
             count += len(index)
@@ -228,7 +257,9 @@ class Spherize(Alignment):
     eps: float = 1e-6
     rtol: float = RTOL
 
-    def _learn(self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None) -> BatchMaps:
+    def _learn(
+        self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, magnitude: Magnitude
+    ) -> BatchMaps:
         if self.kind not in KINDS:
             raise CamaeError(f"unknown kind of sphering '{self.kind}'; choose one of {', '.join(KINDS)}")
         xp = namespace(x)
@@ -237,11 +268,15 @@ class Spherize(Alignment):
             unbiased = total.count / (total.count - 1)
             scale_D = xp.ones_like(total.mean)
             if self.kind.endswith("cor"):
-                scale_D = safe_scale(total.mean, xp.sqrt(total.variance * unbiased))
+                std_D = xp.sqrt(total.variance * unbiased)
+                self._note_constant(name, std_D, magnitude(name))
+                scale_D = _weight_scale(std_D, magnitude(name))
             scaled = Moments(
                 total.count, total.mean, total.covariance * unbiased / scale_D / scale_D[:, None]
             )
-            axes_DK, spread_K = principal_axes(scaled, self.rtol, None, self.method)
+            axes_DK, spread_K = principal_axes(
+                scaled, self.rtol, None, self.method, magnitude(name) / scale_D
+            )
             matrix = axes_DK / (spread_K + self.eps / (total.count - 1) ** 0.5)
             if self.kind.startswith("ZCA"):
                 matrix = matrix @ axes_DK.T
