@@ -14,7 +14,7 @@ import re
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,22 +54,40 @@ def read_text_table(path: str | os.PathLike[str]) -> pd.DataFrame:
     return frame.reindex(range(table.num_rows)) if frame.empty else frame
 
 
-def read_arrow_table(path: str | os.PathLike[str]) -> pa.Table:
-    """Table as stored: strings from a text file, the file's own types from Parquet. Errors as `read_text_table`."""
+def read_arrow_table(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pa.Table:
+    """Table as stored: strings from a text file, the file's own types from Parquet. Errors as `read_text_table`.
+
+    columns: those to read, all for None.
+    """
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file")
     try:
         if path.suffix.lower() == ".parquet":
             check_column_names(path, pa.parquet.read_schema(path).names)
-            table = pa.parquet.read_table(path)
+            table = pa.parquet.read_table(path, columns=None if columns is None else list(columns))
         else:
             table = _parse(path, _text_of(path, path.read_bytes()))
+            table = table if columns is None else table.select(list(columns))
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CamaeError(f"{path}: cannot be read as a table ({reason})") from None
     # pandas writes the index of a table under this name; it is no column of the user's.
     return table.select([c for c in table.column_names if not c.startswith("__index_level_")])
+
+
+def column_names(path: str | os.PathLike[str]) -> list[str]:
+    """Column names of a table, without its rows. Errors as `read_text_table`."""
+    path = Path(path)
+    if path.suffix.lower() != ".parquet":
+        return read_header(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file")
+    try:
+        return list(pa.parquet.read_schema(path).names)
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CamaeError(f"{path}: cannot be read as a table ({reason})") from None
 
 
 def read_header(path: str | os.PathLike[str]) -> list[str]:

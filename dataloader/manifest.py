@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from camae.dataloader.identity import check_sites, check_wells, normal_columns
 from camae.errors import CamaeError
 from camae.files import write_atomic
-from camae.text_table import as_text, read_text_table
+from camae.omissions import Omissions
+from camae.text_table import as_text, column_names, read_text_table
 
 METADATA = (
     "Metadata_Source",
@@ -23,6 +25,7 @@ METADATA = (
     "Metadata_control_type",
 )
 ILLUMINATION = "Illum_"
+MOST_CHANNELS = 1000  # far above any microscope: what has more columns is another kind of table
 
 
 class Manifest:
@@ -33,14 +36,23 @@ class Manifest:
               the plane's path, absolute or relative to `root`; "" means this site lacks that channel.
               A path may end in `#<page>` (multi-page TIFF), `#<i>,<j>..` (leading indices of a Zarr array)
               or `#<row>` (Parquet with one encoded image per row).
-              The table is not to be changed in place.
+              The table is not to be changed in place. Wells are in one spelling: "a1" is "A01".
     root:     folder that relative paths start from; they may not leave it.
     channels: channel names in column order.
+    left_out: what reading it left out: files, sites, wells.
+    notes:    sentences on the joins that made it, each with the rows that matched on both sides.
 
-    Raises CamaeError for an empty table, no channel column, or a site without any plane.
+    Raises CamaeError for an empty table, no channel column, a site without any plane, one site (plate, well, site,
+    time, z) with different files in two rows, or one well with two perturbations.
     """
 
-    def __init__(self, table: pd.DataFrame, root: str | os.PathLike[str] = ".") -> None:
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        root: str | os.PathLike[str] = ".",
+        left_out: Omissions | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
         if table.empty:
             raise CamaeError("the manifest is empty: it needs one row per site")
         repeated = table.columns[table.columns.duplicated()].tolist()
@@ -48,11 +60,15 @@ class Manifest:
             raise CamaeError(
                 f"the manifest has the column {repeated[0]!r} twice: column names must be unique"
             )
+        _check_width(table.columns)
         table = table.reset_index(drop=True)
         for column in table.columns:
             if column.startswith("Metadata_") or table[column].dtype != object or table[column].hasnans:
                 table[column] = as_text(table[column])
+        table = normal_columns(table)
         self.table = table
+        self.left_out = left_out if left_out is not None else Omissions()
+        self.notes = list(notes)
         self.root = Path(os.path.abspath(root))  # without "..", so that leaving it can be seen
         self.channels: tuple[str, ...] = tuple(
             str(c) for c in table.columns if not str(c).startswith(("Metadata_", ILLUMINATION))
@@ -65,6 +81,8 @@ class Manifest:
         bare = np.flatnonzero((self._cells == "").all(axis=1))
         if len(bare):
             raise CamaeError(f"{self.where(int(bare[0]))} names no file for any channel")
+        check_sites(table, self.channels)
+        check_wells(table)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -78,11 +96,15 @@ class Manifest:
 
         Raises MissingFileError when there is no such file, CamaeError when it is not a table.
         """
-        table = read_text_table(path)
+        table = read_sites(path)
         try:
             return cls(table, Path(path).absolute().parent)
         except CamaeError as error:
             raise CamaeError(f"{path}: {error}") from None
+
+    def with_table(self, table: pd.DataFrame) -> Manifest:
+        """Manifest of another table in the same folder, with what is known about the reading of this one."""
+        return Manifest(table, self.root, self.left_out, self.notes)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write to `.csv` or `.parquet`, atomically; paths stay valid from the new folder."""
@@ -93,9 +115,9 @@ class Manifest:
             illumination = [c for c in table.columns if str(c).startswith(ILLUMINATION)]
             for column in [*self.channels, *illumination]:
                 table[column] = [self._located(cell) if cell else "" for cell in table[column]]
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             write_atomic(path, lambda temporary: table.to_parquet(temporary, index=False))
-        elif path.suffix == ".csv":
+        elif path.suffix.lower() == ".csv":
             write_atomic(path, lambda temporary: table.to_csv(temporary, index=False))
         else:
             raise CamaeError(f"{path}: a manifest is written as .csv or .parquet")
@@ -108,7 +130,7 @@ class Manifest:
         rows = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
         if not len(rows):
             raise CamaeError("the selection leaves no site of the manifest")
-        return Manifest(self.table.iloc[rows], self.root)
+        return self.with_table(self.table.iloc[rows])
 
     def plates(self) -> np.ndarray:
         """Plate of every row, (sites,) text "batch/plate": plate names repeat between batches (`Metadata_Batch`).
@@ -166,3 +188,21 @@ class Manifest:
         if os.path.commonpath([path, self.root]) != str(self.root):
             raise CamaeError(f"the path {cell!r} leaves the manifest's folder {self.root}")
         return path
+
+
+def read_sites(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Text table of a manifest file. Raises as read_text_table, and at once for a table with too many columns."""
+    try:
+        _check_width(column_names(path))
+    except CamaeError as error:
+        raise error if str(path) in str(error) else CamaeError(f"{path}: {error}") from None
+    return read_text_table(path)
+
+
+def _check_width(columns: Sequence[str] | pd.Index) -> None:
+    channels = sum(not str(c).startswith(("Metadata_", ILLUMINATION)) for c in columns)
+    if channels > MOST_CHANNELS or len(columns) > 4 * MOST_CHANNELS:
+        raise CamaeError(
+            f"the table has {len(columns):,} columns, {channels:,} of them channels: a manifest has one row per site "
+            f"and one path column per channel, at most {MOST_CHANNELS:,}"
+        )

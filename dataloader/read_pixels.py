@@ -63,7 +63,7 @@ def read_plane(path: Path, reader: str | None = None) -> np.ndarray:
         )
     pages = _planes(os.fspath(path), None, name)
     if len(pages) != 1:
-        raise _several_planes(path, len(pages))
+        raise _several_planes(os.fspath(path), len(pages))
     return pages[0]
 
 
@@ -166,10 +166,15 @@ def _planes(address: str, window: tuple[int, int, int] | None, reader: str) -> n
     return image[:, y : y + size, x : x + size]
 
 
-def _several_planes(path: Path, n: int) -> CamaeError:
-    return CamaeError(
-        f"{path}: holds {n} planes where one is meant: name a page, as in {split_address(str(path))[0]}#0"
-    )
+def _several_planes(address: str, n: int) -> CamaeError:
+    file, index = split_address(address)
+    pages = native.describe(address, any_reader=True).pages if is_tiff(address) else n
+    if index or pages == 1:
+        return CamaeError(
+            f"{address}: has {n} samples per pixel (color, or channels side by side) where one gray plane is meant: "
+            "write each as a page or file of its own"
+        )
+    return CamaeError(f"{address}: holds {n} planes where one is meant: name a page, as in {file}#0")
 
 
 def _differs(path: str, kind: PlaneKind, sibling: str, other: PlaneKind) -> CamaeError:

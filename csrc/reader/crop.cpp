@@ -32,6 +32,11 @@ BlockTable block_row(const Bytes &file, bool swap, const TiffPage &page, unsigne
     return {page.block_offsets.read(file, swap, first, n), page.block_sizes.read(file, swap, first, n)};
 }
 
+// A sparse file leaves blocks out: no offset or no bytes.
+bool is_absent(const TiffPage &page, const BlockTable &table, std::uint64_t i) {
+    return !page.one_run && (table.offsets[i] == 0 || table.sizes[i] == 0);
+}
+
 // A column of strips is read as one table: one guarded copy for all of them.
 BlockTable strip_column(const Bytes &file, bool swap, const TiffPage &page, unsigned sample, Range down) {
     return block_row(file, swap, page, page.separate ? sample : 0, down.first,
@@ -92,6 +97,10 @@ public:
             const BlockTable table = strip_column(file_, swap_, page_, sample, down);
             for (std::uint64_t d = down.first; d <= down.last; ++d) {
                 const std::uint64_t i = d - down.first;
+                if (absent(table, i)) {
+                    zero(part_of(page_, window_, d, 0), targets);
+                    continue;
+                }
                 Part part = checked_part(d, 0, table.sizes[i]);
                 for (; d < down.last && follows(table, d - down.first); ++d)
                     part.rows += checked_part(d + 1, 0, table.sizes[d + 1 - down.first]).rows;
@@ -101,9 +110,13 @@ public:
         }
         for (std::uint64_t d = down.first; d <= down.last; ++d) {
             const BlockTable table = block_row(file_, swap_, page_, sample, d, across);
-            for (std::uint64_t a = across.first; a <= across.last; ++a)
-                block(checked_part(d, a, table.sizes[a - across.first]), table.offsets[a - across.first],
-                      table.sizes[a - across.first], targets);
+            for (std::uint64_t a = across.first; a <= across.last; ++a) {
+                const std::uint64_t i = a - across.first;
+                if (absent(table, i))
+                    zero(part_of(page_, window_, d, a), targets);
+                else
+                    block(checked_part(d, a, table.sizes[i]), table.offsets[i], table.sizes[i], targets);
+            }
         }
     }
 
@@ -113,13 +126,21 @@ private:
 
     // Whether strip i + 1 of the table begins where strip i ends, so that the rows of both are copied in one run.
     bool follows(const BlockTable &table, std::uint64_t i) const {
-        return plain() && table.offsets[i + 1] - table.offsets[i] == page_.block_height * page_.block_row_bytes();
+        return plain() && !absent(table, i) && !absent(table, i + 1) && table.offsets[i + 1] - table.offsets[i] == page_.block_height * page_.block_row_bytes();
+    }
+
+    bool absent(const BlockTable &table, std::uint64_t i) const { return is_absent(page_, table, i); }
+
+    void zero(const Part &part, const std::vector<Target<T>> &targets) const {
+        for (unsigned s = 0; s < page_.samples_in_block(); ++s)
+            for (std::uint64_t r = 0; r < part.rows; ++r)
+                memset(targets[s].at(part.to_row + r, part.to_column), 0, part.columns * sizeof(T));
     }
 
     Part checked_part(std::uint64_t down, std::uint64_t across, std::uint64_t size) const {
         const Part part = part_of(page_, window_, down, across);
         const std::uint64_t needed = (part.row + part.rows) * page_.block_row_bytes();
-        if (needed > largest_output(page_.codec, size))
+        if (!page_.one_run && needed > largest_output(page_.codec, size))
             damaged("a block of " + std::to_string(size) + " bytes cannot hold the " + std::to_string(needed) +
                     " bytes it is said to");
         return part;
@@ -155,8 +176,8 @@ private:
         } else {
             // The codec works on a private copy: the file may change under a mapping in the middle of a block.
             thread_local Buffer compressed;
-            if (offset > file_.size() || size > file_.size() - offset)
-                damaged("a block lies outside the file: it is truncated or damaged");
+            if (offset >= file_.size()) damaged("a block lies outside the file: it is truncated or damaged");
+            size = std::min(size, file_.size() - offset);
             file_.copy(compressed.reserve(size), offset, size);
             decode_block(page_.codec, compressed.data(), size, decoded, needed, whole);
         }
@@ -249,22 +270,43 @@ void copy_typed(const T *plane, std::uint64_t width, const Window &w, T *out) {
 
 }  // namespace
 
-void check_plausible(const Bytes &file, bool swap, const TiffPage &page, const Window &w) {
+std::string check_plausible(const Bytes &file, bool swap, const TiffPage &page, const Window &w) {
     const Range down = blocks_of(w.y, w.height, page.block_height), across = blocks_of(w.x, w.width, page.block_width);
-    const auto check = [&](std::uint64_t d, std::uint64_t size) {
+    std::string odd;
+    std::uint64_t left_out = 0;
+    const auto check = [&](std::uint64_t d, const BlockTable &table, std::uint64_t i) {
         const Part part = part_of(page, w, d, across.first);
-        if ((part.row + part.rows) * page.block_row_bytes() > largest_output(page.codec, size) || size > file.size())
+        const std::uint64_t needed = (part.row + part.rows) * page.block_row_bytes(), offset = table.offsets[i];
+        if (is_absent(page, table, i)) {
+            if (page.fill_is_named) unsupported("a sparse file with GDAL_NODATA");
+            odd = "blocks that are left out";
+            left_out += needed;
+            if (left_out > largest_block) damaged("more than 1 GiB of the image are in blocks that are left out");
+            return;
+        }
+        const std::uint64_t size = page.one_run ? needed : table.sizes[i];
+        if (needed > largest_output(page.codec, size))
             damaged("a block of " + std::to_string(size) + " bytes cannot hold its part of the image");
+        if (offset >= file.size() || (page.codec == Codec::none && needed > file.size() - offset))
+            damaged("a block of the image lies outside the file: it is truncated or damaged");
+        // Strips end with the image; tiles do not.
+        const std::uint64_t rows = page.tiled ? page.block_height : part.row + part.rows;
+        if (table.sizes[i] > file.size() - offset ||
+            (page.codec == Codec::none && table.sizes[i] != rows * page.block_row_bytes()))
+            odd = "byte counts that do not fit its pixels";
     };
     for (unsigned s = 0; s < (page.separate ? page.samples : 1); ++s) {
         if (page.blocks_across() == 1) {
             const BlockTable table = strip_column(file, swap, page, s, down);
-            for (std::uint64_t d = down.first; d <= down.last; ++d) check(d, table.sizes[d - down.first]);
+            for (std::uint64_t d = down.first; d <= down.last; ++d) check(d, table, d - down.first);
             continue;
         }
-        for (std::uint64_t d = down.first; d <= down.last; ++d)
-            for (std::uint64_t size : block_row(file, swap, page, s, d, across).sizes) check(d, size);
+        for (std::uint64_t d = down.first; d <= down.last; ++d) {
+            const BlockTable table = block_row(file, swap, page, s, d, across);
+            for (std::uint64_t i = 0; i < table.sizes.size(); ++i) check(d, table, i);
+        }
     }
+    return odd;
 }
 
 void copy_window(const std::uint8_t *plane, std::uint64_t width, unsigned item_size, const Window &window,

@@ -34,17 +34,27 @@ struct Job {
     std::int64_t n_planes;
 };
 
-// The pages a request means: one, or all of them if they are alike.
-std::vector<std::size_t> chosen_pages(const TiffFile &tiff, std::int64_t page) {
+// The pages a request means: one, or all of them if they are alike. `any_reader`: pages that only another reader can
+// read are no error.
+std::vector<std::size_t> chosen_pages(const TiffFile &tiff, std::int64_t page, bool any_reader = false) {
+    if (!tiff.hidden.empty())
+        throw Refused(Reason::request,
+                      "holds " + tiff.hidden + " in one page, of which only the first would be read: write every plane as a page "
+                                           "or a file of its own");
     const auto n = static_cast<std::int64_t>(tiff.pages.size());
     if (page >= n)
         throw Refused(Reason::request, "has " + std::to_string(n) + " pages, page " + std::to_string(page) +
                                            " is asked for (they count from 0)");
+    if (page < 0 && n > 1 && !tiff.broken_chain.empty())
+        throw Refused(Reason::request, "its list of pages breaks off after page " + std::to_string(n - 1) + " (" +
+                                           tiff.broken_chain + "): name a page");
     std::vector<std::size_t> chosen;
     for (std::int64_t i = page < 0 ? 0 : page; i < (page < 0 ? n : page + 1); ++i) chosen.push_back(i);
     const TiffPage &first = tiff.pages[chosen[0]];
     for (std::size_t i : chosen) {
-        if (!tiff.refusals[i].empty()) throw Refused(Reason::unsupported, tiff.refusals[i]);
+        const PageRefusal &refusal = tiff.refusals[i];
+        if (!refusal.sentence.empty() && !(any_reader && refusal.reason == Reason::unsupported))
+            throw Refused(refusal.reason, refusal.sentence);
         const TiffPage &other = tiff.pages[i];
         if (other.width != first.width || other.height != first.height ||
             other.bytes_per_sample != first.bytes_per_sample)
@@ -163,7 +173,7 @@ void copy_windows(const py::array &image, std::int64_t y, std::int64_t x, std::i
     for (std::int64_t c = 0; c < planes; ++c) copy_window(from + c * plane, across, item_size, window, to + c * crop);
 }
 
-py::dict describe(const std::string &path, std::int64_t page) {
+py::dict describe(const std::string &path, std::int64_t page, bool any_reader) {
     std::shared_ptr<MappedFile> file;
     {
         py::gil_scoped_release release;
@@ -171,12 +181,15 @@ py::dict describe(const std::string &path, std::int64_t page) {
         file = mapped(path, parse_tiff);
     }
     const TiffFile &tiff = tiff_of(*file);
-    const auto chosen = chosen_pages(tiff, page);
+    const auto chosen = chosen_pages(tiff, page, any_reader);
     std::uint64_t planes = 0;
+    std::string odd = tiff.broken_chain.empty() ? "" : "a list of pages that breaks off";
     for (std::size_t i : chosen) {
         const TiffPage &one = tiff.pages[i];
-        check_plausible(file->bytes(), tiff.swap, one, {0, 0, one.height, one.width, 0});
         planes += one.samples;
+        if (!tiff.refusals[i].sentence.empty() && one.codec == Codec::none) continue;
+        const std::string found = check_plausible(file->bytes(), tiff.swap, one, {0, 0, one.height, one.width, 0});
+        if (odd.empty()) odd = found;
     }
     const TiffPage &first = tiff.pages[chosen[0]];
     py::dict result;
@@ -191,6 +204,8 @@ py::dict describe(const std::string &path, std::int64_t page) {
     result["block_height"] = first.block_height;
     result["block_width"] = first.block_width;
     result["min_is_white"] = first.min_is_white;
+    result["orientation"] = first.orientation;
+    result["odd"] = odd;
     return result;
 }
 
@@ -249,9 +264,10 @@ void bind_image_reader(py::module_ &m) {
           "1 missing, 2 unsupported feature, 3 the request does not fit the file.");
     m.def("copy_windows", &copy_windows, py::arg("image").noconvert(), py::arg("y"), py::arg("x"), py::arg("symmetry"),
           py::arg("out").noconvert(), "copy_windows(image_CHW, y, x, symmetry, out_Chw): one turned window of an image in memory.");
-    m.def("describe", &describe, py::arg("path"), py::arg("page") = -1,
-          "describe(path, page=-1) -> dict: pages, planes, height, width, bits, codec, predictor, tiled, block_height,\n"
-          "block_width, min_is_white. Raises Refused(sentence, reason).");
+    m.def("describe", &describe, py::arg("path"), py::arg("page") = -1, py::arg("any_reader") = false,
+          "describe(path, page=-1, any_reader=False) -> dict: pages, planes, height, width, bits, codec, predictor,\n"
+          "tiled, block_height, block_width, min_is_white, orientation, odd (what other readers treat differently).\n"
+          "any_reader: only what no reader may read is refused. Raises Refused(sentence, reason).");
     m.def("decode_blocks", &decode_blocks, py::arg("codec"), py::arg("blocks"), py::arg("needed"),
           "decode_blocks(codec, blocks, needed) -> bytes decoded: the codec alone, for measuring.");
     m.def("codec_provider", [](const std::string &name) { return codec_provider(codec_by_name(name)); },

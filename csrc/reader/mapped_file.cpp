@@ -115,10 +115,12 @@ void ensure_guard() {
 }
 
 void Bytes::check(std::uint64_t offset, std::uint64_t count) const {
-    if (offset > size_ || count > size_ - offset)
-        damaged("the file ends at byte " + std::to_string(size_) + " but bytes up to " +
-                std::to_string(offset > UINT64_MAX - count ? UINT64_MAX : offset + count) +
-                " are needed: it is truncated or damaged");
+    if (offset <= size_ && count <= size_ - offset) return;
+    const std::string end = "the file ends at byte " + std::to_string(size_);
+    // Beyond any disk: a damaged number, not the length that the file once had.
+    if (offset > (std::uint64_t{1} << 50) || count > (std::uint64_t{1} << 50))
+        damaged(end + ", long before the data it names: it is damaged");
+    damaged(end + " but bytes up to " + std::to_string(offset + count) + " are needed: it is truncated or damaged");
 }
 
 void Bytes::copy(void *to, std::uint64_t offset, std::uint64_t count) const {

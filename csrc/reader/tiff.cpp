@@ -16,9 +16,10 @@ constexpr std::uint64_t largest_side = 1 << 24, most_samples = 1 << 12, most_pag
 
 enum Tag : unsigned {
     image_width = 256, image_length = 257, bits_per_sample = 258, compression = 259, photometric = 262,
-    fill_order = 266, image_description = 270, strip_offsets = 273, samples_per_pixel = 277, rows_per_strip = 278,
+    fill_order = 266, image_description = 270, strip_offsets = 273, orientation = 274, samples_per_pixel = 277, rows_per_strip = 278,
     strip_byte_counts = 279, planar_configuration = 284, predictor = 317, tile_width = 322, tile_length = 323,
-    tile_offsets = 324, tile_byte_counts = 325, sample_format = 339, image_depth = 32997, uic2 = 33629, lsm = 34412,
+    tile_offsets = 324, tile_byte_counts = 325, sample_format = 339, image_depth = 32997,
+    uic2 = 33629, lsm = 34412, gdal_nodata = 42113,
 };
 
 struct Reader {
@@ -115,19 +116,30 @@ std::uint64_t read_directory(const Reader &in, std::uint64_t offset, Directory &
     return in.integer(offset + count_size + entries * entry_size, word);
 }
 
-// Formats that keep more planes than directories: reading page 0 alone would be silently wrong.
-void refuse_hidden_planes(const Reader &in, const Directory &tags, std::uint64_t pages) {
+// The number that a line "name=12" of an ImageJ description gives.
+std::uint64_t described(const std::string &description, const std::string &name, std::uint64_t otherwise) {
+    const std::size_t at = description.find("\n" + name + "=");
+    if (at == std::string::npos) return otherwise;
+    return strtoull(description.c_str() + at + name.size() + 2, nullptr, 10);
+}
+
+// Formats that keep more planes than directories: reading page 0 alone would be silently wrong, for every reader.
+std::string hidden_planes(const Reader &in, const Directory &tags, std::uint64_t planes) {
     const std::string description = text(in, tags, image_description, 1 << 16);
     if (description.rfind("ImageJ=", 0) == 0) {
-        const std::size_t at = description.find("\nimages=");
-        const std::uint64_t images = at == std::string::npos ? 1 : strtoull(description.c_str() + at + 8, nullptr, 10);
-        if (images > pages) unsupported("an ImageJ stack of " + std::to_string(images) + " planes in one page");
+        std::uint64_t product = 1;
+        for (const char *axis : {"channels", "slices", "frames"})
+            product *= std::min<std::uint64_t>(std::max<std::uint64_t>(described(description, axis, 1), 1), 1 << 20);
+        const std::uint64_t images = std::max(described(description, "images", 1), product);
+        if (images > planes) return "an ImageJ stack of " + std::to_string(images) + " planes";
     }
     if (description.rfind("{\"shape\":", 0) == 0 && description.find("\"truncated\": true") != std::string::npos)
-        unsupported("a tifffile series with truncated directories");
-    const auto planes = tags.find(uic2);
-    if (planes != tags.end() && planes->second.count > pages) unsupported("a MetaMorph stack in one page");
-    if (tags.count(lsm)) unsupported("Zeiss LSM");
+        return "a tifffile series with truncated directories";
+    const auto stack = tags.find(uic2);
+    if (stack != tags.end() && stack->second.count > planes)
+        return "a MetaMorph stack of " + std::to_string(stack->second.count) + " planes";
+    if (tags.count(lsm)) return "a Zeiss LSM stack";
+    return "";
 }
 
 void block_layout(const Reader &in, const Directory &tags, TiffPage &page) {
@@ -144,31 +156,60 @@ void block_layout(const Reader &in, const Directory &tags, TiffPage &page) {
         if (!page.block_height) damaged("strips of 0 rows");
     }
     page.block_offsets = integer_array(in, tags, page.tiled ? tile_offsets : strip_offsets, "block offsets");
-    page.block_sizes = integer_array(in, tags, page.tiled ? tile_byte_counts : strip_byte_counts, "block sizes");
     const std::uint64_t blocks = page.blocks_across() * page.blocks_down() * (page.separate ? page.samples : 1);
+    page.one_run = !page.tiled && blocks == 1 && page.codec == Codec::none;
+    const unsigned sizes_tag = page.tiled ? tile_byte_counts : strip_byte_counts;
+    // Writers that leave the counts out, or count wrongly, do no harm where there is one run of pixels.
+    if (page.one_run && !tags.count(sizes_tag))
+        page.block_sizes = page.block_offsets;
+    else
+        page.block_sizes = integer_array(in, tags, sizes_tag, "block sizes");
     if (std::min(page.block_offsets.count, page.block_sizes.count) < blocks)
         damaged("the directory lists " + std::to_string(std::min(page.block_offsets.count, page.block_sizes.count)) +
                 " blocks, the image has " + std::to_string(blocks));
 }
 
-Codec codec_of(std::uint64_t code) {
+// The codec, and in `missing` the name of one that only other readers have.
+Codec codec_of(std::uint64_t code, std::string &missing) {
     switch (code) {
         case 1: return Codec::none;
         case 5: return Codec::lzw;
         case 8: case 32946: return Codec::deflate;
         case 32773: return Codec::packbits;
         case 50000: return Codec::zstd;
-        case 6: case 7: unsupported("JPEG compression");
-        case 34925: unsupported("LZMA compression");
-        case 33003: case 33004: case 33005: case 34712: unsupported("JPEG 2000 compression");
-        case 34887: unsupported("LERC compression");
-        case 50001: unsupported("WebP compression");
-        case 50002: case 52546: unsupported("JPEG XL compression");
-        default: unsupported("compression " + std::to_string(code));
+        case 6: case 7: missing = "JPEG compression"; break;
+        case 34925: missing = "LZMA compression"; break;
+        case 33003: case 33004: case 33005: case 34712: missing = "JPEG 2000 compression"; break;
+        case 34887: missing = "LERC compression"; break;
+        case 50001: missing = "WebP compression"; break;
+        case 50002: case 52546: missing = "JPEG XL compression"; break;
+        default: missing = "compression " + std::to_string(code);
     }
+    return Codec::none;
 }
 
-TiffPage read_page(const Reader &in, const Directory &tags) {
+// Pixels that no reader here returns.
+[[noreturn]] void never(const std::string &what) {
+    throw Refused(Reason::request, what + ": a gray plane of uint8, uint16 or float32 is needed, so convert it");
+}
+
+// Depth and kind of the samples; returns what only other readers have, "" for none.
+std::string sample_kind(const Reader &in, const Directory &tags, TiffPage &page) {
+    const std::uint64_t format = common_value(in, tags, sample_format, 1, page.samples, "sample formats");
+    const std::uint64_t bits = common_value(in, tags, bits_per_sample, 1, page.samples, "depths");
+    page.bytes_per_sample = std::min<std::uint64_t>(std::max<std::uint64_t>(bits / 8, 1), 8);
+    if (format == 2) never("holds signed integers of " + std::to_string(bits) + " bits");
+    if (format == 3) {
+        if (bits != 32) never("holds floating-point pixels of " + std::to_string(bits) + " bits");
+        return "floating-point pixels";
+    }
+    if (format != 1) never("holds pixels of sample format " + std::to_string(format));
+    if (bits < 2 || bits > 16) never("holds pixels of a depth of " + std::to_string(bits) + " bits");
+    return bits == 8 || bits == 16 ? "" : "a depth of " + std::to_string(bits) + " bits";
+}
+
+// One page's layout. `missing` is what only other readers can do about it, "" where all can.
+TiffPage read_page(const Reader &in, const Directory &tags, std::string &missing) {
     TiffPage page;
     page.width = first_value(in, tags, image_width, 0);
     page.height = first_value(in, tags, image_length, 0);
@@ -177,23 +218,22 @@ TiffPage read_page(const Reader &in, const Directory &tags) {
     const std::uint64_t samples = first_value(in, tags, samples_per_pixel, 1);
     if (!samples || samples > most_samples) damaged("a pixel of " + std::to_string(samples) + " samples");
     page.samples = samples;
-    const std::uint64_t format = common_value(in, tags, sample_format, 1, samples, "sample formats");
-    if (format == 2) unsupported("signed integers");
-    if (format == 3) unsupported("floating-point pixels");
-    if (format != 1) unsupported("sample format " + std::to_string(format));
-    const std::uint64_t bits = common_value(in, tags, bits_per_sample, 1, samples, "depths");
-    if (bits != 8 && bits != 16) unsupported("a depth of " + std::to_string(bits) + " bits");
-    page.bytes_per_sample = bits / 8;
+    missing = sample_kind(in, tags, page);
     const std::uint64_t color = first_value(in, tags, photometric, 1);
-    if (color > 2) unsupported(color == 3 ? "palette color" : "photometric interpretation " + std::to_string(color));
+    if (color > 2)
+        never(color == 3 ? "holds palette color" : "holds photometric interpretation " + std::to_string(color));
     page.min_is_white = color == 0;
-    if (first_value(in, tags, fill_order, 1) != 1) unsupported("reversed bit order (FillOrder 2)");
-    if (first_value(in, tags, image_depth, 1) > 1) unsupported("a volume (ImageDepth)");
+    page.orientation = first_value(in, tags, orientation, 1);
+    if (first_value(in, tags, fill_order, 1) != 1) missing = "reversed bit order (FillOrder 2)";
+    if (first_value(in, tags, image_depth, 1) > 1) never("holds a volume (ImageDepth)");
     page.separate = first_value(in, tags, planar_configuration, 1) == 2 && samples > 1;
-    page.codec = codec_of(first_value(in, tags, compression, 1));
+    std::string codec;
+    page.codec = codec_of(first_value(in, tags, compression, 1), codec);
+    if (!codec.empty()) missing = codec;
     page.predictor = first_value(in, tags, predictor, 1);
     if (page.predictor == 0) page.predictor = 1;
-    if (page.predictor > 2) unsupported("predictor " + std::to_string(page.predictor));
+    if (page.predictor > 2 && missing.empty()) missing = "predictor " + std::to_string(page.predictor);
+    page.fill_is_named = tags.count(gdal_nodata) != 0;
     block_layout(in, tags, page);
     return page;
 }
@@ -236,23 +276,35 @@ std::unique_ptr<Parsed> parse_tiff(const Bytes &file) {
     tiff->swap = in.swap;
     std::set<std::uint64_t> seen;
     Directory first;
-    std::uint64_t entries = 0;
+    std::uint64_t entries = 0, planes = 0;
     while (offset) {
-        if (!seen.insert(offset).second) damaged("its directories form a loop");
-        if (tiff->pages.size() >= most_pages) damaged("more than " + std::to_string(most_pages) + " pages");
         Directory tags;
-        offset = read_directory(in, offset, tags, entries);
+        try {
+            if (!seen.insert(offset).second) damaged("its directories form a loop");
+            if (tiff->pages.size() >= most_pages) damaged("more than " + std::to_string(most_pages) + " pages");
+            offset = read_directory(in, offset, tags, entries);
+            if (!tags.count(image_width) || !tags.count(image_length)) damaged("a directory without an image");
+        } catch (const Refused &refused) {
+            // What comes after a whole page may be junk.
+            if (tiff->pages.empty()) throw;
+            tiff->broken_chain = refused.what();
+            break;
+        }
         tiff->pages.emplace_back();
         tiff->refusals.emplace_back();
         try {
-            tiff->pages.back() = read_page(in, tags);
+            std::string missing;
+            tiff->pages.back() = read_page(in, tags, missing);
+            if (!missing.empty())
+                tiff->refusals.back() = {Reason::unsupported, missing + " is not read by the native reader"};
         } catch (const Refused &refused) {
-            tiff->refusals.back() = refused.what();
+            tiff->refusals.back() = {refused.reason, refused.what()};
         }
+        planes += tiff->pages.back().samples;
         if (tiff->pages.size() == 1) first = std::move(tags);
     }
     if (tiff->pages.empty()) damaged("holds no page");
-    refuse_hidden_planes(in, first, tiff->pages.size());
+    tiff->hidden = hidden_planes(in, first, planes);
     return tiff;
 }
 

@@ -1,7 +1,8 @@
 """DALI back-end: TIFF windows decoded, cropped and optionally standardized by an NVIDIA DALI pipeline.
 
 Exact only in one configuration, fixed here: output_type=ANY_DATA and dtype of the file. DALI silently reads page 0
-of multi-page files, so every file's directory is checked by the native reader first and several planes are refused.
+of multi-page files, turns by the orientation tag and inverts MinIsWhite, so every file's directory is checked by the
+native reader first, and what DALI would not return as stored is refused.
 DALI is imported when a pipeline is built, never before.
 """
 
@@ -110,6 +111,17 @@ class DaliCrops:
             raise CamaeError(
                 f"{path}: holds {layout.planes} planes on {layout.pages} pages and DALI would silently read the "
                 f"first only: use reader='native'"
+            )
+        unequal = layout.odd
+        if layout.orientation != 1:
+            unequal = f"orientation {layout.orientation}"
+        elif layout.min_is_white:
+            unequal = "MinIsWhite pixels"
+        elif layout.predictor != 1 and layout.codec in ("uncompressed", "PackBits"):
+            unequal = f"predictor {layout.predictor} without LZW, deflate or zstd"
+        if unequal:
+            raise CamaeError(
+                f"{path}: has {unequal}, which DALI does not return as stored: use reader='native'"
             )
         if layout.dtype != self.dtype:
             raise CamaeError(f"{path}: is {layout.dtype} but this pipeline reads {self.dtype}")

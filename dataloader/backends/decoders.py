@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
 
+from camae.dataloader.backends import native
 from camae.dataloader.backends.addresses import refuse_remote, require, split_address
+from camae.dataloader.backends.zarr_guard import check_array, check_chunks, check_metadata_size
 from camae.dataloader.optional_module import optional_module
 from camae.errors import CamaeError
 
 if TYPE_CHECKING:
     import pyarrow
 
+_JPEG2000_RATIO = 20_000  # pixels per byte: a constant plane needs more than that
 ACCEPTED = (np.uint8, np.uint16, np.float32)
 
 
@@ -39,7 +43,7 @@ def decode(address: str, sizes_only: bool = False) -> np.ndarray:
     refuse_remote(address)
     path, index = split_address(address)
     require(path)
-    in_zarr = any(part.endswith(".zarr") for part in path.split(os.sep))
+    in_zarr = any(part.lower().endswith(".zarr") for part in path.split(os.sep))
     decoder = _DECODERS.get(".zarr" if in_zarr else os.path.splitext(path)[1].lower())
     if decoder is None:
         raise CamaeError(f"{path}: not an image format that can be read ({', '.join(_DECODERS)})")
@@ -62,8 +66,11 @@ def decode(address: str, sizes_only: bool = False) -> np.ndarray:
 def _tiff(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
     import tifffile
 
+    # The checks of the native reader hold here too: tifffile would return the first plane of a stack in one page.
+    address = f"{path}#{','.join(map(str, index))}" if index else path
+    pages = index or range(native.describe(address, any_reader=True).pages)
     with tifffile.TiffFile(path) as file:
-        chosen = [file.pages[i] for i in index[:1]] if index else list(file.pages)
+        chosen = [file.pages[i] for i in pages]
         first, planes = chosen[0], []
         for page in chosen:
             if page.shape != first.shape or page.dtype != first.dtype:
@@ -77,27 +84,55 @@ def _tiff(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
 
 
 def _png(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
+    _refuse_index(path, index)
+    with open(path, "rb") as stream:
+        return _png_plane(path, stream, sizes_only)
+
+
+def _png_plane(name: str, stream: BinaryIO, sizes_only: bool) -> np.ndarray:
     from PIL import Image
 
-    with Image.open(path) as picture:
+    with Image.open(stream) as picture:
         if picture.format != "PNG":
-            raise CamaeError(f"{path}: is a {picture.format}, not a PNG")
+            raise CamaeError(f"{name}: is a {picture.format}, not a PNG")
         dtype = {"L": np.uint8, "I;16": np.uint16, "I;16B": np.uint16}.get(picture.mode)
         if dtype is None:
-            raise CamaeError(f"{path}: is of mode {picture.mode}, one gray plane of 8 or 16 bit is needed")
+            raise CamaeError(f"{name}: is of mode {picture.mode}, one gray plane of 8 or 16 bit is needed")
+        if getattr(picture, "n_frames", 1) > 1:
+            raise CamaeError(
+                f"{name}: holds {picture.n_frames} frames where one is meant: write each as a file"
+            )
         if sizes_only:
             return np.empty(picture.size[::-1], dtype)
         return np.asarray(picture).astype(dtype, copy=False)
 
 
+def _refuse_index(path: str, index: tuple[int, ...]) -> None:
+    if any(index):
+        raise CamaeError(f"{path}: holds one plane, so there is no page {index[0]}")
+
+
 def _jpeg2000(path: str, data: bytes) -> np.ndarray:
+    _check_jpeg2000_size(path, data)
     image = optional_module("imagecodecs", f"{path}: JPEG 2000").jpeg2k_decode(data)
     if image.ndim != 2:
         raise CamaeError(f"{path}: is a color image {image.shape}, one gray plane is needed")
     return image
 
 
+def _check_jpeg2000_size(path: str, data: bytes) -> None:
+    """Raise CamaeError when the codestream's SIZ marker claims far more pixels than its bytes can hold."""
+    at = data.find(b"\xff\x4f\xff\x51")
+    if at < 0 or len(data) < at + 24:
+        raise CamaeError(f"{path}: is no JPEG 2000 image")
+    right, bottom, left, top = struct.unpack(">IIII", data[at + 8 : at + 24])
+    pixels = max(right - left, 0) * max(bottom - top, 0)
+    if pixels > max(1 << 20, _JPEG2000_RATIO * len(data)):
+        raise CamaeError(f"{path}: claims {pixels:,} pixels in {len(data):,} bytes: it is damaged")
+
+
 def _jp2(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
+    _refuse_index(path, index)
     with open(path, "rb") as stream:
         return _jpeg2000(path, stream.read())
 
@@ -113,9 +148,12 @@ def _parquet(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
         n = metadata.row_group(group).num_rows
         if row < n:
             data = _row_group(path, os.stat(path).st_mtime_ns, group)[row]
+            name = f"{path}#{index[0]}"
+            if not isinstance(data, bytes):
+                raise CamaeError(f"{name}: the row holds no encoded image")
             if data[:4] == b"\x89PNG":
-                return _png_bytes(data)
-            return _jpeg2000(f"{path}#{index[0]}", data)
+                return _png_plane(name, io.BytesIO(data), sizes_only)
+            return _jpeg2000(name, data)
         row -= n
     raise CamaeError(f"{path}: has no row {index[0]}")
 
@@ -141,15 +179,9 @@ def image_column(schema: pyarrow.Schema) -> str:
     raise CamaeError(f"the Parquet file has no column of encoded images: it has {', '.join(schema.names)}")
 
 
-def _png_bytes(data: bytes) -> np.ndarray:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture)
-
-
 def _zarr(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
     zarr = optional_module("zarr", f"{path}: Zarr")
+    check_metadata_size(path)
     array = zarr.open(path, mode="r")
     if not isinstance(array, zarr.Array):
         raise CamaeError(f"{path}: is a Zarr group, name the array in it")
@@ -158,8 +190,10 @@ def _zarr(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
             f"{path}: has shape {array.shape}: name the {array.ndim - 2} leading indices, as in {path}#"
             + ",".join("0" * (array.ndim - 2))
         )
+    check_array(path, array, index)
     if sizes_only:
         return np.empty(array.shape[-2:], array.dtype)
+    check_chunks(path, array, index)
     return np.asarray(array[index]).astype(array.dtype.newbyteorder("="), copy=False)
 
 

@@ -34,6 +34,8 @@ class TiffLayout:
     predictor:     TIFF tag 317: 1 none, 2 horizontal differences.
     tiled:         blocks are tiles, not strips; block_height, block_width: their size in pixels.
     min_is_white:  the photometric tag says that 0 is white.
+    orientation:   TIFF tag 274, 1 to 8; pixels come as stored whatever it says.
+    odd:           what readers are known to treat in different ways, "" for nothing.
     """
 
     pages: int
@@ -47,6 +49,8 @@ class TiffLayout:
     block_height: int
     block_width: int
     min_is_white: bool
+    orientation: int
+    odd: str
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -107,12 +111,18 @@ def codecs() -> dict[str, str]:
     return {name: module().codec_provider(name) or "not available" for name in _CODECS}
 
 
-def describe(address: str) -> TiffLayout:
-    """Header of a TIFF, of one page for `file.tif#page`. Raises MissingFileError or CamaeError naming the file."""
+def describe(address: str, any_reader: bool = False) -> TiffLayout:
+    """Header of a TIFF, of one page for `file.tif#page`. Raises MissingFileError or CamaeError naming the file.
+
+    any_reader: refuse only what no reader may read (volumes in one page, signed integers, palettes), and let pass
+                what another back-end can read; every back-end asks here, so that all refuse the same files.
+    """
     native = module()
     path, index = split_address(address)
+    if len(index) > 1:
+        raise CamaeError(f"{address}: a TIFF has one page number, as in {path}#{index[0]}")
     try:
-        return TiffLayout(**native.describe(path, index[0] if index else -1))
+        return TiffLayout(**native.describe(path, index[0] if index else -1, any_reader))
     except native.Refused as refused:
         raise error_of(path, refused.args[1], refused.args[0]) from None
 

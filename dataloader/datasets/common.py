@@ -1,11 +1,10 @@
-"""Helpers of the dataset readers: well names, control types, and validation of the finished manifest."""
+"""Helpers of the dataset readers: files and tables of a folder, control types, validation of the finished manifest."""
 
 from __future__ import annotations
 
 import os
-import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,9 @@ import pandas as pd
 
 from camae.dataloader.manifest import METADATA, Manifest
 from camae.errors import CamaeError
+from camae.omissions import Omissions
 
+INCOMPLETE = ("error", "skip", "mixed", "keep")
 CONTROL_TYPES = {
     "negcon": "negcon",
     "negative_control": "negcon",
@@ -22,13 +23,7 @@ CONTROL_TYPES = {
     "positive_control": "poscon",
     "positive": "poscon",
 }
-_WELL = re.compile(r"^\s*([A-Za-z]{1,2})[_ ]?0*(\d{1,2})\s*$")
-
-
-def normal_well(well: str) -> str:
-    """Canonical well name: "a1" -> "A01". Anything that is not a well comes back as it is."""
-    match = _WELL.match(well)
-    return f"{match[1].upper()}{int(match[2]):02d}" if match else well
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 
 
 def files_below(root: Path) -> Iterator[str]:
@@ -44,6 +39,27 @@ def files_below(root: Path) -> Iterator[str]:
         folders.sort()
         at = os.path.relpath(folder, root).replace(os.sep, "/")
         yield from (file if at == "." else f"{at}/{file}" for file in sorted(files))
+
+
+def table_stem(name: str, suffixes: Sequence[str] = TABLE_SUFFIXES) -> str | None:
+    """Name of a table without its suffixes: "a" for "a.csv", "a.CSV" and "a.csv.gz"; None for other files."""
+    lower = name.lower().removesuffix(".gz")
+    suffix = next((s for s in suffixes if lower.endswith(s)), None)
+    return name[: len(lower) - len(suffix)] if suffix else None
+
+
+def tables_in(folder: Path, suffixes: Sequence[str] = TABLE_SUFFIXES) -> list[Path]:
+    """Tables directly in a folder, in order of their names; [] where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    found = (p for p in folder.iterdir() if not p.name.startswith(".") and table_stem(p.name, suffixes))
+    return sorted(p for p in found if p.is_file())
+
+
+def table_named(folder: Path, stem: str, suffixes: Sequence[str] = TABLE_SUFFIXES) -> Path | None:
+    """Table of a folder by its name without suffixes, Parquet first where there are several; None for none."""
+    found = [p for p in tables_in(folder, suffixes) if table_stem(p.name, suffixes) == stem]
+    return min(found, key=lambda p: (p.suffix.lower() != ".parquet", p.name), default=None)
 
 
 def control_type(text: str) -> str:
@@ -62,18 +78,20 @@ def validated(
     incomplete: str,
     absent: pd.Series | None = None,
     mixed: bool = False,
+    left_out: Omissions | None = None,
+    notes: Sequence[str] = (),
 ) -> Manifest:
     """Validates a manifest; drops incomplete sites on request.
 
     table:      one row per site with text cells; missing `Metadata_*` columns of METADATA are added empty.
     channels:   names of the channel columns, all of which a site must have.
-    incomplete: "error" refuses sites that lack a channel or file, listing them; "skip" drops them with a warning.
+    incomplete: see `read_manifest`.
     absent:     per row, a phrase that says which named file is missing ("" where none is).
     mixed:      the rows come from plates that declare different channels, so `absent` alone decides.
+    left_out:   what was left out so far; sites that are dropped are added. notes: on the joins that were made.
     Raises CamaeError for incomplete sites, or when none is left.
     """
-    if incomplete not in ("error", "skip"):
-        raise CamaeError(f"incomplete={incomplete!r}: must be 'error' or 'skip'")
+    left_out = left_out if left_out is not None else Omissions()
     table = table.copy()
     for column in METADATA:
         if column not in table:
@@ -83,36 +101,95 @@ def validated(
     table = table[[*METADATA, *extra, *channels, *other]].fillna("").reset_index(drop=True)
     lacking = (table[list(channels)] == "").to_numpy()
     reasons = absent.reset_index(drop=True) if absent is not None else pd.Series("", index=table.index)
-    bad = (lacking.any(axis=1) & (not mixed)) | (reasons != "").to_numpy()
+    reasons = reasons.where(reasons != "", _lacks(lacking & (not mixed), channels))
+    bad = (reasons != "").to_numpy()
+    if incomplete == "mixed":
+        bad = lacking.all(axis=1) | np.array([": no such file" in r for r in reasons], bool)
+    elif incomplete == "keep":
+        bad = lacking.all(axis=1)
+    return left_incomplete(table, root, bad, reasons.tolist(), incomplete, left_out, notes)
+
+
+def _lacks(lacking: np.ndarray, channels: Sequence[str]) -> list[str]:
+    """Phrase on the channels that each row lacks, "" for none."""
+    return [
+        f"lacks {', '.join(c for c, gone in zip(channels, row, strict=True) if gone)}" if row.any() else ""
+        for row in lacking
+    ]
+
+
+def left_incomplete(
+    table: pd.DataFrame,
+    root: str | Path,
+    bad: np.ndarray,
+    reasons: Sequence[str],
+    incomplete: str,
+    left_out: Omissions,
+    notes: Sequence[str] = (),
+) -> Manifest:
+    """Manifest without the incomplete rows `bad`, which are noted, or an error that lists them with their reasons."""
     if not bad.any():
-        return Manifest(table, root)
-    listing = _listing(table, bad, lacking, reasons, channels)
-    message = f"{int(bad.sum())} of {len(table)} sites under {root} are incomplete: {listing}"
-    if incomplete == "error":
+        return Manifest(table, root, left_out, notes)
+    rows = np.flatnonzero(bad)
+    shown = [f"{_words(table.iloc[row])}: {reasons[row]}" for row in rows[:20]]
+    listing = "; ".join(shown) + (f"; and {len(rows) - 20} more" if len(rows) > 20 else "")
+    message = f"{len(rows)} of {len(table)} sites under {root} are incomplete: {listing}"
+    if incomplete != "skip":
         raise CamaeError(f"{message}; pass incomplete='skip' (--incomplete skip) to leave them out")
     if bad.all():
         raise CamaeError(f"no complete site is left under {root}: {listing}")
     warnings.warn(f"{message}; they are left out", stacklevel=3)
-    return Manifest(table[~bad], root)
+    for row in rows:
+        # The same clause for all, so that they are counted together.
+        left_out.add("site", _words(table.iloc[row]), reasons[row].partition(": no such file")[0])
+    return Manifest(table[~bad], root, left_out, notes)
 
 
-def _listing(
-    table: pd.DataFrame, bad: np.ndarray, lacking: np.ndarray, reasons: pd.Series, channels: Sequence[str]
-) -> str:
-    shown = []
-    for row in np.flatnonzero(bad)[:20]:
-        site = table.iloc[row]
-        place = " ".join(
-            part
-            for part in (
-                site.Metadata_Batch,
-                f"plate {site.Metadata_Plate}",
-                f"well {site.Metadata_Well}",
-                f"site {site.Metadata_Site}",
-            )
-            if part
+def _words(site: pd.Series) -> str:
+    names = ("Batch", "Plate", "Well", "Site", "Time", "Z")
+    parts = [(n, site.get(f"Metadata_{n}", "")) for n in names]
+    words = " ".join(text if n == "Batch" else f"{n.lower()} {text}" for n, text in parts if text != "")
+    return words or f"row {site.name}"
+
+
+def complete(manifest: Manifest, incomplete: str) -> Manifest:
+    """Completeness of a manifest file: the sites of one plate have one set of channels, plates may differ.
+
+    Without plates, all its sites must have one set. Sites that lack a channel which others of their plate have are
+    refused, left out or accepted, as `incomplete` says (see `read_manifest`).
+    """
+    table = manifest.table
+    if incomplete in ("mixed", "keep") or not len(manifest.channels):
+        return manifest
+    has = (table[list(manifest.channels)] != "").to_numpy()
+    keys = [c for c in ("Metadata_Source", "Metadata_Batch", "Metadata_Plate") if c in table]
+    group = table.groupby(keys, sort=False).ngroup().to_numpy() if keys else np.zeros(len(table), np.int64)
+    declared = np.zeros((group.max() + 1, has.shape[1]), bool)
+    np.logical_or.at(declared, group, has)
+    lacking = declared[group] & ~has
+    bad = lacking.any(axis=1)
+    if not bad.any():
+        return manifest
+    reasons = _lacks(lacking, manifest.channels)
+    try:
+        return left_incomplete(
+            table, manifest.root, bad, reasons, incomplete, manifest.left_out, manifest.notes
         )
-        names = [c for c, gone in zip(channels, lacking[row], strict=True) if gone]
-        shown.append(f"{place}: " + (reasons.iloc[row] or f"lacks {', '.join(names)}"))
-    more = int(bad.sum()) - len(shown)
-    return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
+    except CamaeError as error:
+        if incomplete == "skip":
+            raise
+        others = "sites of the same plate" if keys else "sites"
+        raise CamaeError(f"{error}, or 'mixed' to accept it where other {others} have the channel") from None
+
+
+def warn_left_out(kind: str, items: Sequence[str], total: int, root: Path, reason: str) -> None:
+    """Warn of files that a reader leaves out, with their count and the first of them."""
+    first = ", ".join(items[:3]) + (" ..." if len(items) > 3 else "")
+    warnings.warn(
+        f"{len(items)} of {total} {kind}s under {root} are left out: {reason}: {first}", stacklevel=3
+    )
+
+
+def unique(names: Iterable[str]) -> list[str]:
+    """Names in their order, each once."""
+    return list(dict.fromkeys(names))

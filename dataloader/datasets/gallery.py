@@ -2,64 +2,81 @@
 
 Layout: `<root>/[<project>/]<source>/{images/<batch>/images/<plate>__.../Images/*.tiff, images/<batch>/illum/..,
 workspace/load_data_csv/<batch>/<plate>/load_data.csv, workspace/metadata/platemaps/<batch>/...}`.
-The order of channels differs between sources, so columns are taken by name only.
+The order of channels differs between sources, so columns are taken by name only. Tables of CellProfiler itself
+(`FileName_Orig*`, `PathName_*`, `URL_*`, `ImageNumber`, each also behind `Image_`) are read in the same way.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 
-from camae.dataloader.datasets.common import validated
+from camae.dataloader.datasets.common import table_stem, tables_in, unique, validated
+from camae.dataloader.datasets.gallery_paths import NamedFolder, local_folders
 from camae.dataloader.datasets.platemaps import with_platemaps
 from camae.dataloader.manifest import ILLUMINATION, Manifest
 from camae.errors import CamaeError
+from camae.omissions import Omissions
 from camae.text_table import read_text_table
+from camae.wells import row_name
 
 # The table that also names illumination functions is preferred where it exists.
-_TABLES = [
-    f"{stem}{suffix}"
-    for stem in ("load_data_with_illum", "load_data")
-    for suffix in (".parquet", ".csv", ".csv.gz")
-]
+_STEMS = ("load_data_with_illum", "load_data")
+_IMAGE_COLUMN = re.compile(r"(?:Image_)?(?:FileName|URL)_")
+_PREFIXED = re.compile(r"Image_(?=FileName_|PathName_|URL_|Metadata_|ImageNumber$)")
+# What CellProfiler and instruments call the site of a well, the first that is there counts.
+_SITES = ("Metadata_FieldID", "Metadata_Field", "Metadata_FoV", "ImageNumber")
+
+
+def is_load_data(columns: list[str]) -> bool:
+    """Test for a table of images by name of file and folder, rather than a manifest."""
+    return any(_IMAGE_COLUMN.match(c) for c in columns)
 
 
 def load_data_files(root: Path) -> list[Path]:
     """Paths of the `load_data` tables under `root`, one per plate, at most two folders (project, source) down."""
     plates: set[Path] = set()
     for prefix in ("", "*/", "*/*/"):
-        for file in root.glob(f"{prefix}workspace/load_data_csv/*/*/load_data*"):
-            plates.add(file.parent)
-    return [
-        next(plate / name for name in _TABLES if (plate / name).is_file())
-        for plate in sorted(plates)
-        if any((plate / name).is_file() for name in _TABLES)
-    ]
+        plates.update(p for p in root.glob(f"{prefix}workspace/load_data_csv/*/*") if p.is_dir())
+    chosen = (_chosen(plate) for plate in sorted(plates))
+    return [file for file in chosen if file is not None]
+
+
+def _chosen(plate: Path) -> Path | None:
+    """The table of one plate: with illumination functions first, Parquet before CSV."""
+    files = {table_stem(p.name): p for p in reversed(tables_in(plate, (".parquet", ".csv")))}
+    parquet = {table_stem(p.name): p for p in tables_in(plate, (".parquet",))}
+    return next((parquet.get(s) or files[s] for s in _STEMS if s in files), None)
 
 
 def read(path: str | os.PathLike[str], incomplete: str = "error") -> Manifest:
     """Manifest of all plates under a Gallery folder, or of one `load_data` file.
 
-    Paths of another machine are resolved by finding their tail under the folder. Planes that are only named
-    by an s3:// address keep it. Perturbations come from the platemaps, by plate and well.
-    Raises CamaeError when sites lack files (see `incomplete`), or a table names no image.
+    Paths of another machine are resolved by finding their tail under the folder (see gallery_paths). Planes that are
+    only named by an s3:// address keep it. Perturbations come from the platemaps, by plate and well.
+    Raises CamaeError when sites lack files (see `incomplete`), a table names no image, or two sites one file.
     """
     root = Path(path).absolute()
     files = [root] if root.is_file() else load_data_files(root)
     if not files:
         raise CamaeError(f"{root}: holds no workspace/load_data_csv/<batch>/<plate>/load_data.csv")
     base = root if root.is_dir() else _workspace_of(root).parent
-    tables = [_plate(file, base) for file in files]
+    left_out, notes = Omissions(), []
+    for plate in sorted({p.parent for f in files for p in f.parent.parent.glob("*/") if root.is_dir()}):
+        if plate != root and not any(f.parent.parent == plate for f in files):
+            left_out.add("plate", plate, "its folder holds no load_data table")
+    tables = [_plate(file, base, notes) for file in files]
+    _resolve(tables)
     table = pd.concat(tables, ignore_index=True).fillna("")
-    channels = list(dict.fromkeys(c for t in tables for c in t.attrs["channels"]))
+    channels = unique(c for t in tables for c in t.attrs["channels"])
+    _refuse_shared_files(table, channels, root)
     # A source without brightfield is not incomplete: a plate must be complete in its own table's channels.
     lacks = pd.concat([_lacking(t) for t in tables], ignore_index=True)
     sparse = any(set(t.attrs["channels"]) != set(channels) for t in tables)
-    return validated(table, base, channels, incomplete, absent=lacks, mixed=sparse)
+    return validated(table, base, channels, incomplete, lacks, sparse, left_out, notes)
 
 
 def _workspace_of(file: Path) -> Path:
@@ -69,26 +86,50 @@ def _workspace_of(file: Path) -> Path:
     return file.parent
 
 
-def _plate(file: Path, base: Path) -> pd.DataFrame:
-    """One plate's table with channel columns; attrs["channels"] are those it names."""
-    raw = read_text_table(file)
+def _plate(file: Path, base: Path, notes: list[str]) -> pd.DataFrame:
+    """One plate's table: metadata, and per channel its (named folder, file), resolved later.
+
+    attrs["channels"] are the channels it names.
+    """
+    raw = _plain_names(read_text_table(file), file)
     channels = _channels(raw, file)
     workspace = _workspace_of(file)
     bases = (workspace.parent, base, *workspace.parent.parents)
+    meta = _metadata(raw, file, workspace)
+    table = with_platemaps(meta, workspace, file, notes)
+    for name in channels:
+        table[name] = _named(raw, name, "Orig", table["Metadata_Plate"], bases)
+        if f"FileName_Illum{name}" in raw:
+            table[ILLUMINATION + name] = _named(raw, name, "Illum", table["Metadata_Plate"], bases)
+    table.attrs["channels"] = channels
+    return table
+
+
+def _plain_names(raw: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """Columns without CellProfiler's prefix Image_."""
+    names = {c: _PREFIXED.sub("", c) for c in raw.columns}
+    both = [c for c in names if names[c] != c and names[c] in names]
+    if both:
+        raise CamaeError(f"{file}: has both {both[0]} and {names[both[0]]}: remove one")
+    return raw.rename(columns=names)
+
+
+def _metadata(raw: pd.DataFrame, file: Path, workspace: Path) -> pd.DataFrame:
     meta = raw[[c for c in raw.columns if c.startswith("Metadata_")]].copy()
     meta["Metadata_Source"] = meta.get("Metadata_Source", workspace.parent.name)
     meta["Metadata_Batch"] = meta.get("Metadata_Batch", file.parent.parent.name)
     meta["Metadata_Plate"] = meta.get("Metadata_Plate", file.parent.name)
+    rows, columns = meta.get("Metadata_Row"), meta.get("Metadata_Col", meta.get("Metadata_Column"))
+    if "Metadata_Well" not in meta and rows is not None and columns is not None:
+        letters = [row_name(int(r)) if r.isdecimal() and 0 < int(r) < 100 else r for r in rows]
+        meta["Metadata_Well"] = [f"{r}{c}" for r, c in zip(letters, columns, strict=True)]
+    site = next((c for c in _SITES if c in raw), None)
+    if "Metadata_Site" not in meta and site is not None:
+        meta["Metadata_Site"] = raw[site]
     for column in ("Metadata_Well", "Metadata_Site"):
         if column not in meta:
             raise CamaeError(f"{file}: has no column {column}")
-    table = with_platemaps(meta, workspace, file)
-    for name in channels:
-        table[name] = _paths(raw, name, "Orig", bases)
-        if f"FileName_Illum{name}" in raw:
-            table[ILLUMINATION + name] = _paths(raw, name, "Illum", bases)
-    table.attrs["channels"] = channels
-    return table
+    return meta
 
 
 def _channels(raw: pd.DataFrame, file: Path) -> list[str]:
@@ -99,40 +140,50 @@ def _channels(raw: pd.DataFrame, file: Path) -> list[str]:
     ]
     if not names:
         raise CamaeError(f"{file}: has no FileName_ or URL_ column, so it names no image")
-    return list(dict.fromkeys(names))
+    return unique(names)
 
 
-def _paths(raw: pd.DataFrame, name: str, kind: str, bases: tuple[Path, ...]) -> list[str]:
+def _named(
+    raw: pd.DataFrame, name: str, kind: str, plates: pd.Series, bases: tuple[Path, ...]
+) -> list[tuple[NamedFolder, str] | None]:
+    """(named folder, file) of a channel's image or illumination function in every row, None where it has none."""
     label = f"{kind}{name}" if f"FileName_{kind}{name}" in raw or f"URL_{kind}{name}" in raw else name
     if f"FileName_{label}" in raw:
         folders = raw[f"PathName_{label}"] if f"PathName_{label}" in raw else [""] * len(raw)
         pairs = list(zip(folders, raw[f"FileName_{label}"], strict=True))
     else:
-        pairs = [tuple(url.rpartition("/")[::2]) if url else ("", "") for url in raw[f"URL_{label}"]]
-    return [f"{_resolved(folder, bases)}/{file}" if file else "" for folder, file in pairs]
+        pairs = [url.rpartition("/")[::2] for url in raw[f"URL_{label}"]]
+    return [
+        (NamedFolder(folder, plate, bases), file) if file else None
+        for (folder, file), plate in zip(pairs, plates, strict=True)
+    ]
 
 
-@cache
-def _resolved(folder: str, bases: tuple[Path, ...]) -> str:
-    """The local folder that `folder` (of another machine) means: its longest tail found under a base."""
-    folder = folder.rstrip("/\\")
-    if folder.startswith("file:"):
-        folder = folder[5:]
-    if "://" not in folder and os.path.isabs(folder) and os.path.isdir(folder):
-        return folder
-    address = folder.split("://", 1)[-1].replace("\\", "/")
-    parts = [p for p in PurePosixPath(address).parts if p not in ("/", ".", "..")]
-    for start in range(len(parts)):
-        for base in bases:
-            candidate = base.joinpath(*parts[start:])
-            if candidate.is_dir():
-                return str(candidate)
-    if "://" in folder:
-        return folder
-    if not parts:
-        return str(bases[0])
-    tail = parts[parts.index("images") :] if "images" in parts else parts
-    return str(bases[0].joinpath(*tail))
+def _resolve(tables: list[pd.DataFrame]) -> None:
+    """Local paths in place of named folders and files. All plates at once: two may not lead to one folder."""
+    columns = [(t, c) for t in tables for c in t.columns if not c.startswith("Metadata_")]
+    local = local_folders(cell[0] for t, c in columns for cell in t[c] if cell is not None)
+    for table, column in columns:
+        table[column] = [f"{local[cell[0]]}/{cell[1]}" if cell is not None else "" for cell in table[column]]
+
+
+def _refuse_shared_files(table: pd.DataFrame, channels: list[str], root: Path) -> None:
+    """Raise CamaeError where two sites name one file: one of them would get the other's pixels."""
+    cells = table[channels].melt(ignore_index=False, value_name="file")
+    cells = cells[cells["file"] != ""]
+    cells["row"] = cells.index
+    owners = cells.drop_duplicates(["file", "row"])
+    again = owners[owners.duplicated("file", keep=False)]
+    if len(again):
+        first, second = again[again["file"] == again["file"].iloc[0]]["row"].iloc[:2]
+        words = [
+            " ".join(f"{n.lower()} {table.at[row, f'Metadata_{n}']}" for n in ("Plate", "Well", "Site"))
+            for row in (first, second)
+        ]
+        raise CamaeError(
+            f"{root}: {words[0]} and {words[1]} name one file, {again['file'].iloc[0]}: mend the load_data table, or "
+            "give it PathName_ columns that tell the plates apart"
+        )
 
 
 def _lacking(table: pd.DataFrame) -> pd.Series:
@@ -156,4 +207,4 @@ def _lacking(table: pd.DataFrame) -> pd.Series:
             reasons.append(f"lacks {', '.join(unnamed)}")
         else:
             reasons.append(f"channel {gone[0][0]}: no such file {gone[0][1]}" if gone else "")
-    return pd.Series(reasons)
+    return pd.Series(reasons, dtype=object)

@@ -1,21 +1,28 @@
-"""Dataset reader of OME-Zarr: high-content-screening plates and multiscale images, at full resolution.
+"""Dataset reader of OME-Zarr: high-content-screening plates, multiscale images and bioformats2raw's series of them.
 
-A plane's address is the array's path with its leading indices, e.g. `plate.zarr/B/03/0/0#0,2,0` for axes t, c, z.
+Images are read at full resolution. A plane's address is the array's path with its leading indices, e.g.
+`plate.zarr/B/03/0/0#0,2,0` for axes t, c, z.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import pandas as pd
 
-from camae.dataloader.datasets.common import normal_well, validated
+from camae.dataloader.backends.zarr_guard import METADATA_FILES, check_metadata_size
+from camae.dataloader.datasets.common import unique, validated
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.optional_module import optional_module
 from camae.errors import CamaeError
+from camae.omissions import Omissions
+
+if TYPE_CHECKING:
+    import zarr
 
 
 class _Located(TypedDict):
@@ -47,35 +54,57 @@ class _Omero(TypedDict, total=False):
     channels: list[_Channel]
 
 
-class _Metadata(TypedDict, total=False):
+# Keys that are no Python names need this form.
+_Layout = TypedDict("_Layout", {"bioformats2raw.layout": int}, total=False)
+
+
+class _Metadata(_Layout, total=False):
     """OME metadata of a Zarr group (https://ngff.openmicroscopy.org), as far as it is read here."""
 
     plate: _Plate
     well: _Well
     multiscales: list[_Multiscale]
     omero: _Omero
+    series: list[str]
 
 
-def _zarr() -> ModuleType:
-    return optional_module("zarr", "OME-Zarr")
+_KINDS = {"plate", "multiscales", "bioformats2raw.layout"}
+# What metadata of another shape than the format's raises where it is used.
+_DAMAGED = (KeyError, TypeError, AttributeError, IndexError, ValueError, RecursionError)
+Field = tuple[str, str, Path]  # well, site, multiscale image
 
 
 def stores(root: Path) -> list[Path]:
     """Zarr stores: `root` itself or the `*.zarr` folders directly in it."""
-    return [root] if root.suffix == ".zarr" else sorted(p for p in root.glob("*.zarr") if p.is_dir())
+    if root.suffix.lower() == ".zarr":
+        return [root]
+    return sorted(p for p in root.iterdir() if p.suffix.lower() == ".zarr" and p.is_dir())
+
+
+def open_zarr(path: Path) -> tuple[ModuleType, zarr.Group | zarr.Array]:
+    """The module zarr, and the group or array at a path. Raises CamaeError when it cannot be opened."""
+    module = optional_module("zarr", f"{path}: Zarr")
+    check_metadata_size(path)
+    try:
+        return module, module.open(str(path), mode="r")
+    except Exception as error:  # zarr raises anything on damaged metadata; the user needs one sentence
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CamaeError(f"{path}: cannot be opened as Zarr ({reason[:200]})") from None
 
 
 def looks_like(root: Path) -> bool:
-    """Format test: the folder is or holds an OME-Zarr store (one with `plate` or `multiscales` metadata)."""
-    return any({"plate", "multiscales"} & _metadata(path).keys() for path in stores(root)[:1])
+    """Format test: the folder is or holds an OME-Zarr store (a plate, an image or a bioformats2raw layout)."""
+    return any(_KINDS & _metadata(path).keys() for path in stores(root)[:1])
 
 
 def _metadata(path: Path) -> _Metadata:
     """OME metadata of a group, from either place the versions of the format keep it; {} where it is no group."""
-    try:
-        attributes = dict(_zarr().open_group(str(path), mode="r").attrs)
-    except (FileNotFoundError, ValueError, KeyError):
+    if not any((path / name).is_file() for name in METADATA_FILES):
         return {}
+    module, opened = open_zarr(path)
+    if isinstance(opened, module.Array):
+        return {}
+    attributes = dict(opened.attrs)
     ome = attributes.get("ome", attributes)
     return cast(_Metadata, ome) if isinstance(ome, dict) else {}
 
@@ -83,45 +112,83 @@ def _metadata(path: Path) -> _Metadata:
 def read(path: str | os.PathLike[str], incomplete: str = "error") -> Manifest:
     """Manifest of every field of every store under `path`; plate = the store's name, site = the field's number.
 
-    Channel names come from the `omero` metadata, else "0", "1", ... Raises CamaeError for fields with several
-    z planes or time points, which a plane-wise manifest cannot choose from.
+    Channel names come from the `omero` metadata, else "0", "1", ... Wells and images that a plate lists without their
+    folder are incomplete (see `read_manifest`). Raises CamaeError for damaged metadata and for fields with several z
+    planes or time points, which a plane-wise manifest cannot choose from.
     """
     root = Path(path).absolute()
-    rows, channels = [], []
+    base = root.parent if root.suffix.lower() == ".zarr" else root
+    rows: list[dict[str, str]] = []
+    channels: list[str] = []
+    left_out = Omissions()
     for store in stores(root):
-        for well, site, image in _fields(store):
-            names, planes = _planes(image)
-            channels += [n for n in names if n not in channels]
-            base = root.parent if root.suffix == ".zarr" else root
-            rows.append(
-                {
-                    "Metadata_Plate": store.name.removesuffix(".zarr"),
-                    "Metadata_Well": well,
-                    "Metadata_Site": site,
-                }
-                | {
-                    n: f"{p.relative_to(base).as_posix()}#{index}"
-                    for n, (p, index) in zip(names, planes, strict=True)
-                }
-            )
+        try:
+            for well, site, image in _fields(store, incomplete, left_out):
+                names, planes = _planes(image)
+                channels += names
+                rows.append(
+                    {
+                        "Metadata_Plate": store.name[: -len(".zarr")],
+                        "Metadata_Well": well,
+                        "Metadata_Site": site,
+                    }
+                    | {
+                        n: f"{p.relative_to(base).as_posix()}#{i}"
+                        for n, (p, i) in zip(names, planes, strict=True)
+                    }
+                )
+        except _DAMAGED as error:
+            if isinstance(error, CamaeError):
+                raise
+            raise CamaeError(
+                f"{store}: its OME metadata is damaged ({type(error).__name__}: {error})"
+            ) from None
     if not rows:
         raise CamaeError(f"{root}: holds no OME-Zarr plate or image")
     table = pd.DataFrame(rows, dtype=object).fillna("")
-    return validated(table, root.parent if root.suffix == ".zarr" else root, channels, incomplete)
+    return validated(table, base, unique(channels), incomplete, left_out=left_out)
 
 
-def _fields(store: Path) -> list[tuple[str, str, Path]]:
-    """(well, site, path of the multiscale image) of a store."""
+def _fields(store: Path, incomplete: str, left_out: Omissions) -> Iterator[Field]:
+    """Every image of a store; what a plate lists without its folder is noted, or refused."""
     about = _metadata(store)
-    if "plate" not in about:
-        return [("", "1", store)] if "multiscales" in about else []
-    found = []
-    for well in about["plate"]["wells"]:
+    if "plate" in about:
+        yield from _wells(store, about["plate"], incomplete, left_out)
+    elif "multiscales" in about:
+        yield "", "1", store
+    elif "bioformats2raw.layout" in about:
+        series = _metadata(store / "OME").get("series") or _numbered(store)
+        for number, name in enumerate(series, start=1):
+            yield "", str(number), store / name
+    else:
+        left_out.add("store", store.name, "it has neither plate nor image metadata")
+
+
+def _numbered(store: Path) -> list[str]:
+    return [str(n) for n in sorted(int(p.name) for p in store.iterdir() if p.name.isdecimal())]
+
+
+def _wells(store: Path, plate: _Plate, incomplete: str, left_out: Omissions) -> Iterator[Field]:
+    for well in plate["wells"]:
         folder = store / well["path"]
-        name = normal_well(well["path"].replace("/", ""))
-        for number, image in enumerate(_metadata(folder)["well"]["images"], start=1):
-            found.append((name, str(number), folder / image["path"]))
-    return found
+        about = _metadata(folder)
+        images = about["well"]["images"] if about else []
+        if not about:
+            _absent("well", folder, incomplete, left_out)
+        for number, image in enumerate(images, start=1):
+            if (folder / image["path"]).is_dir():
+                yield well["path"].replace("/", ""), str(number), folder / image["path"]
+            else:
+                _absent("site", folder / image["path"], incomplete, left_out)
+
+
+def _absent(kind: str, folder: Path, incomplete: str, left_out: Omissions) -> None:
+    if incomplete == "error":
+        raise CamaeError(
+            f"{folder}: the plate lists this {kind}, but it is not there; pass incomplete='skip' (--incomplete skip) to "
+            "leave it out"
+        )
+    left_out.add(kind, folder, "the plate lists it, but it is not there")
 
 
 def _planes(image: Path) -> tuple[list[str], list[tuple[Path, str]]]:
@@ -131,13 +198,22 @@ def _planes(image: Path) -> tuple[list[str], list[tuple[Path, str]]]:
         raise CamaeError(f"{image}: has no multiscales metadata")
     scale = about["multiscales"][0]
     array_path = image / scale["datasets"][0]["path"]
-    shape = _zarr().open_array(str(array_path), mode="r").shape
+    module, array = open_zarr(array_path)
+    if not isinstance(array, module.Array):
+        raise CamaeError(f"{array_path}: is no array, and the image's metadata says it is")
+    shape = array.shape
     axes = [a if isinstance(a, str) else a["name"] for a in scale.get("axes", list("tczyx"[-len(shape) :]))]
+    if len(axes) != len(shape) or axes[-2:] != ["y", "x"]:
+        raise CamaeError(f"{array_path}: its axes {axes} do not fit its shape {shape}, or do not end in y, x")
     for axis, size in zip(axes, shape, strict=True):
-        if axis in "tz" and size > 1:
+        if axis not in ("c", "y", "x") and size > 1:
             raise CamaeError(f"{array_path}: has {size} planes along {axis}: project them to one first")
     count = shape[axes.index("c")] if "c" in axes else 1
-    labels = [c.get("label") or str(i) for i, c in enumerate(about.get("omero", {}).get("channels", []))]
+    if count > 1000:
+        raise CamaeError(f"{array_path}: claims {count:,} channels: its metadata is damaged")
+    labels = [str(c.get("label") or i) for i, c in enumerate(about.get("omero", {}).get("channels", []))]
     names = labels if len(labels) == count else [str(i) for i in range(count)]
+    if len(set(names)) < len(names):
+        raise CamaeError(f"{image}: two of its channels have one label, {', '.join(names)}: rename one")
     indices = [",".join(str(c if a == "c" else 0) for a in axes[:-2]) for c in range(count)]
     return names, [(array_path, index) for index in indices]

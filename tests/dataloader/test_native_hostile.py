@@ -170,11 +170,12 @@ def test_a_small_file_cannot_ask_for_much_memory(tmp_path: Path, compression: st
         for name in ("ImageWidth", "ImageLength", "RowsPerStrip"):
             tags[name].overwrite(1 << 24 if "Rows" not in name else 0xFFFFFFFF, dtype="I")
     tracemalloc.start()
-    with pytest.raises(CamaeError, match=r"bomb\.tif: a block of .* cannot hold"):
+    refused = r"bomb\.tif: a block of .* (cannot hold|lies outside the file)"
+    with pytest.raises(CamaeError, match=refused):
         read_plane(path)
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
-    with pytest.raises(CamaeError, match=r"bomb\.tif: a block of .* cannot hold"):
+    with pytest.raises(CamaeError, match=refused):
         read_crops([path], 0, 1 << 20, 64)
 
 

@@ -1,0 +1,120 @@
+"""Checks of Zarr arrays before anything is decoded: a small damaged or hostile store asks for no time and memory."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from camae.errors import CamaeError
+
+if TYPE_CHECKING:
+    import zarr
+
+LARGEST_CHUNK = 128 << 20  # bytes of one decoded chunk
+LARGEST_PLANE = 1 << 30  # bytes
+LARGEST_METADATA = 64 << 20  # bytes of one metadata file; consolidated ones of large plates have tens of MB
+MOST_CHUNKS = 1 << 16  # of one plane
+METADATA_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+# More than 1,032 times smaller than their pixels are no blocks of deflate, and few of any codec.
+_RATIO = 1032
+_BLOSC_HEADER = 16
+
+
+def check_metadata_size(path: str | os.PathLike[str]) -> None:
+    """Raise CamaeError for metadata files larger than any plate's."""
+    for name in METADATA_FILES:
+        file = Path(path) / name
+        size = file.stat().st_size if file.is_file() else 0
+        if size > LARGEST_METADATA:
+            raise CamaeError(f"{file}: has {size:,} bytes, no metadata has as many: it is damaged")
+
+
+def check_array(path: str, array: zarr.Array, index: tuple[int, ...]) -> None:
+    """Raise CamaeError when the plane array[index] (y, x) cannot be read within reason.
+
+    Refused are dtypes other than unsigned integers and floats, planes and chunks larger than any image's, planes of a
+    huge number of chunks, indices outside, and chunks whose files would decode to more than a chunk holds.
+    """
+    dtype, shape, chunks = array.dtype, array.shape, array.chunks
+    if dtype.kind not in "uf":
+        raise CamaeError(f"{path}: pixels are {dtype}, only uint8, uint16 and float32 are read")
+    if any(i >= n for i, n in zip(index, shape[:-2], strict=True)):
+        raise CamaeError(f"{path}: has shape {shape}, so there is no plane {','.join(map(str, index))}")
+    if min(chunks, default=1) < 1 or math.prod(chunks) * dtype.itemsize > LARGEST_CHUNK:
+        raise CamaeError(
+            f"{path}: has chunks of {chunks}, more than {LARGEST_CHUNK >> 20} MiB each: it is damaged"
+        )
+    plane = math.prod(shape[-2:]) * dtype.itemsize
+    across = math.prod(-(-n // c) for n, c in zip(shape[-2:], chunks[-2:], strict=True))
+    if plane > LARGEST_PLANE or across > MOST_CHUNKS:
+        raise CamaeError(
+            f"{path}: has planes of {shape[-2]}x{shape[-1]} in {across:,} chunks: too large to be read"
+        )
+    if plane > LARGEST_CHUNK // 2 and plane > _RATIO * _bytes_below(path, plane // _RATIO + 1):
+        raise CamaeError(f"{path}: its files cannot hold planes of {shape[-2]}x{shape[-1]}: it is damaged")
+
+
+def _bytes_below(path: str, enough: int) -> int:
+    """Bytes of the files below a folder, counted until there are enough."""
+    total = 0
+    for folder, _, files in os.walk(path):
+        for file in files:
+            total += os.path.getsize(os.path.join(folder, file))
+            if total >= enough:
+                return total
+    return total
+
+
+def check_chunks(path: str, array: zarr.Array, index: tuple[int, ...]) -> None:
+    """Raise CamaeError when a chunk file of the plane says it decodes to more than a chunk holds.
+
+    Looks at what the headers of Blosc, Zstandard, gzip and zlib say; arrays in shards are not looked at.
+    """
+    if getattr(array, "shards", None) is not None:
+        return
+    room = math.prod(array.chunks) * array.dtype.itemsize
+    if not room:
+        return
+    leading = [i // c for i, c in zip(index, array.chunks[:-2], strict=True)]
+    down, across = (-(-n // c) for n, c in zip(array.shape[-2:], array.chunks[-2:], strict=True))
+    for y in range(down):
+        for x in range(across):
+            file = Path(path) / array.metadata.encode_chunk_key((*leading, y, x))
+            if file.is_file() and _claimed(file, room) > room:
+                raise CamaeError(f"{file}: decodes to more than the {room:,} bytes of a chunk: it is damaged")
+
+
+def _claimed(file: Path, room: int) -> int:
+    """Bytes that a compressed chunk decodes to, by its header or by decoding up to `room`; 0 where unknown."""
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        head = stream.read(_BLOSC_HEADER)
+        if head[:4] == b"\x28\xb5\x2f\xfd":
+            return _zstd_size(head)
+        if head[:2] in (b"\x1f\x8b", b"\x78\x01", b"\x78\x9c", b"\x78\xda", b"\x78\x5e"):
+            if size * _RATIO <= LARGEST_CHUNK:
+                return 0
+            stream.seek(0)
+            inflater = zlib.decompressobj(wbits=47)
+            done = 0
+            while done <= room and (data := inflater.unconsumed_tail or stream.read(1 << 20)):
+                done += len(inflater.decompress(data, 1 << 20))
+            return done
+        if len(head) == _BLOSC_HEADER and head[0] in (1, 2, 3, 4, 5):
+            whole, _, packed = struct.unpack("<III", head[4:])
+            return whole if packed == size else 0
+    return 0
+
+
+def _zstd_size(head: bytes) -> int:
+    """Frame content size of a Zstandard frame (RFC 8878), 0 where it is not stated."""
+    descriptor = head[4] if len(head) > 4 else 0
+    single, flag = descriptor >> 5 & 1, descriptor >> 6
+    width = (1 if single else 0, 2, 4, 8)[flag]
+    start = 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3]
+    value = int.from_bytes(head[start : start + width], "little")
+    return value + 256 if width == 2 else value
