@@ -23,7 +23,7 @@ from camae.text_table import as_text
 from camae.wells import normal_well
 
 Unit: TypeAlias = Literal["site", "well", "treatment"]  # what a row of a table stands for
-Kind: TypeAlias = Literal["float", "integer", "text"]  # what a column holds
+Kind: TypeAlias = Literal["float", "integer", "text", "empty"]  # what a column holds
 
 PLATE = ("Metadata_Source", "Metadata_Batch", "Metadata_Plate")
 WELL = (*PLATE, "Metadata_Well")
@@ -63,7 +63,8 @@ _TREATMENT = re.compile(
 )
 # A row of a table of regions is one of several of its site.
 _REGION = re.compile(
-    r"Metadata_(.*Cell_[XY]|.*Object.*|.*Region.*|.*Nuclei_.*|.*Location_.*|tile(_.*)?)", re.IGNORECASE
+    r"(Metadata_)?(.*Cell_[XY]|.*Object_?Number.*|Object.*|Region.*|.*Location_Center.*|tile(_.*)?)",
+    re.IGNORECASE,
 )
 
 
@@ -106,7 +107,9 @@ def select_features(
     if not features:
         features = [n for n in candidates if _IMAGE.fullmatch(n) and kind(n) != "text"]
     chosen = set(features)
-    left_out |= {name: reason for name in candidates if name not in chosen and kind(name) != "text"}
+    for name in candidates:
+        if name not in chosen and kind(name) != "text":
+            left_out[name] = "no value in any row" if kind(name) == "empty" else reason
     return features, left_out
 
 
@@ -114,9 +117,10 @@ def feature_names(table: pd.DataFrame) -> list[str]:
     """Names of a table's feature columns (`select_features`)."""
 
     def kind(name: str) -> Kind:
-        return {"f": "float", "i": "integer", "u": "integer", "b": "integer"}.get(
-            table[name].dtype.kind, "text"
-        )
+        if table[name].isna().all() and len(table):
+            return "empty"
+        kinds: dict[str, Kind] = {"f": "float", "i": "integer", "u": "integer"}
+        return kinds.get(table[name].dtype.kind, "text")
 
     def whole(name: str) -> bool:
         return bool((table[name].dropna() % 1 == 0).all())
@@ -136,13 +140,15 @@ def unit_of(metadata: pd.DataFrame) -> Unit:
     return "site" if wells.astype(str).duplicated().any() else "well"
 
 
+def has_regions(metadata: pd.DataFrame) -> bool:
+    """Whether the rows are regions or objects (cells) of sites, so that a site may have many."""
+    return any(_REGION.fullmatch(str(name)) for name in metadata.columns)
+
+
 def make_table(metadata: pd.DataFrame, vectors_ND: np.ndarray) -> pd.DataFrame:
     """Table of metadata (N rows), as text, beside float32 vectors (N, D)."""
-    text = (
-        metadata.reset_index(drop=True).apply(as_text)
-        if len(metadata.columns)
-        else metadata.reset_index(drop=True)
-    )
+    plain = metadata.reset_index(drop=True)
+    text = pd.DataFrame({name: as_text(plain[name]) for name in plain.columns}, index=plain.index)
     features = pd.DataFrame(vectors_ND.astype(np.float32), columns=feature_columns(vectors_ND.shape[1]))
     return pd.concat([text, features], axis=1)
 
@@ -213,7 +219,7 @@ def check_wells_agree(metadata: pd.DataFrame) -> None:
     Metadata_Well holds normal names (`camae.wells.normal_well`). Rows of regions of a site may be many.
     """
     keys = [c for c in (*WELL, *MOMENT) if c in metadata]
-    if "Metadata_Site" in metadata and not any(_REGION.fullmatch(str(c)) for c in metadata.columns):
+    if "Metadata_Site" in metadata and not has_regions(metadata):
         twice = metadata.duplicated([c for c in SITE if c in metadata])
         if twice.any():
             row = metadata.loc[twice].iloc[0]

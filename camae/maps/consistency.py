@@ -12,9 +12,18 @@ from camae.errors import CamaeError
 from camae.maps.aggregation import group_means
 from camae.maps.arrays import Array, Labels, Mask, groups, namespace, rows, to_numpy, unit_rows
 from camae.maps.inputs import control_rows, embeddings, labels, listing
+from camae.maps.replicates import ReplicateUnit, independent_rows
+
+_BY = "camae_by"  # column of the labels beside the metadata
 
 
-def consistency(x: Array, by: Labels, null: Sequence[str] | None = None) -> pd.DataFrame:
+def consistency(
+    x: Array,
+    by: Labels,
+    null: Sequence[str] | None = None,
+    meta: pd.DataFrame | None = None,
+    unit: ReplicateUnit = None,
+) -> pd.DataFrame:
     """Replicate consistency: mean cosine of all pairs of replicates of a perturbation.
 
     A perturbation that acts on the cells gives replicates that look alike.
@@ -28,6 +37,11 @@ def consistency(x: Array, by: Labels, null: Sequence[str] | None = None) -> pd.D
     null : sequence of str, optional
         Names of perturbations that should do nothing (genes the cells do not express). Their consistencies are the
         null distribution: the p-value is the share of them that is at least as large.
+    meta : DataFrame, optional
+        n rows with Metadata_Plate and Metadata_Well. Several rows of one well and perturbation are then refused, as
+        sites of one well are no replicates.
+    unit : {"well", "site"}, optional
+        "well" averages such rows, "site" counts them as replicates.
 
     Returns
     -------
@@ -38,7 +52,7 @@ def consistency(x: Array, by: Labels, null: Sequence[str] | None = None) -> pd.D
     Raises
     ------
     CamaeError
-        When `null` names an unknown label, or no label has two rows.
+        When `null` names an unknown label, no label has two rows, or (with `meta`) they are of one well.
 
     Notes
     -----
@@ -50,14 +64,15 @@ def consistency(x: Array, by: Labels, null: Sequence[str] | None = None) -> pd.D
     Celik et al. 2024, "Building, benchmarking, and exploring perturbative maps of transcriptional and
     morphological data" (EFAAR), perturbation signal consistency.
     """
-    unit = unit_rows(embeddings(x))
-    xp = namespace(unit)
-    names, members = groups(labels(by, unit.shape[0], "by"))
+    x, by_N = _replicates(x, by, meta, unit)
+    directions = unit_rows(x)
+    xp = namespace(directions)
+    names, members = groups(by_N)
     count = np.array([len(index) for index in members])
     if count.max() < 2:
         raise CamaeError("no perturbation has two replicates; consistency needs pairs of replicates")
-    total = to_numpy(group_means(unit, members)).astype(np.float64) * count[:, None]
-    norm_N = to_numpy(xp.einsum("ij,ij->i", unit, unit)).astype(np.float64)
+    total = to_numpy(group_means(directions, members)).astype(np.float64) * count[:, None]
+    norm_N = to_numpy(xp.einsum("ij,ij->i", directions, directions)).astype(np.float64)
     own = np.array([norm_N[index].sum() for index in members])
     pairs = np.where(count > 1, count * (count - 1), 1)
     value = np.where(count > 1, ((total**2).sum(axis=1) - own) / pairs, np.nan)
@@ -129,6 +144,22 @@ def magnitude(
     return out.assign(p_value=_p_against(names, np.array(value), null))
 
 
+def _replicates(
+    x: Array, by: Labels, meta: pd.DataFrame | None, unit: ReplicateUnit
+) -> tuple[Array, npt.NDArray[np.str_]]:
+    """Rows and labels, one for each well and label where the metadata tells wells."""
+    x = embeddings(x)
+    n = x.shape[0]
+    by_N = labels(by, n, "by")
+    if meta is None:
+        return x, by_N
+    if len(meta) != n:
+        raise CamaeError(f"the metadata has {len(meta)} rows and the embeddings {n}; they must correspond")
+    table = meta.reset_index(drop=True).assign(**{_BY: by_N})
+    x, table, _ = independent_rows(x, table, [_BY], unit, np.ones(n, dtype=bool))
+    return x, table[_BY].to_numpy(str)
+
+
 def _distances(a: Array, b: Array) -> Array:
     xp = namespace(a)
     squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * (a @ b.T)
@@ -138,7 +169,7 @@ def _distances(a: Array, b: Array) -> Array:
 def _p_against(names: npt.NDArray, value: npt.NDArray, null: Sequence[str] | None) -> npt.NDArray:
     if null is None:
         return np.full(len(names), np.nan)
-    wanted = np.unique(np.asarray(list(null)).astype(str))
+    wanted = np.unique(labels(list(null), len(null), "null"))
     unknown = wanted[~np.isin(wanted, names)]
     if len(unknown):
         raise CamaeError(f"null names {listing(unknown)}, which no row has; give names that occur in by=")

@@ -5,20 +5,20 @@ Every recall, curve and report starts here: align the wells on the negative cont
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+import dataclasses
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
-from camae.embedding_table import features_of, read_table
 from camae.errors import CamaeError
 from camae.maps.aggregation import aggregate, control_mean, perturbation_names
 from camae.maps.alignment import align
 from camae.maps.arrays import Array, Labels, Mask, rows
 from camae.maps.inputs import embeddings, labels, mask
+from camae.maps.replicates import ReplicateUnit
+from camae.maps.screens import Profiles, ScreenColumns, read_screen
 
 # Negative controls per component kept by "half_controls": a covariance from about as many controls as features
 # whitens their noise, not the batch effect.
@@ -40,11 +40,14 @@ class ScreenMap:
         The perturbations, sorted.
     options : dict
         Options that the alignment was given, among them the number of components it was limited to.
+    notes : list of str
+        What was done to the rows of a screen before, such as sites averaged to wells.
     """
 
     vectors: Array
     names: npt.NDArray[np.str_]
     options: dict[str, object]
+    notes: list[str] = field(default_factory=list)
 
 
 def map_profiles(
@@ -89,15 +92,20 @@ def map_profiles(
     """
     x = embeddings(x)
     control_N = mask(control, x.shape[0], "control")
-    most = int(control_N.sum()) // CONTROLS_PER_COMPONENT
-    if components != "half_controls":
-        if components is not None:
-            options = {"components": components} | options
-    elif method in FITS_COMPONENTS and 1 <= most < x.shape[1]:
-        options = {"components": most} | options
+    options = component_options(method, x.shape[1], control_N, components) | options
     z = align(x, method, batch=batch, control=control_N, **options)
     vectors, names = perturbation_vectors(z, perturbation, control_N)
     return ScreenMap(vectors, names, options)
+
+
+def component_options(
+    method: str, width: int, control: npt.NDArray[np.bool_], components: Components = "half_controls"
+) -> dict[str, object]:
+    """Options of the alignment that limit its components; see `map_profiles`. width: features of a row."""
+    if components != "half_controls":
+        return {} if components is None or method not in FITS_COMPONENTS else {"components": components}
+    most = int(control.sum()) // CONTROLS_PER_COMPONENT
+    return {"components": most} if method in FITS_COMPONENTS and 1 <= most < width else {}
 
 
 def perturbation_vectors(z: Array, perturbation: Labels, control: Mask) -> tuple[Array, npt.NDArray[np.str_]]:
@@ -116,12 +124,14 @@ def perturbation_vectors(z: Array, perturbation: Labels, control: Mask) -> tuple
 
 
 def map_screen(
-    wells: pd.DataFrame | str | Path,
+    wells: Profiles,
     method: str = "tvn",
     *,
-    batch: str = "Metadata_Plate",
     perturbation: str = "Metadata_Perturbation",
+    plate: str | None = "Metadata_Plate",
     control: str = "Metadata_control_type",
+    negative: str = "negcon",
+    unit: ReplicateUnit = "well",
     components: Components = "half_controls",
     **options: object,
 ) -> ScreenMap:
@@ -129,33 +139,32 @@ def map_screen(
 
     Parameters
     ----------
-    wells : DataFrame or path
-        Table with `Metadata_*` and feature columns, or its Parquet file (wells.parquet of ``camae embed``).
+    wells : DataFrame, path or sequence of paths
+        Table with `Metadata_*` and feature columns, its file (`read_profiles`: CSV, TSV, Parquet, AnnData), or
+        several files of one screen, such as one for each plate.
     method : str
         Alignment, one of `camae.maps.METHODS`.
-    batch, perturbation, control : str
-        Columns of the plate, the perturbation, and the control type, which says "negcon" for negative controls.
+    perturbation, plate, control : str
+        Columns of the perturbation, the plate (None: all rows are aligned together), and the mark of controls.
+    negative : str
+        What `control` says for negative controls.
+    unit : {"well", "site"} or None
+        Sites are averaged by well; "site" keeps each as a replicate, None refuses them.
     components, **options
         As in `map_profiles`.
 
     Returns
     -------
     ScreenMap
-        One vector for each perturbation, NumPy.
+        One vector for each perturbation, NumPy; `notes` say what was averaged and which columns are no features.
 
     Raises
     ------
     CamaeError
         When a needed column or the controls are missing; MissingFileError when there is no such file.
     """
-    table = wells if isinstance(wells, pd.DataFrame) else read_table(wells)[0]
-    for column in (batch, perturbation, control):
-        if column not in table:
-            raise CamaeError(
-                f"the table of wells has no column {column}; a map needs plate, perturbation and controls"
-            )
-    is_control = (table[control] == "negcon").to_numpy(bool)
-    if not is_control.any():
-        raise CamaeError(f"no well is a negative control: {control} says 'negcon' nowhere")
-    name_N, batch_N = table[perturbation].to_numpy(str), table[batch].to_numpy(str)
-    return map_profiles(features_of(table), name_N, batch_N, is_control, method, components, **options)
+    screen = read_screen(wells, ScreenColumns(perturbation, plate, control, negative), unit)
+    result = map_profiles(
+        screen.x, screen.perturbation, screen.plate, screen.control, method, components, **options
+    )
+    return dataclasses.replace(result, notes=screen.notes)

@@ -71,8 +71,9 @@ def columns(meta: pd.DataFrame, names: Columns | None, what: str) -> list[str]:
 
 
 def codes(column: pd.Series) -> npt.NDArray[np.int32]:
-    """Integers that are equal where the values are; -1 where missing."""
-    return pd.factorize(column)[0].astype(np.int32)
+    """Integers that are equal where the values are; -1 where missing or ""."""
+    code = pd.factorize(column)[0].astype(np.int32)
+    return code if pd.api.types.is_numeric_dtype(column) else np.where(column == "", np.int32(-1), code)
 
 
 def membership(column: pd.Series, separator: str) -> tuple[list[str], npt.NDArray[np.float32]]:

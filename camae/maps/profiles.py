@@ -1,115 +1,327 @@
-"""Profile tables of the field: `Metadata_*` columns and features in Parquet, CSV or AnnData, from any tool.
+"""Profile tables of the field: `Metadata_*` columns and features in CSV, TSV, Parquet or AnnData, from any tool.
 
-`camae.embedding_table` writes and reads the embeddings tables of this package (Parquet alone); the reader here takes
-tables of other tools as well (pycytominer, JUMP, AnnData) and checks that a well occurs once.
+`camae.embedding_table` writes the embeddings tables of this package and says which columns are features; the reader
+here takes tables of other tools as well (CellProfiler, pycytominer, JUMP, AnnData), and gives the same names,
+metadata and features from every format.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute
 
-from camae.embedding_table import read_table
+from camae.embedding_table import (
+    SITE,
+    Kind,
+    Unit,
+    check_wells_agree,
+    feature_names,
+    has_regions,
+    select_features,
+    unit_of,
+)
 from camae.errors import CamaeError, MissingBackendError, MissingFileError
+from camae.maps.aggregation import group_means
+from camae.maps.inputs import listing
+from camae.omissions import Omissions
+from camae.text_table import SUFFIXES, are_numbers, as_text, numbers, read_arrow_table
+from camae.wells import normal_well
 
-WELL = ("Metadata_Source", "Metadata_Batch", "Metadata_Plate", "Metadata_Well", "Metadata_Site")
+_WHOLE = r"^\s*[+-]?\d+\s*$"
 
 
-def read_profiles(path: str | Path) -> tuple[pd.DataFrame, npt.NDArray]:
+@dataclass(frozen=True)
+class ProfileTable:
+    """Profiles of sites, wells or treatments.
+
+    meta: n rows of text, "" where nothing was given; Metadata_Well by its normal name. x: (n, d) features, in the
+    dtype that is stored (text: fp32 for emb_####, else fp64). features: their d names. source: where they are from.
+    omitted: columns of numbers that are no features.
+    """
+
+    meta: pd.DataFrame
+    x: npt.NDArray
+    features: list[str]
+    source: str
+    omitted: Omissions
+
+    @property
+    def unit(self) -> Unit:
+        """What a row stands for: "site", "well" or "treatment"."""
+        return unit_of(self.meta)
+
+    def check_finite(self) -> None:
+        """Raise CamaeError naming the features that hold no finite number in some row."""
+        bad = ~np.isfinite(self.x)
+        if not bad.any():
+            return
+        names = [self.features[k] for k in np.flatnonzero(bad.any(axis=0))]
+        raise CamaeError(
+            f"{self.source}: {len(names)} of {len(self.features)} features have rows without a finite number "
+            f"({listing(names)}; first in row {int(bad.any(axis=1).argmax())}); drop these features or rows"
+        )
+
+    def by_well(self) -> ProfileTable:
+        """Mean over the rows of every well; metadata that is the same in all rows of each well is kept.
+
+        Time points and depths stay apart. Raises CamaeError where the rows of a well disagree in what was done to it.
+        """
+        keys = [name for name in SITE if name in self.meta and name != "Metadata_Site"]
+        check_wells_agree(self.meta)
+        groups = self.meta.groupby(keys, sort=False, dropna=False)
+        members = sorted(groups.indices.values(), key=lambda index: int(index[0]))
+        constant = [c for c in self.meta if c in keys or (groups[c].nunique(dropna=False) == 1).all()]
+        meta = self.meta[constant].iloc[[int(index[0]) for index in members]].reset_index(drop=True)
+        return dataclasses.replace(self, meta=meta, x=group_means(self.x, members))
+
+
+def read_profiles(
+    path: str | Path, features: Sequence[str] | None = None, omitted: Omissions | None = None
+) -> tuple[pd.DataFrame, npt.NDArray]:
     """Read a table of profiles: metadata and features.
 
     Parameters
     ----------
     path : path
-        .parquet, .csv, .csv.gz, .tsv, .tsv.gz (pycytominer's), or .h5ad (AnnData: metadata in obs, features in X).
+        .csv, .tsv, .txt (each also .gz), .parquet, or .h5ad (AnnData: metadata in obs, features in X).
+    features : sequence of str, optional
+        Feature columns, where the rule of `camae.embedding_table.select_features` does not find them: emb_####
+        columns; else those of CellProfiler's compartments without identifiers; else all columns of floating-point
+        numbers.
+    omitted : Omissions, optional
+        Filled with the columns of numbers that are no features; without it a warning counts them.
 
     Returns
     -------
     meta : DataFrame
-        n rows; the `Metadata_*` columns as they are (AnnData's obs columns get the prefix).
+        n rows of text: the `Metadata_*` columns and all others that are no features; "" where a cell is empty.
+        CellProfiler's Image_Metadata_* lose their first word, AnnData's obs columns get the prefix Metadata_,
+        Metadata_Well is written in its normal form ("A01").
     x : (n, d) array
-        Features, in the dtype that is stored.
+        Features, in the dtype that is stored; from text fp32 for emb_#### columns, else fp64. NaN where empty.
 
     Raises
     ------
     MissingFileError
         When there is no such file.
     CamaeError
-        For another kind of file, no features, features that are not numbers, or a well (or site) that occurs twice.
+        For another kind of file, no features, a cell of a feature that is not a number (with its line), or a well
+        (or site) that occurs twice.
     MissingBackendError
         For .h5ad without the package anndata.
     """
+    table = read_profile_table(path, features)
+    if omitted is not None:
+        omitted.extend(table.omitted)
+    else:
+        for line in table.omitted.lines():
+            warnings.warn(f"{path}: {line}", stacklevel=2)
+    return table.meta, table.x
+
+
+def read_profile_table(path: str | Path, features: Sequence[str] | None = None) -> ProfileTable:
+    """`read_profiles` with the names of the features and what was left out."""
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(
-            f"{path} does not exist; give a table of profiles (.parquet, .csv, .csv.gz, .h5ad)"
+            f"{path} does not exist; give a table of profiles ({', '.join(SUFFIXES)} or .h5ad)"
         )
-    if path.suffix == ".h5ad":
-        meta, x = _read_anndata(path)
-    else:
-        table = _read_columns(path)
-        features = [name for name in table.columns if not name.startswith("Metadata_")]
-        if not features:
-            raise CamaeError(f"{path} has no feature columns: every column starts with Metadata_")
-        odd = [name for name in features if table[name].dtype.kind not in "fiub"]
+    if path.suffix.lower() == ".h5ad":
+        return _read_anndata(path, features)
+    if not path.name.lower().removesuffix(".gz").endswith(SUFFIXES):
+        raise CamaeError(
+            f"{path}: cannot tell the format; profiles are read from .csv, .tsv or .txt (also .gz), .parquet or .h5ad"
+        )
+    table = read_arrow_table(path)
+    names, left_out = _chosen(path, table.column_names, features, _Kinds(table))
+    columns = [numbers(path, table, name) for name in names]
+    dtype = np.result_type(*(column.dtype for column in columns))
+    from_text = any(pa.types.is_string(table.schema.field(name).type) for name in names)
+    if from_text and all(name.startswith("emb_") for name in names):
+        dtype = np.dtype(np.float32)
+    x = np.empty((table.num_rows, len(names)), dtype)
+    for k, column in enumerate(columns):
+        x[:, k] = column
+    chosen = set(names)
+    meta = {n: as_text(table.column(n).to_pandas()) for n in table.column_names if n not in chosen}
+    return _table(pd.DataFrame(meta, index=range(table.num_rows)), x, names, str(path), left_out)
+
+
+def join_profile_tables(tables: Sequence[ProfileTable]) -> ProfileTable:
+    """Profiles of one screen from the tables of its files, such as one for each plate.
+
+    Raises CamaeError when the files differ in their features, or a well (or site) occurs twice.
+    """
+    first = tables[0]
+    if len(tables) == 1:
+        return first
+    omitted = Omissions()
+    for table in tables:
+        odd = sorted(set(table.features) ^ set(first.features))
         if odd:
             raise CamaeError(
-                f"{path}: the column '{odd[0]}' does not hold numbers; name metadata columns Metadata_..., or drop it"
+                f"{table.source}: has other features than {first.source} ({listing(odd)}); files of one screen have "
+                "the same"
             )
-        meta, x = table.drop(columns=features), table[features].to_numpy()
-    _check_wells(meta, path)
-    return meta, x
+        omitted.extend(table.omitted)
+    order = [pd.Index(table.features).get_indexer(first.features) for table in tables]
+    x = np.concatenate([table.x[:, index] for table, index in zip(tables, order, strict=True)])
+    meta = pd.concat([table.meta for table in tables], ignore_index=True).fillna("")
+    source = listing(table.source for table in tables)
+    _check_wells(meta, source)
+    return ProfileTable(meta, x, first.features, source, omitted)
 
 
-def _read_columns(path: Path) -> pd.DataFrame:
-    name = path.name.lower()
-    if name.endswith(".parquet"):
-        return read_table(path)[0]
-    for ending, separator in ((".csv", ","), (".tsv", "\t")):
-        if name.endswith((ending, ending + ".gz")):
-            try:
-                return pd.read_csv(path, sep=separator)
-            except (ValueError, OSError) as error:
-                raise CamaeError(f"{path} is not a readable table ({error})") from None
-    raise CamaeError(
-        f"{path}: cannot tell the format; profiles are read from .parquet, .csv(.gz), .tsv(.gz) or .h5ad"
-    )
+def profiles_of(table: pd.DataFrame, source: str = "the table of wells") -> ProfileTable:
+    """Profiles from a table in memory. Features by `select_features`; all other columns are metadata, as text."""
+    names = feature_names(table)
+    if not names:
+        raise CamaeError(f"{source} has no feature columns among {listing(table.columns)}")
+    chosen = set(names)
+    plain = table.reset_index(drop=True)
+    meta = {str(name): as_text(plain[name]) for name in plain.columns if name not in chosen}
+    return _table(pd.DataFrame(meta, index=plain.index), plain[names].to_numpy(), names, source, {})
 
 
-def _read_anndata(path: Path) -> tuple[pd.DataFrame, npt.NDArray]:
+class _Kinds:
+    """What the columns of an Arrow table hold; text counts as numbers where most of its cells are."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self._found: dict[str, Kind] = {}
+
+    def kind(self, name: str) -> Kind:
+        if name not in self._found:
+            self._found[name] = self._kind(self.table.column(name))
+        return self._found[name]
+
+    def _kind(self, column: pa.ChunkedArray) -> Kind:
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if len(column) and column.null_count == len(column):
+            return "empty"
+        if pa.types.is_floating(column.type):
+            return "empty" if len(column) and np.isnan(column.to_numpy()).all() else "float"
+        if pa.types.is_integer(column.type):
+            return "integer"
+        if not pa.types.is_string(column.type):
+            return "text"
+        filled = (pa.compute.utf8_length(pa.compute.utf8_trim_whitespace(column)).to_numpy() > 0).sum()
+        count = are_numbers(column).sum()
+        if len(column) and filled == 0:
+            return "empty"
+        if 2 * count <= filled:
+            return "text"
+        whole = pa.compute.match_substring_regex(column, _WHOLE).fill_null(False).to_numpy().sum()
+        return "integer" if whole == count else "float"
+
+    def whole(self, name: str) -> bool:
+        try:
+            value = numbers("", self.table, name)
+        except CamaeError:
+            return False
+        return bool((value[np.isfinite(value)] % 1 == 0).all())
+
+
+def _chosen(
+    path: Path, names: Sequence[str], features: Sequence[str] | None, kinds: _Kinds
+) -> tuple[list[str], dict[str, str]]:
+    """Feature columns, those asked for or those found, and why other columns of numbers are none."""
+    if features is not None:
+        missing = [name for name in features if name not in names]
+        if missing or not features:
+            raise CamaeError(f"{path} has no feature column {listing(missing)}; it has {listing(names, 6)}")
+        return list(features), {}
+    found, left_out = select_features(names, kinds.kind, kinds.whole)
+    if not found:
+        raise CamaeError(
+            f"{path} has no feature columns among {listing(names, 6)}: features are emb_#### columns, those of "
+            "CellProfiler's compartments, or columns of floating-point numbers; name them by features="
+        )
+    return found, left_out
+
+
+def _read_anndata(path: Path, features: Sequence[str] | None) -> ProfileTable:
     try:
         import anndata
     except ImportError:
         raise MissingBackendError(
             f"{path} needs the package anndata; pip install anndata, or save as Parquet"
         ) from None
-    data = anndata.read_h5ad(path)
-    meta = data.obs.reset_index(drop=True)
-    meta.columns = [name if name.startswith("Metadata_") else f"Metadata_{name}" for name in meta.columns]
+    try:
+        data = anndata.read_h5ad(path)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CamaeError(f"{path} is not a readable AnnData file ({error})") from None
+    if data.X is None:
+        raise CamaeError(f"{path} holds no X, so it has no features")
     x = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)
-    return meta, x
+    names = [str(name) for name in data.var_names]
+    place = {name: k for k, name in enumerate(names)}
+    if len(place) < len(names):
+        raise CamaeError(f"{path}: a name of its features stands twice; rename one")
+    if features is None:
+        found, left_out = select_features(
+            names, lambda _: "float", lambda name: bool((x[:, place[name]] % 1 == 0).all())
+        )
+    else:
+        found, left_out = [name for name in features if name in place], {}
+        if len(found) < len(features):
+            raise CamaeError(f"{path} lacks a feature of {listing(features)}; it has {listing(names)}")
+    if not found:
+        raise CamaeError(f"{path} has no features among {listing(names, 6)}")
+    obs = data.obs.reset_index(drop=True)
+    meta = {
+        name if "Metadata_" in name else f"Metadata_{name}": as_text(obs[name])
+        for name in map(str, obs.columns)
+    }
+    chosen = x if found == names else x[:, [place[name] for name in found]]
+    return _table(pd.DataFrame(meta, index=range(len(obs))), chosen, found, str(path), left_out)
 
 
-def _check_wells(meta: pd.DataFrame, path: Path) -> None:
-    keys = [name for name in WELL if name in meta.columns]
-    if "Metadata_Plate" not in keys or "Metadata_Well" not in keys:
+def _table(
+    meta: pd.DataFrame, x: npt.NDArray, names: list[str], source: str, left_out: dict[str, str]
+) -> ProfileTable:
+    """Profiles with their metadata in the names and spellings of this package; wells are checked."""
+    omitted = Omissions()
+    for name, reason in left_out.items():
+        omitted.add("feature", name, reason)
+    shorter = {name: name.removeprefix("Image_") for name in meta if str(name).startswith("Image_Metadata_")}
+    meta = meta.rename(columns={old: new for old, new in shorter.items() if new not in meta})
+    if "Metadata_Well" in meta:
+        meta["Metadata_Well"] = meta["Metadata_Well"].map(normal_well)
+    _check_wells(meta, source)
+    return ProfileTable(meta, x, names, source, omitted)
+
+
+def _check_wells(meta: pd.DataFrame, source: str) -> None:
+    keys = [name for name in SITE if name in meta.columns]
+    if "Metadata_Plate" not in keys or "Metadata_Well" not in keys or has_regions(meta):
         return
     twice = meta.duplicated(keys)
     if twice.any():
         row = int(twice.to_numpy().argmax())
         what = ", ".join(f"{name.removeprefix('Metadata_')} {meta[name].iloc[row]}" for name in keys)
         raise CamaeError(
-            f"{path}: {what} occurs more than once (again in row {row}, {int(twice.sum())} in all)"
+            f"{source}: {what} occurs more than once (again in row {row}, {int(twice.sum())} in all)"
         )
 
 
 def column(meta: pd.DataFrame, name: str, what: str) -> npt.NDArray[np.str_]:
-    """Metadata column as text. Raises CamaeError naming the columns there are."""
-    if name not in meta.columns:
+    """Metadata column as text, with or without its prefix Metadata_. Raises CamaeError naming the columns there are."""
+    bare = re.sub(r"^(Image_)?Metadata_", "", name)
+    found = next((c for c in (name, f"Metadata_{bare}", bare) if c in meta.columns), None)
+    if found is None:
         raise CamaeError(
-            f"the profiles have no column {name} for the {what}; there are {', '.join(meta.columns)}"
+            f"the profiles have no column {name} for the {what}; there are {', '.join(map(str, meta.columns))}"
         )
-    return meta[name].fillna("").astype(str).to_numpy(str)
+    return as_text(meta[found]).to_numpy(str)

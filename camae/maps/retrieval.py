@@ -19,6 +19,7 @@ from camae.maps.inputs import embeddings, mask
 from camae.maps.nulls import null_average_precision, p_values, q_values
 from camae.maps.profile_pairs import Columns, Negatives, PairRules, columns, find_queries
 from camae.maps.ranking import rank_queries
+from camae.maps.replicates import ReplicateUnit, independent_rows
 
 RULES = ("mean_log_p", "map_null")
 TIES = ("expected", "copairs")
@@ -42,6 +43,7 @@ def retrieval(
     absolute: bool = False,
     multilabel: str | None = None,
     separator: str = "|",
+    unit: ReplicateUnit = None,
 ) -> pd.DataFrame:
     """Retrieval of perturbations: which groups of profiles are found among their negatives more often than by chance.
 
@@ -52,7 +54,7 @@ def retrieval(
     ----------
     x, meta, pos_sameby, pos_diffby, neg_sameby, neg_diffby
         Profiles, their metadata, and the rules of positive and negative pairs; see `average_precision`.
-    ties, query, absolute, multilabel, separator
+    ties, query, absolute, multilabel, separator, unit
         See `average_precision`.
     sameby : columns, optional
         Columns whose values make a group; `pos_sameby` by default.
@@ -77,7 +79,7 @@ def retrieval(
     if rule not in RULES:
         raise CamaeError(f"unknown rule '{rule}'; choose one of {', '.join(RULES)}")
     rules = PairRules.of(meta, pos_sameby, pos_diffby, neg_sameby, neg_diffby, multilabel, separator)
-    ap = _average_precision(x, meta, rules, ties, query, absolute)
+    ap = _average_precision(x, meta, rules, ties, query, absolute, unit)
     return mean_average_precision(ap, sameby or pos_sameby, null_size, threshold, seed, rule)
 
 
@@ -94,6 +96,7 @@ def average_precision(
     absolute: bool = False,
     multilabel: str | None = None,
     separator: str = "|",
+    unit: ReplicateUnit = None,
 ) -> pd.DataFrame:
     """Average precision of every profile: how far ahead of its negatives its positives are ranked by cosine.
 
@@ -124,6 +127,10 @@ def average_precision(
         compound). A profile then asks once for each of its labels; positives share this label, negatives share none.
     separator : str
         Between the labels of `multilabel`.
+    unit : {"well", "site"}, optional
+        What is done with several rows of one well (the same Metadata_Plate and Metadata_Well) that would be a
+        positive pair: "well" averages them, "site" counts them as replicates; by default they are refused, because
+        sites of one well are no replicates.
 
     Returns
     -------
@@ -149,11 +156,17 @@ def average_precision(
     efficiently in the presence of tied scores".
     """
     rules = PairRules.of(meta, pos_sameby, pos_diffby, neg_sameby, neg_diffby, multilabel, separator)
-    return _average_precision(x, meta, rules, ties, query, absolute)
+    return _average_precision(x, meta, rules, ties, query, absolute, unit)
 
 
 def _average_precision(
-    x: Array, meta: pd.DataFrame, rules: PairRules, ties: str, query: Mask | None, absolute: bool
+    x: Array,
+    meta: pd.DataFrame,
+    rules: PairRules,
+    ties: str,
+    query: Mask | None,
+    absolute: bool,
+    unit: ReplicateUnit,
 ) -> pd.DataFrame:
     if ties not in TIES:
         raise CamaeError(f"unknown ties '{ties}'; choose one of {', '.join(TIES)}")
@@ -162,6 +175,8 @@ def _average_precision(
     if len(meta) != n:
         raise CamaeError(f"the metadata has {len(meta)} rows and the embeddings {n}; they must correspond")
     asked = np.ones(n, dtype=bool) if query is None else mask(query, n, "query")
+    if not set(rules.pos_diffby) & {"Metadata_Well", "Metadata_Plate"}:
+        x, meta, asked = independent_rows(x, meta, rules.pos_sameby, unit, asked)
     queries = find_queries(meta, rules, asked)
     _warn_of_unscored(meta, rules.pos_sameby, asked, queries.profile)
     negatives = Negatives(namespace(x), meta, rules)
@@ -234,7 +249,7 @@ def mean_average_precision(
         for key, place in table.groupby(["n_pos_pairs", "n_total_pairs"]).place:
             p[place] = p_values(score[place], nulls[key])
         table["log_p"] = np.log10(p)
-    grouped = table.groupby(by, sort=True)
+    grouped = table.groupby(by, sort=True, observed=True)
     summary = {"n_profiles": ("place", "size"), "average_precision": ("average_precision", "mean")}
     out = grouped.agg(**summary).reset_index()
     if rule == "mean_log_p":
