@@ -191,40 +191,47 @@ class Recorder:
         times = timer(variants, self.rounds)
         if self.promote:  # a baseline's spread holds the machine's slower and faster minutes too
             times = spread_over([times, *(time.sleep(1.0) or timer(variants, self.rounds) for _ in range(2))])
-        bandwidth, rate = measured_limits(self.device)
-        floor = max(size_bytes / bandwidth, flops / rate)
+        work = {
+            "op": op,
+            "case": case,
+            "shape": list(shape),
+            "dtype": dtype,
+            "bytes": size_bytes,
+            "flops": flops,
+        }
         best = min(competitors, key=lambda n: times[n].median) if competitors else None
-        result = {}
+        result: dict[str, Any] = {}
         for backend in ours:
-            mine = times[backend]
-            result = {
-                "op": op,
-                "case": case,
-                "shape": list(shape),
-                "dtype": dtype,
-                "backend": backend,
-                "device": device_name(self.device),
-                "threads": torch.get_num_threads(),
-                "versions": versions(),
-                "commit": commit(),
-                "bytes": size_bytes,
-                "flops": flops,
-                "seconds": {"median": mine.median, "p20": mine.p20, "p80": mine.p80, "rounds": mine.rounds},
-                "floor_seconds": floor,
-                "fraction_of_floor": floor / mine.median,
-                "tflops": flops / mine.median / 1e12,
+            result = work | self.measured(backend, times[backend], size_bytes, flops)
+            result |= {
                 "competitor": best,
                 "competitor_seconds": {n: times[n].median for n in competitors},
-                "ratio": times[best].median / mine.median if best else None,
+                "ratio": times[best].median / times[backend].median if best else None,
                 "correct": True,
                 "target": target or None,
-            } | (more(mine) if more else {})
+            } | (more(times[backend]) if more else {})
             if self.compare:
                 self.hold_to_baseline(
                     result, lambda run=ours[backend]: timer({"again": run}, self.rounds)["again"]
                 )
             self.write(result)
         return result
+
+    def measured(self, backend: str, mine: Times, size_bytes: float, flops: float) -> dict[str, Any]:
+        """Where a time was taken, the time, and its place against the floor of bytes and FLOPs."""
+        bandwidth, rate = measured_limits(self.device)
+        floor = max(size_bytes / bandwidth, flops / rate)
+        return {
+            "backend": backend,
+            "device": device_name(self.device),
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "commit": commit(),
+            "seconds": {"median": mine.median, "p20": mine.p20, "p80": mine.p80, "rounds": mine.rounds},
+            "floor_seconds": floor,
+            "fraction_of_floor": floor / mine.median,
+            "tflops": flops / mine.median / 1e12,
+        }
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one JSON line."""
