@@ -18,30 +18,24 @@ from camae.wells import normal_well, row_name
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jp2")
 # Formats of images that are not read: they are counted, not passed over in silence.
-_OTHER_SUFFIXES = [
-    ".jpg",
-    ".jpeg",
-    ".bmp",
-    ".gif",
-    ".webp",
-    ".dib",
-    ".c01",
-    ".flex",
-    ".stk",
-    ".nd2",
-    ".czi",
-    ".lif",
-    ".lsm",
-    ".ims",
-    ".vsi",
-    ".oib",
-    ".oif",
-    ".dv",
-    ".mrc",
-    ".svs",
-    ".ndpi",
-    ".exr",
-]
+_OTHER_SUFFIXES = (
+    *(
+        ".jpg",
+        ".jpeg",
+        ".bmp",
+        ".gif",
+        ".webp",
+        ".dib",
+        ".c01",
+        ".flex",
+        ".stk",
+        ".nd2",
+        ".czi",
+        ".lif",
+        ".lsm",
+    ),
+    *(".ims", ".vsi", ".oib", ".oif", ".dv", ".mrc", ".svs", ".ndpi"),
+)
 _GUID = r"[0-9A-F]{8}-(?:[0-9A-F]{4}-){3}[0-9A-F]{12}"
 _END = r"\.(?:tiff?|png|jp2)$"
 _WELL = r"(?P<well>[A-Z]{1,2}-?\d{1,3}|r\d{1,2}c\d{1,2})"

@@ -24,7 +24,7 @@ for name in names:
 
 
 def match_builtin(patterns: Mapping[str, str], names: list[str]) -> list[Groups | None]:
-    """Groups of every name under the pattern that fits most of them, upper and lower case alike; None where it does not."""
+    """Groups of every name under the pattern that fits most, upper and lower case alike; None where it does not fit."""
     best: list[Groups | None] = [None] * len(names)
     for pattern in patterns.values():
         expression = re.compile(pattern, re.IGNORECASE)

@@ -185,8 +185,8 @@ def _wells(store: Path, plate: _Plate, incomplete: str, left_out: Omissions) -> 
 def _absent(kind: str, folder: Path, incomplete: str, left_out: Omissions) -> None:
     if incomplete == "error":
         raise CamaeError(
-            f"{folder}: the plate lists this {kind}, but it is not there; pass incomplete='skip' (--incomplete skip) to "
-            "leave it out"
+            f"{folder}: the plate lists this {kind}, but it is not there; pass incomplete='skip' (--incomplete "
+            "skip) to leave it out"
         )
     left_out.add(kind, folder, "the plate lists it, but it is not there")
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,13 +24,16 @@ import pandas as pd
 import tifffile
 
 from camae.dataloader.backends.addresses import refuse_remote, require, split_address
+from camae.dataloader.identity import DEPTH, TIME
 from camae.dataloader.manifest import ILLUMINATION, Manifest
-from camae.dataloader.read_pixels import image_size, read_plane, read_window
+from camae.dataloader.read_pixels import checked_reader, plane_kind, read_plane, read_window
 from camae.errors import CamaeError, MissingBackendError
 from camae.files import write_atomic
 
 CODECS = ("zstd", "none")
 TILE = 256
+_LONGEST_NAME = 60  # characters; file systems allow 255 bytes
+_UNFINISHED = re.compile(r"\..*\.(\d+)\.tif")  # the temporary files of write_atomic
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,12 @@ class PackResult:
         return (
             f"{self.planes} planes packed ({self.planes_reused} from an earlier run): "
             f"{self.bytes_before / 1e9:.3f} GB -> {self.bytes_after / 1e9:.3f} GB, "
-            f"{before:.0f} -> {after:.0f} crops/s ({after / before:.1f} times)"
+            f"{before:.0f} -> {after:.0f} crops/s ({_times(after / before)})"
         )
+
+
+def _times(gain: float) -> str:
+    return f"{gain:.1f} times as fast" if gain >= 1 else f"{1 / gain:.1f} times slower"
 
 
 def pack(
@@ -77,21 +85,27 @@ def pack(
     codec: str = "zstd",
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    reader: str | None = None,
 ) -> PackResult:
     """Repacking: writes every plane to `out/planes/...`, then `out/manifest.parquet`; resumable.
 
     codec: "zstd" (256-pixel tiles) or "none" (uncompressed strips: largest and fastest).
     progress: called as progress(planes done, planes in all).
+    reader: image back-end, see `read_crops`; "tifffile" also packs float planes.
     Raises CamaeError naming row, file and channel; what was packed until then is kept and reused.
     """
     if codec not in CODECS:
         raise CamaeError(f"codec={codec!r}: pack writes {' or '.join(CODECS)}")
+    if checked_reader(reader) == "dali":
+        raise CamaeError(
+            "reader='dali' reads square windows only, planes are packed whole: use 'native' or 'tifffile'"
+        )
     folder = Path(out).absolute()
     jobs = [(row, channel) for row in range(len(manifest)) for channel in manifest.site_channels(row)]
     targets = _targets(manifest, jobs)
     packed = _packed_manifest(manifest, folder, targets)
     with _writing(folder):
-        done, reused = _pack_planes(manifest, jobs, folder, targets, codec, workers, progress)
+        done, reused = _pack_planes(manifest, jobs, folder, targets, codec, workers, progress, reader)
         packed.write(folder / "manifest.parquet")
     return PackResult(
         packed,
@@ -99,8 +113,8 @@ def pack(
         reused,
         sum(p.source_bytes for p in done),
         sum(p.packed_bytes for p in done),
-        _crops_per_second(manifest),
-        _crops_per_second(packed),
+        _crops_per_second(manifest, reader),
+        _crops_per_second(packed, reader),
     )
 
 
@@ -112,16 +126,19 @@ def _pack_planes(
     codec: str,
     workers: int | None,
     progress: Callable[[int, int], None] | None,
+    reader: str | None,
 ) -> tuple[list[PackedPlane], int]:
     """All planes in the order of jobs, and how many of them an earlier run had packed."""
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
     journal = folder / f"pack_{codec}.jsonl"
     known = _read_journal(journal)
     done: list[PackedPlane] = []
     reused = 0
     with open(journal, "a", encoding="utf-8") as log, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         futures = [
-            pool.submit(_pack_plane, manifest, job, folder, targets[job], codec, known) for job in jobs
+            pool.submit(_pack_plane, manifest, job, folder, targets[job], codec, known, reader)
+            for job in jobs
         ]
         try:
             for future in futures:
@@ -139,24 +156,59 @@ def _pack_planes(
     return done, reused
 
 
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the unfinished files `.NAME.PID.tif` of runs that were killed."""
+    for file in (folder / "planes").rglob(".*.tif"):
+        match = _UNFINISHED.fullmatch(file.name)
+        if match and not _is_running(int(match[1])):
+            file.unlink(missing_ok=True)
+    for file in folder.glob(".manifest.*.parquet"):
+        if file.name.split(".")[2].isdecimal() and not _is_running(int(file.name.split(".")[2])):
+            file.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    if pid == os.getpid():
+        return False  # a number that was used before: this run has written nothing yet
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
 def _targets(manifest: Manifest, jobs: list[tuple[int, str]]) -> dict[tuple[int, str], str]:
-    """Readable, unique names below the output folder: planes/<source>/<batch>/<plate>/<well>_s<site>_<channel>.tif."""
+    """Readable names below the output folder: planes/<source>/<batch>/<plate>/<well>_s<site>_<channel>.tif.
+
+    Names that differ only in what is cleaned, in case or in the form of their accents are one on some file systems:
+    all but the first get a number.
+    """
     targets: dict[tuple[int, str], str] = {}
     taken: set[str] = set()
+    steps = [c for c in (*TIME, *DEPTH) if c in manifest.table]
     for row, channel in jobs:
         site = manifest.table.iloc[row]
         folders = [site.get(f"Metadata_{n}", "") for n in ("Source", "Batch", "Plate")]
-        file = f"{site.get('Metadata_Well', '')}_s{site.get('Metadata_Site', '')}_{channel}"
-        name = "/".join(["planes", *(_safe_name(f) for f in folders if f), _safe_name(file)])
-        if name in taken:
-            name = f"{name}_row{row}"
-        taken.add(name)
+        step = "".join(f"_{c.removeprefix('Metadata_').lower()}{site[c]}" for c in steps)
+        file = f"{site.get('Metadata_Well', '')}_s{site.get('Metadata_Site', '')}{step}_{channel}"
+        plain = "/".join(["planes", *(_safe_name(f) for f in folders if f), _safe_name(file)])
+        name, number = plain, 1
+        while _as_any_file_system(name) in taken:
+            number += 1
+            name = f"{plain}_{number}"
+        taken.add(_as_any_file_system(name))
         targets[row, channel] = f"{name}.tif"
     return targets
 
 
+def _as_any_file_system(name: str) -> str:
+    return unicodedata.normalize("NFKC", name.casefold()).casefold()
+
+
 def _safe_name(text: str) -> str:
-    return re.sub(r"[^\w.+-]", "_", text).lstrip(".") or "_"
+    return re.sub(r"[^\w.+-]", "_", text).strip(".")[:_LONGEST_NAME] or "_"
 
 
 def _read_journal(path: Path) -> dict[str, PackedPlane]:
@@ -178,6 +230,7 @@ def _pack_plane(
     target: str,
     codec: str,
     known: dict[str, PackedPlane],
+    reader: str | None,
 ) -> tuple[PackedPlane, bool]:
     """The journal line of one plane, and whether it was written now."""
     try:
@@ -193,8 +246,8 @@ def _pack_plane(
             and path.stat().st_size == before.packed_bytes
         ):
             return before, False
-        pixels = read_plane(source)
-        _write(path, pixels, codec)
+        pixels = read_plane(source, reader)
+        _write(path, pixels, codec, reader)
         digest = hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
         line = PackedPlane(source, status.st_size, status.st_mtime_ns, target, path.stat().st_size, digest)
         return line, True
@@ -202,7 +255,7 @@ def _pack_plane(
         raise type(error)(f"{manifest.where(*job)}: {error}") from error
 
 
-def _write(path: Path, pixels: np.ndarray, codec: str) -> None:
+def _write(path: Path, pixels: np.ndarray, codec: str, reader: str | None) -> None:
     def write(temporary: Path) -> None:
         tifffile.imwrite(
             temporary,
@@ -213,7 +266,7 @@ def _write(path: Path, pixels: np.ndarray, codec: str) -> None:
             rowsperstrip=64 if codec == "none" else None,
             compression="zstd" if codec == "zstd" else None,
         )
-        if not np.array_equal(read_plane(temporary), pixels):
+        if not np.array_equal(read_plane(temporary, reader), pixels):
             raise CamaeError(f"{path}: reads back differently from what was written: the disk may be failing")
 
     with _writing(path):
@@ -250,15 +303,17 @@ def _packed_manifest(manifest: Manifest, folder: Path, targets: dict[tuple[int, 
     return Manifest(table, folder)
 
 
-def _crops_per_second(manifest: Manifest, seconds: float = 0.5, size: int = TILE) -> float:
+def _crops_per_second(
+    manifest: Manifest, reader: str | None, seconds: float = 0.5, size: int = TILE
+) -> float:
     """Random windows of random sites, one after the other, for about `seconds`."""
     rng = np.random.default_rng(0)
     began, n = time.perf_counter(), 0
     while n < 4 or time.perf_counter() - began < seconds:
         row = int(rng.integers(len(manifest)))
-        H, W = image_size(manifest.path(row, manifest.site_channels(row)[0]))
+        H, W, *_ = plane_kind(manifest.path(row, manifest.site_channels(row)[0]), reader)
         edge = min(size, H, W)
         y, x = int(rng.integers(H - edge + 1)), int(rng.integers(W - edge + 1))
-        read_window(manifest, row, y, x, edge)
+        read_window(manifest, row, y, x, edge, reader=reader)
         n += 1
     return n / (time.perf_counter() - began)

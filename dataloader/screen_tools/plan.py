@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections import Counter
 from dataclasses import dataclass
@@ -11,13 +12,19 @@ import pandas as pd
 
 from camae.dataloader.backends.addresses import split_address
 from camae.dataloader.manifest import Manifest
+from camae.dataloader.read_pixels import checked_reader
+
+# Projects of the Cell Painting Gallery are folders of this public bucket.
+_BUCKET = "s3://cellpainting-gallery"
+_PROJECT = re.compile(r"cpg\d{4}(?:-[\w-]+)?")
 
 
 @dataclass(frozen=True)
 class Plan:
     """Download plan.
 
-    table:        one row per file: path, where ("disk", "s3", "missing"), bytes (0 where unknown).
+    table:        one row per file: path, where ("disk", "s3", "missing"), bytes (0 where unknown). A file of the Cell
+                  Painting Gallery that is not here has its address on S3 as path.
     disk_bytes:   size of the files on disk.
     remote_bytes: estimate for S3: the mean size of the files on disk times their number, 0 where none is on disk.
     commands:     shell commands that copy the files on S3.
@@ -32,23 +39,27 @@ class Plan:
         counts = Counter(self.table["where"])
         parts = [f"{counts['disk']} files on disk, {self.disk_bytes / 1e9:.3f} GB"]
         if counts["s3"]:
-            parts.append(f"{counts['s3']} on S3, about {self.remote_bytes / 1e9:.3f} GB")
+            size = f"about {self.remote_bytes / 1e9:.3f} GB" if self.remote_bytes else "of unknown size"
+            parts.append(f"{counts['s3']} on S3, {size}")
         if counts["missing"]:
             parts.append(f"{counts['missing']} missing")
         return "; ".join(parts)
 
 
-def plan(manifest: Manifest, destination: str = ".") -> Plan:
+def plan(manifest: Manifest, destination: str = ".", reader: str | None = None) -> Plan:
     """Download plan of a manifest's files (for some sites only, use Manifest.select first).
 
+    Read the manifest with incomplete="keep" to plan for files that are not here yet.
     destination: local folder that the copy commands write to; the Gallery's folder layout is kept below it.
+    reader: image back-end as in `check` and `pack`; checked, no pixel is read.
     """
+    checked_reader(reader)
     files = dict.fromkeys(
         split_address(manifest.path(row, channel))[0]
         for row in range(len(manifest))
         for channel in manifest.site_channels(row)
     )
-    rows = [(path, *_place(path)) for path in files]
+    rows = [_place(path) for path in files]
     table = pd.DataFrame(rows, columns=["path", "where", "bytes"])
     here = table[table["where"] == "disk"]
     remote = table[table["where"] == "s3"]
@@ -61,13 +72,24 @@ def plan(manifest: Manifest, destination: str = ".") -> Plan:
     )
 
 
-def _place(path: str) -> tuple[str, int]:
+def _place(path: str) -> tuple[str, str, int]:
+    """(path, where, bytes) of a file."""
     if path.startswith("s3://"):
-        return "s3", 0
+        return path, "s3", 0
     if os.path.isdir(path):
         sizes = (os.path.getsize(os.path.join(at, f)) for at, _, names in os.walk(path) for f in names)
-        return "disk", sum(sizes)
-    return ("disk", os.path.getsize(path)) if os.path.exists(path) else ("missing", 0)
+        return path, "disk", sum(sizes)
+    if os.path.exists(path):
+        return path, "disk", os.path.getsize(path)
+    address = _gallery_address(path)
+    return (address, "s3", 0) if address else (path, "missing", 0)
+
+
+def _gallery_address(path: str) -> str:
+    """Address on S3 of a file in a local copy of the Gallery's folders (`.../cpg0016-jump/source_4/images/...`)."""
+    parts = path.replace("\\", "/").split("/")
+    start = next((i for i, part in enumerate(parts) if _PROJECT.fullmatch(part)), None)
+    return f"{_BUCKET}/{'/'.join(parts[start:])}" if start is not None and "images" in parts[start:] else ""
 
 
 def _commands(addresses: list[str], destination: str) -> list[str]:
