@@ -21,6 +21,14 @@ from camae.kernels._launch import Kernel
 TARGETS = {"sm_80": 80, "sm_90": 90}
 # What one block may use, bytes: A100 163 KiB, H100 227 KiB. Compilation alone does not enforce it.
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448}
+SHARED_TOTAL = {"sm_80": 167_936, "sm_90": 233_472}  # of a multiprocessor
+# Figures of which a budget says the least allowed, and how a sentence names them.
+FLOORS = {
+    "mma": "tensor-core instructions",
+    "blocks": "blocks per multiprocessor",
+    "loads": "bits in the widest global load",
+    "stores": "bits in the widest global store",
+}
 OPS = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/triton.py")))
 
 
@@ -46,7 +54,16 @@ class CompileCase:
 
 @dataclass(frozen=True)
 class Resources:
-    """What the compiled kernel uses: a row of the budget table."""
+    """What the compiled kernel uses: a row of the budget table.
+
+    registers:    per thread.
+    shared:       bytes per block.
+    mma:          tensor-core instructions.
+    blocks:       thread blocks that one multiprocessor holds at once (occupancy, CTA/SM).
+    loads:        widest global load, bits per thread; 0 without one.
+    stores:       widest global store, bits per thread.
+    instructions: machine instructions in the binary.
+    """
 
     op: str
     config: str
@@ -56,6 +73,10 @@ class Resources:
     spills: int
     shared: int
     mma: int
+    blocks: int
+    loads: int
+    stores: int
+    instructions: int
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -89,14 +110,39 @@ def compile_case(case: CompileCase, arch: str) -> Resources:
         target=GPUTarget("cuda", TARGETS[arch], 32),
         options={"num_warps": case.warps, "num_stages": case.stages},
     )
-    registers, spills, mma = read_binary(compiled.asm["cubin"])
+    binary = read_binary(compiled.asm["cubin"])
+    shared = compiled.metadata.shared
+    blocks = blocks_per_multiprocessor(arch, binary.registers, shared, case.warps)
     return Resources(
-        case.op, case.config, arch, triton.__version__, registers, spills, compiled.metadata.shared, mma
+        case.op,
+        case.config,
+        arch,
+        triton.__version__,
+        binary.registers,
+        binary.spills,
+        shared,
+        binary.mma,
+        blocks,
+        binary.loads,
+        binary.stores,
+        binary.instructions,
     )
 
 
-def read_binary(cubin: bytes) -> tuple[int, int, int]:
-    """Registers per thread, spill stores, and tensor-core instructions of a cubin."""
+@dataclass(frozen=True)
+class Binary:
+    """Figures of a cubin: fields as in `Resources`."""
+
+    registers: int
+    spills: int
+    mma: int
+    loads: int
+    stores: int
+    instructions: int
+
+
+def read_binary(cubin: bytes) -> Binary:
+    """Registers, spill stores, tensor-core instructions and widths of global accesses of a cubin."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -107,12 +153,43 @@ def read_binary(cubin: bytes) -> tuple[int, int, int]:
             [tool, "--dump-resource-usage", file.name], text=True, stderr=subprocess.DEVNULL
         )
         sass = subprocess.check_output([tool, "--dump-sass", file.name], text=True, stderr=subprocess.DEVNULL)
-    registers = max(int(n) for n in re.findall(r"REG:(\d+)", usage))
-    return registers, len(re.findall(r"\bSTL\b", sass)), len(re.findall(r"\b(?:HMMA|HGMMA|QGMMA)\b", sass))
+    return Binary(
+        registers=max(int(n) for n in re.findall(r"REG:(\d+)", usage)),
+        spills=len(re.findall(r"\bSTL\b", sass)),
+        mma=len(re.findall(r"\b(?:HMMA|HGMMA|QGMMA|IMMA|IGMMA)\b", sass)),
+        loads=max(access_widths(sass, "LDG|LDGSTS"), default=0),
+        stores=max(access_widths(sass, "STG"), default=0),
+        instructions=len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?!NOP)", sass, re.MULTILINE)),
+    )
+
+
+def access_widths(sass: str, names: str) -> list[int]:
+    """Bits per thread of every global access named, in order: LDG.E.128 moves 128, LDG.E.U8 8, LDG.E 32."""
+    found = re.findall(rf"\b(?:{names})((?:\.[A-Z0-9]+)*)", sass)
+    widths = []
+    for suffixes in found:
+        width = re.search(r"\.[US]?(8|16|64|128|256)(?:\.|$)", suffixes)
+        widths.append(int(width[1]) if width else 32)
+    return widths
+
+
+def blocks_per_multiprocessor(arch: str, registers: int, shared: int, warps: int) -> int:
+    """Occupancy by CUDA's rules for compute capability 8.0 and 9.0.
+
+    A warp's registers come in units of 256 from one of four files of 16,384; a block's shared memory is 1 KiB more
+    than it asks for, in units of 128 B; at most 64 warps and 32 blocks.
+    """
+    per_warp = -(-registers * 32 // 256) * 256
+    by_registers = 4 * min(16, 16_384 // per_warp) // warps
+    by_shared = SHARED_TOTAL[arch] // (-(-shared // 128) * 128 + 1024)
+    return min(by_registers, by_shared, 32)
 
 
 def problems(case: CompileCase, measured: Resources, budget: Resources | None) -> list[str]:
-    """Sentences naming kernel, architecture and figure for everything over its limit or budget."""
+    """Sentences naming kernel, architecture and figure for everything over its limit or budget.
+
+    Limits hold on every Triton; without a budget row for this one (None) they alone are checked.
+    """
     where = f"{measured.op} [{measured.config}] on {measured.arch}, triton {measured.triton}"
     found = []
     if measured.spills:
@@ -122,13 +199,13 @@ def problems(case: CompileCase, measured: Resources, budget: Resources | None) -
     if case.mma and not measured.mma:
         found.append(f"{where}: no tensor-core instruction where a dot is meant")
     if budget is None:
-        return [*found, f"{where}: no budget row; run with --update and commit it"]
-    if measured.registers > budget.registers:
-        found.append(f"{where}: registers {measured.registers}, budget {budget.registers}")
-    if measured.shared > budget.shared:
-        found.append(f"{where}: shared {measured.shared}, budget {budget.shared}")
-    if measured.mma < budget.mma:
-        found.append(f"{where}: {measured.mma} tensor-core instructions, budget {budget.mma}")
+        return found
+    for figure in ("registers", "shared"):
+        if getattr(measured, figure) > getattr(budget, figure):
+            found.append(f"{where}: {figure} {getattr(measured, figure)}, budget {getattr(budget, figure)}")
+    for figure, what in FLOORS.items():
+        if getattr(measured, figure) < getattr(budget, figure):
+            found.append(f"{where}: {getattr(measured, figure)} {what}, budget {getattr(budget, figure)}")
     return found
 
 
@@ -161,7 +238,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--missing", action="store_true", help="those without a row for this triton")
     parser.add_argument("--only", default="", help="those whose op, configuration and arch contain this")
     options = parser.parse_args(arguments)
-    budgets, failed = Budgets.read(options.budgets), []
+    budgets, failed, unknown, total = Budgets.read(options.budgets), [], 0, 0
+    every = {(case.op, case.config, arch) for arch in TARGETS for case in cases(arch)}
+    if options.update:
+        budgets.rows = {k: r for k, r in budgets.rows.items() if k[:3] in every}
     for arch in TARGETS:
         for case in cases(arch):
             there = (case.op, case.config, arch, triton.__version__) in budgets.rows
@@ -171,8 +251,14 @@ def main(arguments: list[str] | None = None) -> int:
             if options.update:
                 budgets.rows[row.key] = row
                 budgets.write()
-            failed += problems(case, row, budgets.rows.get(row.key))
+            budget = budgets.rows.get(row.key)
+            total, unknown = total + 1, unknown + (budget is None)
+            failed += problems(case, row, budget)
             print(*asdict(row).values(), sep="  ", flush=True)
+    print(
+        f"{total} compiled with triton {triton.__version__}, {unknown} of them without a budget row, "
+        f"{len(failed)} over a limit or budget"
+    )
     print(*failed, sep="\n", file=sys.stderr)
     return 1 if failed else 0
 

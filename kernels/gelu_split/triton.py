@@ -35,8 +35,26 @@ CONFIGS = {
 
 @triton.jit
 def normal_cdf(x):
-    """The standard normal's distribution function: GELU(x) = x * cdf(x), exactly (no tanh)."""
-    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+    """The standard normal's distribution function, within 1.4e-7 in fp32; 0 and 1 beyond 5.2 standard deviations.
+
+    cdf(x) = 1/2 + x P(t), t = 2 min(x^2, c^2) / c^2 - 1, c = 5.15: P is the minimax polynomial of degree 13, 20
+    instructions in place of the 40 of erf (itself within 6e-8). GELU(x) = x * cdf(x), not its tanh form.
+    """
+    t = tl.minimum(x * x, 26.5225) * 0.07540767272 - 1.0
+    p = t * -0.00041175863589160144 + 0.001101833302527666
+    p = p * t - 0.0011198477586731315
+    p = p * t + 0.0017202533781528473
+    p = p * t - 0.004470192361623049
+    p = p * t + 0.00806802324950695
+    p = p * t - 0.012049829587340355
+    p = p * t + 0.01756196655333042
+    p = p * t - 0.024428917095065117
+    p = p * t + 0.031894389539957047
+    p = p * t - 0.04007747024297714
+    p = p * t + 0.050403088331222534
+    p = p * t - 0.0683692991733551
+    p = p * t + 0.13726510107517242
+    return tl.minimum(tl.maximum(x * p + 0.5, 0.0), 1.0)
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from camae.kernels import _dispatch
 from camae.kernels.lion.reference import clip_scale, global_norm
 
 if TYPE_CHECKING:
-    from camae.kernels.lion.triton import Chunks
+    from camae.kernels.lion.triton import Chunks, Table
 
 _LOW = (torch.bfloat16, torch.float16)
 ParamGroup = dict[str, Any]  # torch's: "params", "lr", "betas", "weight_decay"
@@ -141,16 +141,16 @@ class Lion(torch.optim.Optimizer):
         prepared = [(key, *self._tables(of_launch)) for key, of_launch in launches.items()]
         if self.clip_norm is None:
             scale = torch.ones(1, dtype=torch.float32, device=members[0].param.device)
+            if self.found_inf is not None:
+                scale = torch.where(self.found_inf > 0, torch.nan, scale)
         else:
-            squares = [lion_triton.sum_of_squares(t, c, key[1]) for key, t, c, _ in prepared]
-            self.last_norm = torch.stack(squares).sum().sqrt().to(torch.float32)
-            scale = clip_scale(self.last_norm, self.clip_norm).reshape(1)
-        if self.found_inf is not None:
-            scale = torch.where(self.found_inf > 0, torch.nan, scale)
+            tables = [(table, chunks, key[1]) for key, table, chunks, _ in prepared]
+            norm, scale = lion_triton.clipping(tables, self.clip_norm, self.found_inf)
+            self.last_norm = norm[0]
         for (betas, grad_dtype, copy_dtype), table, chunks, rates_N2 in prepared:
             lion_triton.step(table, chunks, rates_N2, scale, betas, grad_dtype, copy_dtype)
 
-    def _tables(self, members: list[Member]) -> tuple[torch.Tensor, Chunks, torch.Tensor]:
+    def _tables(self, members: list[Member]) -> tuple[Table, Chunks, torch.Tensor]:
         """Addresses of this step's tensors, the chunk table (made once), learning rates and weight decays."""
         from camae.kernels.lion import triton as lion_triton
 
@@ -167,7 +167,7 @@ class Lion(torch.optim.Optimizer):
             self._chunks[sizes] = lion_triton.Chunks(sizes, device)
         rates = torch.tensor([[m.group["lr"], m.group["weight_decay"]] for m in members], dtype=torch.float32)
         return (
-            lion_triton.addresses(columns, device),
+            lion_triton.address_table(columns, device),
             self._chunks[sizes],
             rates.to(device, non_blocking=True),
         )

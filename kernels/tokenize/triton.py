@@ -11,77 +11,201 @@ import torch
 import triton
 import triton.language as tl
 
+from camae.errors import CamaeError
 from camae.kernels._compile_ahead import CompileCase
 from camae.kernels._device import architecture
-from camae.kernels._launch import launch
+from camae.kernels._dispatch import interpreting
+from camae.kernels._launch import Kernel, launch
 from camae.kernels.patches import patch_side
 
 
 @dataclass(frozen=True)
-class TokenizeConfig:
-    """Tile sizes of one architecture, chosen by the compile-ahead figures (no spills), not by timing yet.
+class Tile:
+    """Tokens, features and pixels of a tile, warps and pipeline stages.
 
-    tokens: rows of a tile for 8-bit planes, half of it for wider ones (their gather holds more registers); a
-    tile reads the whole weight from L2, so more rows are better.
+    pixels: of a patch at a time.
+    once:   whether the pixels are standardized once for all features and kept, or again for every feature tile.
     """
 
     tokens: int
     features: int
+    pixels: int
+    warps: int
     stages: int
-    warps: int = 8
-    pixels: int = 4096
-    weight_tokens: int = 64
-    weight_features: int = 128
-    weight_pixels: int = 128
-    splits: int = 16
+    once: bool = True
 
-    def rows(self, stored: torch.dtype) -> int:
-        """Tokens per tile for planes of this dtype."""
-        return self.tokens if stored == torch.uint8 else self.tokens // 2
+    def patch_pixels(self, patch: int) -> int:
+        """Pixels at a time for this patch side."""
+        return min(self.pixels, patch**2)
+
+    def parts(self, patch: int) -> int:
+        """Parts in which a patch is kept; 0: none."""
+        return patch**2 // self.patch_pixels(patch) if self.once else 0
+
+
+@dataclass(frozen=True)
+class TokenizeConfig:
+    """Tiles of one architecture by bytes of a token's value and of a pixel, chosen by the compile-ahead figures.
+
+    A forward tile reads the whole weight from L2, so more rows are better. words: of a statistics block, 4 B each.
+    """
+
+    forward: dict[tuple[int, int], Tile]
+    gradient: dict[int, Tile]
+    splits: int = 16
+    words: int = 2048
+    pixels: int = 4096
+    warps: int = 8
+
+    def forward_tile(self, working: torch.dtype, stored: torch.dtype) -> Tile:
+        """For tokens of one dtype from planes of another."""
+        return self.forward[min(working.itemsize, 4), min(stored.itemsize, 4)]
 
 
 CONFIGS = {
-    "sm_80": TokenizeConfig(tokens=128, features=64, stages=2, weight_tokens=32),
-    "sm_90": TokenizeConfig(tokens=128, features=64, stages=2),
+    "sm_80": TokenizeConfig(
+        forward={
+            **{(2, stored): Tile(64, 64, 64, 4, 2) for stored in (1, 2, 4)},
+            **{(4, stored): Tile(32, 64, 32, 4, 2, once=False) for stored in (1, 2, 4)},
+        },
+        gradient={2: Tile(32, 128, 64, 4, 2), 4: Tile(16, 64, 64, 4, 2)},
+    ),
+    "sm_90": TokenizeConfig(
+        forward={
+            **{(2, stored): Tile(128, 32, 64, 8, 2) for stored in (1, 2)},
+            (2, 4): Tile(64, 64, 64, 4, 2),
+            **{(4, stored): Tile(64, 64, 32, 4, 2, once=False) for stored in (1, 2, 4)},
+        },
+        gradient={2: Tile(32, 128, 64, 4, 2), 4: Tile(16, 64, 64, 4, 2)},
+    ),
     "interpreter": TokenizeConfig(
-        tokens=32, features=32, stages=1, pixels=512, weight_tokens=16, weight_features=32, splits=2
+        forward={
+            **{(2, stored): Tile(32, 32, 64, 1, 1) for stored in (1, 2, 4)},
+            **{(4, stored): Tile(32, 32, 16, 1, 1, once=False) for stored in (1, 2, 4)},
+        },
+        gradient={working: Tile(16, 32, 128, 1, 1) for working in (2, 4)},
+        splits=2,
+        words=128,
+        pixels=512,
+        warps=1,
     ),
 }
+# Sums of a statistics lane stay within 32 bits up to so many pixels of 8 and of 16 bits a lane.
+LANE_PIXELS = 2**16
 
 
 @triton.jit
-def statistics_kernel(
-    planes,  # (K, L) uint8, uint16 or float32
+def dot4(x, y, acc, INTERPRETED: tl.constexpr):
+    """acc + the sum of the products of the four bytes of x and y, uint32: one instruction (DP4A) on a GPU."""
+    if INTERPRETED:
+        for shift in tl.static_range(0, 32, 8):
+            acc += ((x >> shift) & 255) * ((y >> shift) & 255)
+        return acc
+    else:
+        return tl.inline_asm_elementwise(
+            "dp4a.u32.u32 $0, $1, $2, $3;", "=r,r,r,r", [x, y, acc], dtype=tl.uint32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def store_statistics(mean, var, k, s1, s2, pivot, n_pixels):
+    """From the sums s1, s2 (fp64) of differences from `pivot` and of their squares.
+
+    With y the differences, var >= (first - mean)^2 (1 - 1/L) / (L - 1), so the subtraction E[y^2] - E[y]^2 costs
+    at most a factor L of fp64's 1e-16.
+    """
+    shift = s1 / n_pixels
+    tl.store(mean + k, shift + pivot.to(tl.float64))
+    tl.store(var + k, tl.maximum(s2 / n_pixels - shift * shift, 0.0))
+
+
+@triton.jit
+def store_integer_statistics(mean, var, k, s1, s2, pivot, n_pixels):
+    """From the sums of values and of squares (int64), shifted exactly to differences from the first pixel."""
+    around = s1 - n_pixels * pivot
+    square = s2 - 2 * pivot * s1 + n_pixels * (pivot * pivot)
+    store_statistics(mean, var, k, around.to(tl.float64), square.to(tl.float64), pivot, n_pixels)
+
+
+@triton.jit
+def byte_statistics_kernel(
+    planes,  # (K, L) uint8, 4 divides L
+    mean,  # (K,) float64, written
+    var,  # (K,) float64, written, biased
+    n_pixels,  # L
+    WORDS: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    # Four pixels at a time, exact: see LANE_PIXELS.
+    k = tl.program_id(0).to(tl.int64)
+    base = planes + k * n_pixels
+    words = base.to(tl.pointer_type(tl.uint32))
+    n_words = n_pixels // 4
+    lane = tl.arange(0, WORDS)
+    total = tl.zeros((WORDS,), tl.uint32)
+    square = tl.zeros((WORDS,), tl.uint32)
+    ones = tl.full((WORDS,), 0x01010101, tl.uint32)
+    whole = n_words // WORDS * WORDS
+    for start in range(0, whole, WORDS):
+        x = tl.load(words + start + lane)
+        total = dot4(x, ones, total, INTERPRETED)
+        square = dot4(x, x, square, INTERPRETED)
+    if whole < n_words:
+        x = tl.load(words + whole + lane, mask=whole + lane < n_words, other=0)
+        total = dot4(x, ones, total, INTERPRETED)
+        square = dot4(x, x, square, INTERPRETED)
+    s1, s2 = tl.sum(total.to(tl.int64), 0), tl.sum(square.to(tl.int64), 0)
+    store_integer_statistics(mean, var, k, s1, s2, tl.load(base).to(tl.int64), n_pixels)
+
+
+@triton.jit
+def integer_statistics_kernel(
+    planes,  # (K, L) uint8 or uint16
     mean,  # (K,) float64, written
     var,  # (K,) float64, written, biased
     n_pixels,  # L
     BLOCK: tl.constexpr,
-    ACC: tl.constexpr,  # per-lane sums: int32 (uint8), int64 (uint16), float64 (float32)
 ):
-    # Sums of differences from the first pixel and of their squares: exact for integers (uint8 lanes hold
-    # 33,000 squares in 31 bits). With y the differences, var >= (first - mean)^2 (1 - 1/L) / (L - 1), so the
-    # subtraction E[y^2] - E[y]^2 costs at most a factor L of fp64's 1e-16.
+    # 32-bit sums of values, 64-bit sums of squares (one wide multiply-add each): exact, see LANE_PIXELS.
     k = tl.program_id(0).to(tl.int64)
     base = planes + k * n_pixels
-    pivot = tl.load(base).to(ACC)
-    total = tl.zeros((BLOCK,), ACC)
-    square = tl.zeros((BLOCK,), ACC)
+    lane = tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.uint32)
+    square = tl.zeros((BLOCK,), tl.uint64)
+    whole = n_pixels // BLOCK * BLOCK
+    for start in range(0, whole, BLOCK):
+        x = tl.load(base + start + lane)
+        total += x.to(tl.uint32)
+        square += x.to(tl.uint64) * x.to(tl.uint64)
+    if whole < n_pixels:
+        x = tl.load(base + whole + lane, mask=whole + lane < n_pixels, other=0)
+        total += x.to(tl.uint32)
+        square += x.to(tl.uint64) * x.to(tl.uint64)
+    s1, s2 = tl.sum(total.to(tl.int64), 0), tl.sum(square.to(tl.int64), 0)
+    store_integer_statistics(mean, var, k, s1, s2, tl.load(base).to(tl.int64), n_pixels)
+
+
+@triton.jit
+def float_statistics_kernel(
+    planes,  # (K, L) float32
+    mean,  # (K,) float64, written
+    var,  # (K,) float64, written, biased
+    n_pixels,  # L
+    BLOCK: tl.constexpr,
+):
+    k = tl.program_id(0).to(tl.int64)
+    base = planes + k * n_pixels
+    pivot = tl.load(base).to(tl.float64)
+    total = tl.zeros((BLOCK,), tl.float64)
+    square = tl.zeros((BLOCK,), tl.float64)
     lane = tl.arange(0, BLOCK)
     for start in range(0, n_pixels, BLOCK):
         inside = start + lane < n_pixels
-        x = tl.load(base + start + lane, mask=inside, other=0).to(ACC)
+        x = tl.load(base + start + lane, mask=inside, other=0).to(tl.float64)
         y = tl.where(inside, x - pivot, 0)
         total += y
         square += y * y
-    if tl.float64 == ACC:
-        s1 = tl.sum(total, 0)
-        s2 = tl.sum(square, 0)
-    else:
-        s1 = tl.sum(total.to(tl.int64), 0).to(tl.float64)
-        s2 = tl.sum(square.to(tl.int64), 0).to(tl.float64)
-    shift = s1 / n_pixels
-    tl.store(mean + k, shift + pivot.to(tl.float64))
-    tl.store(var + k, tl.maximum(s2 / n_pixels - shift * shift, 0.0))
+    store_statistics(mean, var, k, tl.sum(total, 0), tl.sum(square, 0), pivot, n_pixels)
 
 
 @triton.jit
@@ -100,6 +224,15 @@ def pixel_offsets(plane, patch, pixel, height, width, P: tl.constexpr):
     grid_w = width // P
     corner = plane * height * width + (patch // grid_w) * P * width + (patch % grid_w) * P
     return corner[:, None] + ((pixel // P) * width + pixel % P)[None, :]
+
+
+@triton.jit
+def standardized_pixels(geometry, pixel, DTYPE: tl.constexpr, P: tl.constexpr):
+    """(rows, pixels) of patches in DTYPE; rows that are not inside hold finite values of no meaning."""
+    planes, plane, patch, inside, high, low, rstd, height, width = geometry
+    offset = pixel_offsets(plane, patch, pixel, height, width, P)
+    x = tl.load(planes + offset, mask=inside[:, None], other=0).to(tl.float32)
+    return (((x - high[:, None]) - low[:, None]) * rstd[:, None]).to(DTYPE)
 
 
 @triton.jit
@@ -125,6 +258,8 @@ def tokenize_kernel(
     P: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    PARTS: tl.constexpr,  # P * P / BLOCK_P where pixels are standardized once (1, 2, 4), 0 for every feature tile
     PRECISION: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -154,19 +289,40 @@ def tokenize_kernel(
             tile = tl.broadcast_to(token[None, :], (BLOCK_V, BLOCK_D))
             tl.store(at, tile, mask=(begins > turn)[:, None] & (column < D)[None, :])
 
-    pixel = tl.arange(0, P * P)
     high, low, rstd = standardization(mean, var, plane, inside, eps_squared)
-    offset = pixel_offsets(plane, patch, pixel, height, width, P)
-    x = tl.load(planes + offset, mask=inside[:, None], other=0).to(tl.float32)
-    x = ((x - high[:, None]) - low[:, None]) * rstd[:, None]
-    x = x.to(weight.dtype.element_ty)
+    pixel = tl.arange(0, BLOCK_P)
+    geometry = (planes, plane, patch, inside, high, low, rstd, height, width)
+    # With PARTS pixels are standardized once, in so many parts for the registers' sake.
+    if PARTS > 0:
+        x0 = standardized_pixels(geometry, pixel, weight.dtype.element_ty, P)
+    if PARTS > 1:
+        x1 = standardized_pixels(geometry, pixel + BLOCK_P, weight.dtype.element_ty, P)
+    if PARTS > 2:
+        x2 = standardized_pixels(geometry, pixel + 2 * BLOCK_P, weight.dtype.element_ty, P)
+        x3 = standardized_pixels(geometry, pixel + 3 * BLOCK_P, weight.dtype.element_ty, P)
     for start in range(0, D, BLOCK_D):
         column = start + tl.arange(0, BLOCK_D)
         valid = column < D
-        w = tl.load(weight + column[None, :] * (P * P) + pixel[:, None], mask=valid[None, :], other=0.0)
-        acc = tl.dot(x, w, input_precision=PRECISION)
-        acc += tl.load(bias + column, mask=valid, other=0.0).to(tl.float32)[None, :]
         both = inside[:, None] & valid[None, :]
+        w_at = weight + column[None, :] * (P * P) + pixel[:, None]
+        if PARTS > 0:
+            w = tl.load(w_at, mask=valid[None, :], other=0.0)
+            acc = tl.dot(x0, w, input_precision=PRECISION)
+            if PARTS > 1:
+                w = tl.load(w_at + BLOCK_P, mask=valid[None, :], other=0.0)
+                acc = tl.dot(x1, w, acc, input_precision=PRECISION)
+            if PARTS > 2:
+                w = tl.load(w_at + 2 * BLOCK_P, mask=valid[None, :], other=0.0)
+                acc = tl.dot(x2, w, acc, input_precision=PRECISION)
+                w = tl.load(w_at + 3 * BLOCK_P, mask=valid[None, :], other=0.0)
+                acc = tl.dot(x3, w, acc, input_precision=PRECISION)
+        else:
+            acc = tl.zeros((BLOCK_V, BLOCK_D), tl.float32)
+            for begin in range(0, P * P, BLOCK_P):
+                x = standardized_pixels(geometry, pixel + begin, weight.dtype.element_ty, P)
+                w = tl.load(w_at + begin, mask=valid[None, :], other=0.0)
+                acc = tl.dot(x, w, acc, input_precision=PRECISION)
+        acc += tl.load(bias + column, mask=valid, other=0.0).to(tl.float32)[None, :]
         acc += tl.load(pos + patch[:, None] * D + column[None, :], mask=both, other=0.0).to(tl.float32)
         at = out + target.to(tl.int64)[:, None] * D + column[None, :]
         tl.store(at, acc.to(out.dtype.element_ty), mask=both)
@@ -212,21 +368,17 @@ def weight_gradient_kernel(
         index = tl.where(inside, index, 0)
         plane = index // N
         high, low, rstd = standardization(mean, var, plane, inside, eps_squared)
-        offset = pixel_offsets(plane, index % N, pixel, height, width, P)
-        x = tl.load(planes + offset, mask=inside[:, None], other=0).to(tl.float32)
-        x = ((x - high[:, None]) - low[:, None]) * rstd[:, None]
+        geometry = (planes, plane, index % N, inside, high, low, rstd, height, width)
+        x = standardized_pixels(geometry, pixel, grad.dtype.element_ty, P)
         source = row + tl.load(sample + plane, mask=inside, other=0) + 1
         both = inside[:, None] & valid[None, :]
         g = tl.load(grad + source.to(tl.int64)[:, None] * D + column[None, :], mask=both, other=0.0)
         acc_bias += tl.sum(g.to(tl.float32), 0)
-        acc += tl.dot(tl.trans(g), x.to(g.dtype), input_precision=PRECISION)
+        acc += tl.dot(tl.trans(g), x, input_precision=PRECISION)
     at = grad_weight + (part * D + column)[:, None].to(tl.int64) * (P * P) + pixel[None, :]
     tl.store(at, acc, mask=valid[:, None])
     if tl.program_id(1) == 0:
         tl.store(grad_bias + part * D + column, acc_bias, mask=valid)
-
-
-ACCUMULATORS = {torch.uint8: tl.int32, torch.uint16: tl.int64, torch.float32: tl.float64}
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -235,23 +387,23 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def plane_statistics(planes_KHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance of every plane, (K,) float64 each."""
+    """Mean and biased variance of every plane, (K,) float64 each. Raises CamaeError for planes of 2^28 px and more."""
     config = CONFIGS[architecture(planes_KHW.device)]
-    K = planes_KHW.shape[0]
+    K, L = planes_KHW.shape[0], planes_KHW.shape[1] * planes_KHW.shape[2]
     mean_K = torch.empty(K, dtype=torch.float64, device=planes_KHW.device)
     var_K = torch.empty_like(mean_K)
-    if K:
-        launch(
-            statistics_kernel,
-            (K,),
-            planes_KHW,
-            mean_K,
-            var_K,
-            planes_KHW[0].numel(),
-            BLOCK=config.pixels,
-            ACC=ACCUMULATORS[planes_KHW.dtype],
-            num_warps=config.warps,
-        )
+    if K == 0:
+        return mean_K, var_K
+    floating, block = planes_KHW.is_floating_point(), config.pixels
+    if not floating and block * LANE_PIXELS <= L:
+        raise CamaeError(f"plane_statistics: planes of {L} pixels exceed its exact sums; cut them into crops")
+    arguments = (planes_KHW, mean_K, var_K, L)
+    if planes_KHW.dtype == torch.uint8 and L % 4 == 0 and config.words * LANE_PIXELS > L:
+        dot = {"WORDS": config.words, "INTERPRETED": interpreting()}
+        launch(byte_statistics_kernel, (K,), *arguments, **dot, num_warps=config.warps)
+    else:
+        kernel = float_statistics_kernel if floating else integer_statistics_kernel
+        launch(kernel, (K,), *arguments, BLOCK=block, num_warps=config.warps)
     return mean_K, var_K
 
 
@@ -275,16 +427,16 @@ def tokenize(
     out_TD = weight_DP2.new_empty(V + n_samples, D)
     if out_TD.numel() == 0:
         return out_TD
-    rows = config.rows(planes_KHW.dtype)
+    patch, tile = patch_side(P2), config.forward_tile(weight_DP2.dtype, planes_KHW.dtype)
     launch(
         tokenize_kernel,
-        (triton.cdiv(V + 1, rows),),
+        (triton.cdiv(V + 1, tile.tokens),),
         planes_KHW,
         sample_K,
         sample_K if keep_index is None else keep_index,
         weight_DP2,
         bias_D,
-        pos_ND,
+        pos_ND.to(weight_DP2.dtype),  # as the reference rounds it; read once for every token
         cls_D,
         mean_K,
         var_K,
@@ -297,12 +449,14 @@ def tokenize(
         W,
         eps**2,
         ALL=keep_index is None,
-        P=patch_side(P2),
-        BLOCK_V=rows,
-        BLOCK_D=config.features,
+        P=patch,
+        BLOCK_V=tile.tokens,
+        BLOCK_D=tile.features,
+        BLOCK_P=tile.patch_pixels(patch),
+        PARTS=tile.parts(patch),
         PRECISION=precision(weight_DP2.dtype),
-        num_warps=config.warps,
-        num_stages=config.stages,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
     return out_TD
 
@@ -323,12 +477,13 @@ def weight_gradient(
     config = CONFIGS[architecture(planes_KHW.device)]
     (K, H, W), D = planes_KHW.shape, grad_TD.shape[1]
     V = K * n_patches if keep_index is None else keep_index.numel()
-    block_p = min(config.weight_pixels, patch**2)
+    tile = config.gradient[min(grad_TD.dtype.itemsize, 4)]
+    block_p = tile.patch_pixels(patch)
     weight_SDP2 = grad_TD.new_empty(config.splits, D, patch**2, dtype=torch.float32)
     bias_SD = grad_TD.new_empty(config.splits, D, dtype=torch.float32)
     launch(
         weight_gradient_kernel,
-        (triton.cdiv(D, config.weight_features), patch**2 // block_p, config.splits),
+        (triton.cdiv(D, tile.features), patch**2 // block_p, config.splits),
         planes_KHW,
         sample_K,
         sample_K if keep_index is None else keep_index,
@@ -346,71 +501,86 @@ def weight_gradient(
         ALL=keep_index is None,
         P=patch,
         SPLITS=config.splits,
-        BLOCK_V=config.weight_tokens,
-        BLOCK_D=config.weight_features,
+        BLOCK_V=tile.tokens,
+        BLOCK_D=tile.features,
         BLOCK_P=block_p,
         PRECISION=precision(grad_TD.dtype),
-        num_warps=config.warps,
-        num_stages=config.stages,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
     return weight_SDP2.sum(0), bias_SD.sum(0)
 
 
+PLANES = {"u8": torch.uint8, "u16": torch.uint16, "fp32": torch.float32}
+TOKENS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
 def compile_cases(arch: str) -> list[CompileCase]:
-    """The production shapes: P = 16 and 8 on uint8 and uint16 planes, bf16 tokens."""
-    config, found = CONFIGS[arch], []
-    for stored, acc in (("u8", tl.int32), ("u16", tl.int64)):
-        types = {"planes": f"*{stored}", "mean": "*fp64", "var": "*fp64", "n_pixels": "i32"}
-        constants: dict[str, object] = {"BLOCK": config.pixels, "ACC": acc}
-        found.append(
-            CompileCase(
-                "plane_statistics",
-                stored,
-                statistics_kernel,
-                types,
-                constants,
-                config.warps,
-                divisible=("n_pixels",),
-                mma=False,
-            )
-        )
-    for P, stored in ((16, "u8"), (8, "u8"), (16, "u16")):
-        name = f"P{P} {stored} bf16"
-        shared: dict[str, object] = {
-            "ALL": False,
-            "P": P,
-            "BLOCK_V": config.rows(torch.uint8 if stored == "u8" else torch.uint16),
-            "BLOCK_D": config.features,
-            "PRECISION": "tf32",
-        }
-        integers = dict.fromkeys(("V", "B", "N", "D", "height", "width"), "i32")
-        inputs = {"planes": f"*{stored}", "sample": "*i64", "keep": "*i64", "mean": "*fp64", "var": "*fp64"}
-        tables = {"weight": "*bf16", "bias": "*fp32", "pos": "*fp32", "cls": "*fp32", "out": "*bf16"}
-        types = {**inputs, **tables, **integers, "eps_squared": "fp32"}
-        divisible = ("N", "D", "height", "width")
-        found.append(
-            CompileCase(
-                "tokenize", name, tokenize_kernel, types, shared, config.warps, config.stages, divisible
-            )
-        )
-        del integers["B"]
-        sums = {"grad": "*bf16", "grad_weight": "*fp32", "grad_bias": "*fp32"}
-        tiles = {
-            "SPLITS": config.splits,
-            "BLOCK_V": config.weight_tokens,
-            "BLOCK_D": config.weight_features,
-            "BLOCK_P": min(config.weight_pixels, P * P),
-        }
-        found.append(
-            CompileCase(
-                "tokenize_weight_gradient",
-                name,
-                weight_gradient_kernel,
-                {**inputs, **sums, **integers, "eps_squared": "fp32"},
-                {"ALL": False, "P": P, "PRECISION": "tf32", **tiles},
-                config.warps,
-                config.stages,
-                divisible,
-            )
-        )
+    """Statistics of every stored dtype; P = 16 and 8 on every stored dtype, bf16 and fp32 tokens; fp16 on uint8."""
+    found = _statistics_cases(arch)
+    shapes = [(P, stored, working) for working in ("bf16", "fp32") for P in (16, 8) for stored in PLANES]
+    for P, stored, working in (*shapes, (16, "u8", "fp16"), (8, "u8", "fp16")):
+        found += [_forward_case(arch, P, stored, working), _gradient_case(arch, P, stored, working)]
     return found
+
+
+def _statistics_cases(arch: str) -> list[CompileCase]:
+    config = CONFIGS[arch]
+    block: dict[str, object] = {"BLOCK": config.pixels}
+    kernels: tuple[tuple[str, str, Kernel, dict[str, object]], ...] = (
+        ("u8", "u8", byte_statistics_kernel, {"WORDS": config.words, "INTERPRETED": False}),
+        ("u8 any size", "u8", integer_statistics_kernel, block),
+        ("u16", "u16", integer_statistics_kernel, block),
+        ("fp32", "fp32", float_statistics_kernel, block),
+    )
+    found = []
+    for name, stored, kernel, constants in kernels:
+        types = {"planes": f"*{stored}", "mean": "*fp64", "var": "*fp64", "n_pixels": "i32"}
+        divisible = () if "any" in name else ("n_pixels",)
+        options = {"divisible": divisible, "mma": False}
+        found.append(CompileCase("plane_statistics", name, kernel, types, constants, config.warps, **options))
+    return found
+
+
+INTEGERS = ("V", "B", "N", "D", "height", "width")
+
+
+def _common_types(stored: str) -> dict[str, str]:
+    """Of the arguments that both kernels take."""
+    inputs = {"planes": f"*{stored}", "sample": "*i64", "keep": "*i64", "mean": "*fp64", "var": "*fp64"}
+    return {**inputs, **dict.fromkeys(INTEGERS, "i32"), "eps_squared": "fp32"}
+
+
+def _tile_constants(tile: Tile, P: int, working: str) -> dict[str, object]:
+    blocks = {"BLOCK_V": tile.tokens, "BLOCK_D": tile.features, "BLOCK_P": tile.patch_pixels(P)}
+    return {"ALL": False, "P": P, "PRECISION": precision(TOKENS[working]), **blocks}
+
+
+def _forward_case(arch: str, P: int, stored: str, working: str) -> CompileCase:
+    tile = CONFIGS[arch].forward_tile(TOKENS[working], PLANES[stored])
+    tokens = dict.fromkeys(("weight", "pos", "out"), f"*{working}")
+    return CompileCase(
+        "tokenize",
+        f"P{P} {stored} {working}",
+        tokenize_kernel,
+        {**_common_types(stored), **tokens, "bias": "*fp32", "cls": "*fp32"},
+        {**_tile_constants(tile, P, working), "PARTS": tile.parts(P)},
+        tile.warps,
+        tile.stages,
+        ("N", "D", "height", "width"),
+    )
+
+
+def _gradient_case(arch: str, P: int, stored: str, working: str) -> CompileCase:
+    tile, types = CONFIGS[arch].gradient[TOKENS[working].itemsize], _common_types(stored)
+    del types["B"]
+    return CompileCase(
+        "tokenize_weight_gradient",
+        f"P{P} {stored} {working}",
+        weight_gradient_kernel,
+        {**types, "grad": f"*{working}", "grad_weight": "*fp32", "grad_bias": "*fp32"},
+        {**_tile_constants(tile, P, working), "SPLITS": CONFIGS[arch].splits},
+        tile.warps,
+        tile.stages,
+        ("N", "D", "height", "width"),
+    )

@@ -5,8 +5,8 @@ softmax(q k^T * scale) v for every sequence, without padding. Tokens of a sequen
 v and out once.
 
 Back-ends: `triton` (ours), `torch_varlen` (torch's built-in FlashAttention-2), `flash_attn` (the package, FA2),
-`flash_attn_4` (its CuTe form), `native` (ours in C++ for CPUs, float32), `reference` (SDPA over groups
-of equal lengths; any device and dtype).
+`flash_attn_3` and `flash_attn_4` (its forms for Hopper and in CuTe), `cudnn` (through SDPA), `native` (ours in C++ for
+CPUs, float32), `reference` (SDPA over groups of equal lengths; any device and dtype).
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ from camae.kernels._device import autocast_dtype
 from camae.kernels.varlen_attention import cpu
 from camae.kernels.varlen_attention.head_norm import head_norm
 from camae.kernels.varlen_attention.normed import normed_attention_op
-from camae.kernels.varlen_attention.packages import package_attention
+from camae.kernels.varlen_attention.packages import cudnn_attention, package_attention
 from camae.kernels.varlen_attention.reference import varlen_attention_reference
 from camae.kernels.varlen_attention.registration import attention_op
-
-KERNEL_HEAD_DIMS = (16, 32, 64, 128)
 
 
 def lengths_of(cu_seqlens: torch.Tensor) -> tuple[int, ...]:
@@ -84,6 +82,8 @@ def varlen_attention(
         lengths_k = lengths_q if cu_k is cu_q else lengths_of(cu_k)
     if name == "reference":
         return varlen_attention_reference(q_THd, k_SHd, v_SHd, lengths_q, lengths_k, scale)
+    if name == "cudnn":
+        return cudnn_attention(q_THd, k_SHd, v_SHd, lengths_q, lengths_k, scale)
     maxima = max(lengths_q, default=0), max(lengths_k, default=0)
     scale = d**-0.5 if scale is None else scale
     if name == "triton":
@@ -120,8 +120,8 @@ def _triton(
     norm_eps: float,
 ) -> torch.Tensor:
     d = q_THd.shape[-1]
-    if d not in KERNEL_HEAD_DIMS:
-        raise CamaeError(f"the attention kernels have head dims {KERNEL_HEAD_DIMS}, not {d}")
+    if d not in _dispatch.KERNEL_HEAD_DIMS:
+        raise CamaeError(f"the attention kernels have head dims {_dispatch.KERNEL_HEAD_DIMS}, not {d}")
     if q_THd.is_cuda and q_THd.dtype not in (torch.bfloat16, torch.float16):
         raise CamaeError(
             f"the attention kernels take bf16 or fp16, not {q_THd.dtype}; use backend='reference'"

@@ -91,11 +91,18 @@ def key_rstd(k_SHd: torch.Tensor, eps: float) -> torch.Tensor:
     return out_HS
 
 
-def rstd_case(head: int) -> CompileCase:
-    """`key_rstd_kernel` on bf16 keys."""
-    types = {"k": "*bf16", "key_rstd": "*fp32", "k_row": "i32", "k_head": "i32", "S": "i32", "eps": "fp32"}
+def rstd_case(head: int, dtype: str) -> CompileCase:
+    """`key_rstd_kernel` on 16-bit keys."""
+    types = {
+        "k": f"*{dtype}",
+        "key_rstd": "*fp32",
+        "k_row": "i32",
+        "k_head": "i32",
+        "S": "i32",
+        "eps": "fp32",
+    }
     constants: dict[str, object] = {"HEAD": head, "BLOCK_N": RSTD_ROWS}
-    name = f"key_rstd d{head} bf16, normed"
+    name = f"key_rstd d{head} {dtype}, normed"
     return CompileCase(
         "varlen_attention", name, key_rstd_kernel, types, constants, 4, 1, ("k_row", "k_head"), False
     )

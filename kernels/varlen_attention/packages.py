@@ -1,13 +1,15 @@
-"""Attention kernels of other packages: torch's FlashAttention-2 (torch_varlen), flash-attn 2 and 4. CUDA only."""
+"""Attention kernels of other packages: torch's FlashAttention-2, flash-attn 2, 3 and 4, cuDNN. CUDA only."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 
 from camae.errors import CamaeError
+from camae.kernels.varlen_attention.reference import varlen_attention_reference
 
 
 def package_attention(
@@ -23,7 +25,7 @@ def package_attention(
 ) -> torch.Tensor:
     """(T, H, d) by the package's kernel, with the arguments that every version of it has.
 
-    name: "torch_varlen", "flash_attn" or "flash_attn_4". maxima: the longest sequences of queries and of keys.
+    name: "torch_varlen", "flash_attn", "flash_attn_3" or "flash_attn_4". maxima: the longest sequences of queries and of keys.
     """
     if q_THd.numel() == 0 or maxima[1] == 0:
         return torch.zeros_like(q_THd)
@@ -31,6 +33,8 @@ def package_attention(
         return _torch_varlen(q_THd, k_SHd, v_SHd, cu_q, cu_k, maxima, scale, deterministic)
     if name == "flash_attn":
         from flash_attn import flash_attn_varlen_func
+    elif name == "flash_attn_3":
+        from flash_attn_interface import flash_attn_varlen_func
     else:
         from flash_attn.cute import flash_attn_varlen_func
     result = flash_attn_varlen_func(
@@ -45,6 +49,21 @@ def package_attention(
         deterministic=deterministic,
     )
     return result[0] if isinstance(result, tuple) else result
+
+
+def cudnn_attention(
+    q_THd: torch.Tensor,
+    k_SHd: torch.Tensor,
+    v_SHd: torch.Tensor,
+    lengths_q: Sequence[int],
+    lengths_k: Sequence[int],
+    scale: float | None,
+) -> torch.Tensor:
+    """(T, H, d) by cuDNN: SDPA over groups of equal lengths, with no other kernel allowed."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return varlen_attention_reference(q_THd, k_SHd, v_SHd, lengths_q, lengths_k, scale)
 
 
 def _torch_varlen(

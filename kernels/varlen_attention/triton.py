@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from camae.errors import CamaeError
 from camae.kernels._compile_ahead import CompileCase
 from camae.kernels._device import architecture
 from camae.kernels._launch import launch
@@ -93,28 +94,37 @@ def locate(cu, tiles, heads, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def load_rows(at, valid, MASKED: tl.constexpr):
+    """Rows of a tile, zeros for those that are not valid where MASKED."""
+    if MASKED:
+        return tl.load(at, mask=valid[:, None], other=0.0)
+    else:
+        return tl.load(at)
+
+
+@triton.jit
 def forward_step(
     acc, top, total, q, k_at, v_at, rstd_at, left, scale_log2, BLOCK_N: tl.constexpr, MASKED: tl.constexpr
 ):
-    """One key tile of the online softmax; `left` keys remain where MASKED."""
+    """One key tile of the online softmax; `left` keys remain where MASKED. Without norms scale_log2 > 0."""
+    valid = tl.arange(0, BLOCK_N) < left
+    k = load_rows(k_at, valid, MASKED)
+    v = load_rows(v_at, valid, MASKED)
+    scores = tl.dot(q, tl.trans(k), input_precision="tf32x3")
+    if rstd_at is not None:
+        if MASKED:
+            rstd = tl.load(rstd_at, mask=valid, other=0.0)
+        else:
+            rstd = tl.load(rstd_at)
+        scores *= (rstd * scale_log2)[None, :]
     if MASKED:
-        valid = tl.arange(0, BLOCK_N) < left
-        k = tl.load(k_at, mask=valid[:, None], other=0.0)
-        v = tl.load(v_at, mask=valid[:, None], other=0.0)
-        factor = scale_log2
-        if rstd_at is not None:
-            factor = (tl.load(rstd_at, mask=valid, other=0.0) * scale_log2)[None, :]
-        scores = tl.dot(q, tl.trans(k), input_precision="tf32x3") * factor
         scores = tl.where(valid[None, :], scores, float("-inf"))
+    if rstd_at is not None:
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        p = tl.exp2(scores - new_top[:, None])
     else:
-        k = tl.load(k_at)
-        v = tl.load(v_at)
-        factor = scale_log2
-        if rstd_at is not None:
-            factor = (tl.load(rstd_at) * scale_log2)[None, :]
-        scores = tl.dot(q, tl.trans(k), input_precision="tf32x3") * factor
-    new_top = tl.maximum(top, tl.max(scores, 1))
-    p = tl.exp2(scores - new_top[:, None])
+        new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
+        p = tl.exp2(scores * scale_log2 - new_top[:, None])  # one fma
     shrink = tl.exp2(top - new_top)
     total = total * shrink + tl.sum(p, 1)
     acc = acc * shrink[:, None]
@@ -194,6 +204,43 @@ def forward_kernel(
 
 
 @triton.jit
+def query_gradient_step(
+    acc,
+    q,
+    g,
+    own_lse,
+    own_delta,
+    k_at,
+    v_at,
+    rstd_at,
+    left,
+    scale,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """One key tile added to the query gradient (less its scale); `left` keys remain where MASKED."""
+    valid = tl.arange(0, BLOCK_N) < left
+    k = load_rows(k_at, valid, MASKED)
+    v = load_rows(v_at, valid, MASKED)
+    factor = scale * 1.4426950408889634
+    if rstd_at is not None:
+        if MASKED:
+            rstd = tl.load(rstd_at, mask=valid, other=0.0)
+        else:
+            rstd = tl.load(rstd_at)
+        factor = (rstd * factor)[None, :]
+    scores = tl.dot(q, tl.trans(k), input_precision="tf32x3")
+    p = tl.exp2(scores * factor - own_lse[:, None])
+    if MASKED:
+        p = tl.where(valid[None, :], p, 0.0)
+    slope = tl.dot(g, tl.trans(v), input_precision="tf32x3")
+    ds = p * (slope - own_delta[:, None])
+    if rstd_at is not None:
+        ds *= rstd[None, :]
+    return tl.dot(ds.to(k.dtype), k, acc, input_precision="tf32x3")
+
+
+@triton.jit
 def query_gradient_kernel(
     q,  # (T, H, d), last dim contiguous
     k,  # (S, H, d), last dim contiguous
@@ -247,6 +294,7 @@ def query_gradient_kernel(
     per_row = head.to(tl.int64) * T + rows_q
     tl.store(delta + per_row, own_delta, mask=inside)
     own_lse = tl.load(lse + per_row, mask=inside, other=float("inf"))
+    rstd_at = None
     if key_rstd is not None:
         folded_tile, _ = fold_norms(q_tile, q_weight, q_bias, k_weight, eps, HEAD)
         q_tile = folded_tile.to(q_tile.dtype)
@@ -255,23 +303,19 @@ def query_gradient_kernel(
     k_at = k + begin_k * k_row + head * k_head + key[:, None] * k_row + feature[None, :]
     v_at = v + begin_k * v_row + head * v_head + key[:, None] * v_row + feature[None, :]
     acc = tl.zeros((BLOCK_M, HEAD), tl.float32)
-    for begin in range(0, length_k, BLOCK_N):
-        valid = key < length_k - begin
-        k_tile = tl.load(k_at, mask=valid[:, None], other=0.0)
-        v_tile = tl.load(v_at, mask=valid[:, None], other=0.0)
-        factor = scale * 1.4426950408889634
-        if key_rstd is not None:
-            rstd = tl.load(rstd_at + begin, mask=valid, other=0.0)
-            factor = (rstd * factor)[None, :]
-        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="tf32x3") * factor
-        p = tl.where(valid[None, :], tl.exp2(scores - own_lse[:, None]), 0.0)
-        slope = tl.dot(g, tl.trans(v_tile), input_precision="tf32x3")
-        ds = p * (slope - own_delta[:, None])
-        if key_rstd is not None:
-            ds *= rstd[None, :]
-        acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="tf32x3")
+    whole = (length_k // BLOCK_N) * BLOCK_N
+    for _ in range(0, whole, BLOCK_N):
+        acc = query_gradient_step(
+            acc, q_tile, g, own_lse, own_delta, k_at, v_at, rstd_at, 0, scale, BLOCK_N, False
+        )
         k_at += BLOCK_N * k_row
         v_at += BLOCK_N * v_row
+        if rstd_at is not None:
+            rstd_at += BLOCK_N
+    if whole < length_k:
+        acc = query_gradient_step(
+            acc, q_tile, g, own_lse, own_delta, k_at, v_at, rstd_at, length_k - whole, scale, BLOCK_N, True
+        )
     acc *= scale
     if key_rstd is not None:
         acc -= (tl.sum(acc, 1) / HEAD)[:, None]
@@ -420,6 +464,10 @@ def _tile_options(tile: Tile, head_dim: int) -> dict[str, int]:
 
 def _forward(a: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     """Output (T, H, d) and log2 of the softmax denominators (H, T), with norms less a constant by row."""
+    if a.scale <= 0:
+        raise CamaeError(
+            f"varlen_attention: the kernel needs scale > 0, not {a.scale}; use backend='reference'"
+        )
     (T, H, d), tile = a.q_THd.shape, a.config.forward
     out_THd = a.q_THd.new_empty(T, H, d)
     lse_HT = a.q_THd.new_empty(H, T, dtype=torch.float32)
@@ -622,13 +670,13 @@ def normed_attention_backward(
 
 
 def compile_cases(arch: str) -> list[CompileCase]:
-    """Every head dim in bf16, forward and both backward kernels, without and with the norms of q and k."""
-    return [
-        case for head in HEAD_DIMS for normed in (False, True) for case in _compile_cases(arch, head, normed)
-    ]
+    """Every head dim in bf16 without and with the norms of q and k, head dims of the presets in fp16."""
+    shapes = [(head, normed, "bf16") for head in HEAD_DIMS for normed in (False, True)]
+    shapes += [(head, normed, "fp16") for head in (32, 64) for normed in (False, True)]
+    return [case for shape in shapes for case in _compile_cases(arch, *shape)]
 
 
-def _compile_cases(arch: str, head: int, normed: bool) -> list[CompileCase]:
+def _compile_cases(arch: str, head: int, normed: bool, dtype: str) -> list[CompileCase]:
     found, config = [], _config(arch, head, normed)
     strides = ("q_row", "q_head", "k_row", "k_head", "v_row", "v_head")
     integers = dict.fromkeys((*strides, "T", "S", "heads", "tiles"), "i32")
@@ -640,17 +688,17 @@ def _compile_cases(arch: str, head: int, normed: bool) -> list[CompileCase]:
         (key_gradient_kernel, config.keys, ("q", "k", "v", "grad_out", "grad_k", "grad_v")),
     ):
         forwards = kernel is forward_kernel
-        types = {**sequences, **integers, **dict.fromkeys(written, "*bf16"), "eps": "fp32"}
+        types = {**sequences, **integers, **dict.fromkeys(written, f"*{dtype}"), "eps": "fp32"}
         types |= {"scale_log2": "fp32"} if forwards else {"scale": "fp32", "delta": "*fp32"}
         constants: dict[str, object] = {"HEAD": head, "BLOCK_M": tile.queries, "BLOCK_N": tile.keys}
         if normed:
-            types |= {**dict.fromkeys(vectors, "*fp32"), "folded": "*bf16"}
+            types |= {**dict.fromkeys(vectors, "*fp32"), "folded": f"*{dtype}"}
         else:
             constants |= {n: None for n in (*vectors, "folded") if n in kernel.arg_names}
-        name = f"{kernel.__name__.removesuffix('_kernel')} d{head} bf16{', normed' if normed else ''}"
+        name = f"{kernel.__name__.removesuffix('_kernel')} d{head} {dtype}{', normed' if normed else ''}"
         found.append(
             CompileCase("varlen_attention", name, kernel, types, constants, tile.warps, tile.stages, strides)
         )
     if normed:
-        found.append(rstd_case(head))
+        found.append(rstd_case(head, dtype))
     return found
