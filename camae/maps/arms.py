@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
-from camae.errors import CamaeError, MissingFileError
+from camae.errors import CamaeError
 from camae.maps.arrays import Array, Labels, namespace, rows, to_numpy, unit_rows
-from camae.maps.inputs import embeddings, labels
+from camae.maps.inputs import embeddings, labels, listing
+from camae.text_table import numbers, read_text_table
 
 BINS = 1 << 15  # cosines are ranked on a grid of 2 / BINS; values in one bin are ties
 
@@ -57,7 +59,7 @@ def correct_arms(
     Raises
     ------
     CamaeError
-        When no arm qualifies.
+        When the map has none of the tables' genes, or no arm qualifies.
 
     References
     ----------
@@ -66,6 +68,8 @@ def correct_arms(
     v = embeddings(v, "v").copy()
     xp = namespace(v)
     gene_N = labels(genes, v.shape[0], "genes").tolist()
+    gene_matches(gene_N, arms, "table of arms")
+    gene_matches(gene_N, zfpkm, "table of expression")
     arm_N = np.array([arms.get(gene, "") for gene in gene_N])
     silent_N = np.array([zfpkm.get(gene, math.inf) < unexpressed for gene in gene_N])
     corrected = 0
@@ -168,7 +172,7 @@ def read_arms(path: str | Path) -> dict[str, str]:
     Parameters
     ----------
     path : path
-        CSV (also gzipped) with the columns gene and chrom_arm_name.
+        Table of text or Parquet with the columns gene and chrom_arm_name.
 
     Returns
     -------
@@ -180,10 +184,9 @@ def read_arms(path: str | Path) -> dict[str, str]:
     MissingFileError
         When there is no such file.
     CamaeError
-        When a column is missing.
+        When a column is missing, a row has no gene, or a gene has two values. Rows without a value are left out.
     """
-    table = _read(path, ["gene", "chrom_arm_name"])
-    return dict(zip(table.gene.astype(str), table.chrom_arm_name.astype(str), strict=True))
+    return {gene: arm for gene, arm in _by_gene(path, "chrom_arm_name").items() if arm}
 
 
 def read_expression(path: str | Path) -> dict[str, float]:
@@ -192,7 +195,7 @@ def read_expression(path: str | Path) -> dict[str, float]:
     Parameters
     ----------
     path : path
-        CSV (also gzipped) with the columns gene and zfpkm.
+        Table of text or Parquet with the columns gene and zfpkm.
 
     Returns
     -------
@@ -204,15 +207,43 @@ def read_expression(path: str | Path) -> dict[str, float]:
     CamaeError
         As `read_arms`.
     """
-    table = _read(path, ["gene", "zfpkm"])
-    return dict(zip(table.gene.astype(str), table.zfpkm.astype(float), strict=True))
+    value = _by_gene(path, "zfpkm")
+    column = pa.table({"zfpkm": pa.array(list(value.values()), pa.string())})
+    measured = numbers(path, column, "zfpkm").tolist()
+    return {gene: zfpkm for gene, zfpkm in zip(value, measured, strict=True) if not math.isnan(zfpkm)}
 
 
-def _read(path: str | Path, needed: list[str]) -> pd.DataFrame:
-    if not Path(path).is_file():
-        raise MissingFileError(f"{path} does not exist; give a CSV with the columns {', '.join(needed)}")
-    table = pd.read_csv(path)
-    missing = [name for name in needed if name not in table.columns]
-    if missing:
-        raise CamaeError(f"{path} lacks the column {missing[0]}; it needs {', '.join(needed)}")
-    return table.dropna(subset=needed)
+def _by_gene(path: str | Path, name: str) -> dict[str, str]:
+    """Column `name` of a table by gene, as text. A gene with two values, or a row without a gene, is refused."""
+    table = read_text_table(path)
+    for needed in ("gene", name):
+        if needed not in table.columns:
+            raise CamaeError(f"{path} lacks the column {needed}; it needs gene, {name}")
+    table = table[["gene", name]].drop_duplicates()
+    if (table.gene == "").any():
+        raise CamaeError(
+            f"{path}: a row has no gene (row {int((table.gene == '').argmax())}); complete or delete it"
+        )
+    twice = table.gene.duplicated(keep=False)
+    if twice.any():
+        gene = table.gene[twice].iloc[0]
+        values = table[name][table.gene == gene].tolist()
+        raise CamaeError(
+            f"{path}: {gene} has two values of {name} ({values[0]} and {values[1]}); a gene has one"
+        )
+    return dict(zip(table.gene, table[name], strict=True))
+
+
+def gene_matches(genes: Labels, table: Mapping[str, object], what: str) -> str:
+    """How many genes of a map a gene table has, and how many of the table's the map has.
+
+    Raises CamaeError when there is none.
+    """
+    own = set(labels(genes, len(genes), "genes").tolist())
+    both = own & set(table)
+    if not both:
+        raise CamaeError(
+            f"none of the map's {len(own):,} genes is among the {len(table):,} of the {what}; check the gene names "
+            f"(map: {listing(sorted(own))}; table: {listing(table)})"
+        )
+    return f"{what}: {len(both):,} of the map's {len(own):,} genes are among the table's {len(table):,}"

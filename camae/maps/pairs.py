@@ -5,7 +5,9 @@ One file holds one source, and is named for it (CORUM.txt, StringDB.csv).
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +20,17 @@ import pandas as pd
 from camae.errors import CamaeError, MissingFileError
 from camae.maps.arrays import Labels
 from camae.maps.inputs import labels, listing
+from camae.omissions import Omissions
+from camae.text_table import SUFFIXES, read_rows, read_text_table
 
 Pairs: TypeAlias = Sequence[tuple[str, str]] | npt.NDArray | pd.DataFrame
 PairSources: TypeAlias = Pairs | Mapping[str, Pairs]  # pairs of one source, or of several by name
 
-_SUFFIXES = (".txt", ".csv", ".tsv")
+_HEADER = re.compile(
+    r"(entity|gene|protein|node|perturbation|compound|name|symbol|interactor|target|source|item|partner|id|from|to)"
+    r"([ _.-]?(name|symbol|id))?([ _.-]?([12]|[ab]|[ij]|left|right))?",
+    re.IGNORECASE,
+)
 
 
 def read_pairs(path: str | Path) -> npt.NDArray[np.object_]:
@@ -31,7 +39,9 @@ def read_pairs(path: str | Path) -> npt.NDArray[np.object_]:
     Parameters
     ----------
     path : path
-        Table with a header; its first two columns are names. .tsv is tab-separated, .csv and .txt comma-separated.
+        Table of text (.txt, .csv, .tsv, each also .gz, or .parquet); its first two columns are names. The first line
+        is a header where it says what its columns hold (entity1, gene_a, ...) and neither word is a name in the
+        lines below; otherwise it is the first pair, and a warning says so.
 
     Returns
     -------
@@ -43,37 +53,91 @@ def read_pairs(path: str | Path) -> npt.NDArray[np.object_]:
     MissingFileError
         When there is no such file.
     CamaeError
-        When the file has no two columns, or no rows.
+        When the file has no two columns, no rows, a name is missing, or it lists clusters instead of pairs.
     """
     path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file of known pairs")
-    separator = "\t" if path.suffix == ".tsv" else ","
-    try:
-        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise CamaeError(f"{path}: not a table of known pairs ({error})") from None
-    if table.shape[1] < 2 or table.empty:
+    if path.suffix.lower() == ".parquet":
+        table = read_text_table(path)
+        rows, lines = [list(table.columns), *table.to_numpy().tolist()], list(range(len(table) + 1))
+        has_header = True
+    else:
+        rows, lines = _rows(path)
+        has_header = _is_header(rows)
+    if (rows and len(rows[0]) < 2) or len(rows) <= has_header:
         raise CamaeError(
-            f"{path}: needs two columns of names under a header, found {table.shape[1]} columns and "
-            f"{len(table)} rows"
+            f"{path}: needs two columns of names, found {len(rows[0]) if rows else 0} columns and "
+            f"{max(len(rows) - has_header, 0)} rows of names"
         )
-    return table.iloc[:, :2].to_numpy(dtype=object)
+    pairs = np.array([row[:2] for row in rows[has_header:]], dtype=object)
+    if _are_clusters(rows[has_header:]):
+        raise CamaeError(f"{path}: lists clusters (a name and its members) where pairs are needed")
+    empty = (pairs == "").any(axis=1)
+    if empty.any():
+        raise CamaeError(
+            f"{path}, line {lines[int(empty.argmax()) + has_header]}: a name is missing ({int(empty.sum())} such "
+            "lines in all); complete or delete it"
+        )
+    if not has_header:
+        warnings.warn(
+            f"{path}: has no header; its first line is read as a pair ({pairs[0, 0]} - {pairs[0, 1]})",
+            stacklevel=2,
+        )
+    return pairs
 
 
-def read_pairs_folder(folder: str | Path) -> dict[str, npt.NDArray[np.object_]]:
+def _rows(path: Path) -> tuple[list[list[str]], list[int]]:
+    """Rows of cells without blanks around them, and their lines."""
+    rows, lines = read_rows(path)
+    return [[cell.strip() for cell in row] for row in rows], lines
+
+
+def _is_header(rows: list[list[str]]) -> bool:
+    """Whether the first row names columns: by its words, or by text over a column of numbers."""
+    if not rows or len(rows[0]) < 2:
+        return False
+    first, below = rows[0], rows[1:]
+    names = {cell for row in below for cell in row[:2]}
+    if names & set(first[:2]):
+        return False
+    if below and any(
+        not _is_number(first[k]) and all(_is_number(row[k]) for row in below) for k in range(2, len(first))
+    ):
+        return True
+    return all(_HEADER.fullmatch(cell) for cell in first[:2]) or first[:2] in (["a", "b"], ["x", "y"])
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _are_clusters(rows: list[list[str]]) -> bool:
+    """Whether rows are a cluster's name and its members, with blanks between them: CORUM's list of complexes."""
+    members = [len(row[1].split()) for row in rows]
+    return len(rows[0]) == 2 and sum(count > 1 for count in members) > 0.9 * len(rows) and max(members) > 2
+
+
+def read_pairs_folder(
+    folder: str | Path, omitted: Omissions | None = None
+) -> dict[str, npt.NDArray[np.object_]]:
     """Read known pairs of several sources from a folder.
 
     Parameters
     ----------
     folder : path
-        Its .txt, .csv and .tsv files are read with `read_pairs`; files of another shape (a license, a list of
-        clusters) are passed over. One file is read as a folder of one.
+        Its .txt, .csv and .tsv files (also .gz, in upper case, and .parquet) are read with `read_pairs`. A file that
+        is no list of pairs (a license, a list of clusters, a damaged file) is left out. One file is read as a folder
+        of one.
+    omitted : Omissions, optional
+        Filled with the files that were left out and why; without it a warning counts them.
 
     Returns
     -------
     dict of str to (n, 2) array of text
-        Pairs by source, the file name without its ending.
+        Pairs by source, the file name without its ending (with it where two files would have one name).
 
     Raises
     ------
@@ -91,18 +155,33 @@ def read_pairs_folder(folder: str | Path) -> dict[str, npt.NDArray[np.object_]]:
     if not folder.exists():
         raise MissingFileError(f"{folder} does not exist; give a file or folder of known pairs")
     if folder.is_file():
-        return {folder.stem: read_pairs(folder)}
-    out = {}
-    for path in sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES):
-        try:
-            out[path.stem] = read_pairs(path)
-        except CamaeError:
+        return {_source(folder): read_pairs(folder)}
+    found: dict[Path, npt.NDArray[np.object_]] = {}
+    left_out = Omissions()
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+        if not path.name.lower().removesuffix(".gz").endswith(SUFFIXES):
+            left_out.add("file", path.name, "no table (.txt, .csv, .tsv, .parquet)")
             continue
-    if not out:
+        try:
+            found[path] = read_pairs(path)
+        except CamaeError as error:
+            left_out.add("file", path.name, str(error).removeprefix(str(path)).lstrip(":, "))
+    if not found:
         raise CamaeError(
-            f"{folder} holds no file with two columns of names (.txt, .csv or .tsv, with a header)"
+            f"{folder} holds no file with two columns of names ({', '.join(SUFFIXES)}, also .gz)"
         )
-    return out
+    if omitted is not None:
+        omitted.extend(left_out)
+    else:
+        for line in left_out.lines():
+            warnings.warn(f"{folder}: {line}", stacklevel=2)
+    names = Counter(_source(path) for path in found)
+    return {_source(path) if names[_source(path)] == 1 else path.name: pairs for path, pairs in found.items()}
+
+
+def _source(path: Path) -> str:
+    """Name of a file without its ending, nor that of gzip."""
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).stem
 
 
 @dataclass(frozen=True)
@@ -134,7 +213,7 @@ def match_pairs(names: Labels, pairs: Pairs, source: str = "pairs") -> KnownPair
         first = text[unknown.argmax()]
         warnings.warn(
             f"{source}: {unknown.sum()} of {len(text)} pairs name a perturbation that the map lacks and are left out "
-            f"(first: {first[0]} - {first[1]})",
+            f"(first: {first[0]} - {first[1]}){_spelled_otherwise(text[index < 0], name_N)}",
             stacklevel=3,
         )
     ordered = np.sort(index[~unknown], axis=1)
@@ -142,14 +221,45 @@ def match_pairs(names: Labels, pairs: Pairs, source: str = "pairs") -> KnownPair
     if len(distinct) == 0:
         raise CamaeError(
             f"{source}: none of its {len(text)} pairs is in the map; check that the names are the same"
+            f"{_spelled_otherwise(text[index < 0], name_N)}"
         )
     return KnownPairs(np.stack(np.divmod(distinct, len(name_N)), axis=1), int(unknown.sum()), len(text))
 
 
 def match_sources(names: Labels, pairs: PairSources) -> dict[str, KnownPairs]:
-    """`match_pairs` for each source; pairs without sources are the source "pairs"."""
-    sources = pairs if isinstance(pairs, Mapping) else {"pairs": pairs}
-    return {source: match_pairs(names, listed, source) for source, listed in sources.items()}
+    """`match_pairs` for each source; pairs without sources are the source "pairs".
+
+    A source none of whose pairs is in the map is left out with a warning while another one has some.
+    """
+    if not isinstance(pairs, Mapping):
+        return {"pairs": match_pairs(names, pairs, "pairs")}
+    found: dict[str, KnownPairs] = {}
+    failed: dict[str, CamaeError] = {}
+    for source, listed in pairs.items():
+        try:
+            found[source] = match_pairs(names, listed, source)
+        except CamaeError as error:
+            failed[source] = error
+    if not found:
+        raise next(iter(failed.values()), CamaeError("no known pairs are given"))
+    for error in failed.values():
+        warnings.warn(f"left out: {error}", stacklevel=3)
+    return found
+
+
+def _spelled_otherwise(unknown: npt.NDArray[np.object_], names: npt.NDArray[np.str_]) -> str:
+    """What to add to a message where unknown names are names of the map but for case or blanks."""
+    known = {name.strip().casefold(): name for name in names.tolist()}
+    pairs = {
+        name: known[name.strip().casefold()] for name in unknown.tolist() if name.strip().casefold() in known
+    }
+    if not pairs:
+        return ""
+    first = next(iter(pairs.items()))
+    return (
+        f"; {len(pairs)} of the unknown names differ from names of the map in upper and lower case alone "
+        f"(first: {first[0]} for {first[1]}), and names must be the same"
+    )
 
 
 def pairs_as_text(pairs: Pairs, source: str) -> npt.NDArray[np.object_]:
@@ -165,4 +275,9 @@ def pairs_as_text(pairs: Pairs, source: str) -> npt.NDArray[np.object_]:
         raise CamaeError(f"{source} must be a sequence of 2-tuples of names; an entry has another length")
     if pd.api.types.infer_dtype(raw.ravel(), skipna=False) == "string":
         return raw
+    missing = np.asarray(pd.isna(raw)).any(axis=1)
+    if missing.any():
+        raise CamaeError(
+            f"{source}: a name is missing in pair {int(missing.argmax())} ({int(missing.sum())} such pairs in all)"
+        )
     return raw.astype(str).astype(object)

@@ -16,7 +16,8 @@ import pandas as pd
 
 from camae.errors import CamaeError
 from camae.maps.profiles import ProfileTable, column, join_profile_tables, profiles_of, read_profile_table
-from camae.maps.replicates import ReplicateUnit
+from camae.maps.replicates import ReplicateUnit, well_of
+from camae.omissions import Omissions
 
 Profiles: TypeAlias = pd.DataFrame | ProfileTable | str | Path | Sequence[str | Path]
 
@@ -36,7 +37,7 @@ class Screen:
     """Profiles of a screen, n rows.
 
     x: (n, d) features. perturbation, plate: n texts (plate None: not asked for). control: n booleans, negative
-    controls. meta: all metadata. notes: what was done to the rows, and the columns that are no features.
+    controls. meta: all metadata. omitted: columns that are no features. notes: these and what was done to the rows.
     """
 
     x: npt.NDArray
@@ -44,6 +45,7 @@ class Screen:
     plate: npt.NDArray[np.str_] | None
     control: npt.NDArray[np.bool_]
     meta: pd.DataFrame
+    omitted: Omissions
     notes: list[str] = field(default_factory=list)
 
 
@@ -68,6 +70,11 @@ def read_screen(profiles: Profiles, columns: ScreenColumns, unit: ReplicateUnit 
         notes.append(
             f"{before:,} sites were averaged to {len(table.meta):,} wells: sites of one well are no replicates"
         )
+    well_N = well_of(table.meta)
+    if unit != "site" and well_N is not None and pd.Series(well_N[well_N >= 0]).duplicated().any():
+        notes.append(
+            "rows of one well at several times or depths are kept apart; they are no replicates, so give one at a time"
+        )
     table.check_finite()
     plate = None if columns.plate is None else column(table.meta, columns.plate, "plate")
     if plate is not None and (plate == "").any():
@@ -81,7 +88,7 @@ def read_screen(profiles: Profiles, columns: ScreenColumns, unit: ReplicateUnit 
             f"{table.source}: no well is a negative control: {columns.control} says '{columns.negative}' nowhere"
         )
     name = column(table.meta, columns.perturbation, "perturbation")
-    return Screen(table.x, name, plate, control, table.meta, notes)
+    return Screen(table.x, name, plate, control, table.meta, table.omitted, notes)
 
 
 def _read(profiles: Profiles) -> ProfileTable:

@@ -16,6 +16,8 @@ import pandas as pd
 from camae.embedding_table import features_of, read_table
 from camae.errors import CamaeError, MissingFileError
 from camae.files import read_json_lines
+from camae.maps.pairs import read_pairs
+from camae.text_table import as_text, numbers, read_arrow_table
 
 
 class Score(TypedDict):
@@ -154,10 +156,9 @@ class RunFolder:
         """Known relationships, from the pairs file or else from the list of strongest ones."""
         for path in [self.path / "pairs.csv", *sorted(self.path.glob("screen/relationships/*.csv"))]:
             if path.is_file():
-                table = pd.read_csv(path, dtype=str, keep_default_na=False)
-                return list(zip(table.iloc[:, 0], table.iloc[:, 1], strict=True))
+                return [(str(a), str(b)) for a, b in read_pairs(path)]
         if self.relationships is not None and "known" in self.relationships:
-            known = self.relationships[self.relationships["known"].astype(bool)]
+            known = self.relationships[self.relationships["known"]]
             return list(zip(known["a"], known["b"], strict=True))
         return []
 
@@ -178,17 +179,20 @@ def _log(path: Path) -> pd.DataFrame:
     return pd.DataFrame(read_json_lines(path))
 
 
+_MEASURES = ("percentile", "recall", "cosine", "se")
+
+
 def _table(path: Path, needed: tuple[str, ...]) -> pd.DataFrame | None:
     if not path.is_file():
         return None
-    try:
-        table = pd.read_csv(path, keep_default_na=False, dtype={"a": str, "b": str, "system": str})
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise CamaeError(f"{path}: not readable as a CSV table ({error})") from None
+    arrow = read_arrow_table(path)
+    table = pd.DataFrame({name: as_text(arrow.column(name).to_pandas()) for name in arrow.column_names})
     missing = [column for column in needed if column not in table]
     if missing:
         raise CamaeError(f"{path}: has no column {missing[0]}")
-    return table
+    if "known" in table:
+        table["known"] = table["known"].str.lower().isin(["true", "1"])
+    return table.assign(**{name: numbers(path, arrow, name) for name in _MEASURES if name in table})
 
 
 def _reconstructions(path: Path) -> Reconstructions:

@@ -18,11 +18,11 @@ from camae import maps
 from camae.errors import CamaeError
 from camae.maps.aggregation import aggregate, control_mean, perturbation_names
 from camae.maps.alignment import align, split_controls
-from camae.maps.arms import arm_bias, correct_arms
+from camae.maps.arms import arm_bias, correct_arms, gene_matches
 from camae.maps.arrays import namespace, rows
 from camae.maps.inputs import embeddings
 from camae.maps.pairs import Pairs
-from camae.maps.perturbation_map import perturbation_vectors
+from camae.maps.perturbation_map import Components, component_options, perturbation_vectors
 from camae.maps.retrieval import retrieval
 
 PairsBySource: TypeAlias = Mapping[str, Pairs]
@@ -69,7 +69,8 @@ class ScreenProfiles:
     """Profiles of a screen with their metadata.
 
     x: (n, d) NumPy or CuPy array. perturbation, plate, experiment, target, well: n texts each (None: not known).
-    control: n booleans, negative controls. notes: what the tables have to say about the data, filled by them.
+    control: n booleans, negative controls. components: how many an alignment keeps (`maps.map_profiles`).
+    notes: what the tables have to say about the data, filled by them.
     Raises CamaeError when no row is a negative control.
     """
 
@@ -80,6 +81,7 @@ class ScreenProfiles:
     experiment: np.ndarray | None = None
     target: np.ndarray | None = None
     well: np.ndarray | None = None
+    components: Components = "half_controls"
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -101,12 +103,18 @@ class ScreenProfiles:
     def aligned(self, alignment: AlignmentRow) -> np.ndarray:
         """Profiles aligned on the controls (n, k); warnings (dropped null components) become notes."""
         batches = {None: None, "plate": self.plate, "experiment": self.experiment}[alignment.batches]
-        control = None if alignment.method == "none" else self.control
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            z = align(self.x, alignment.method, batches, control)
+            z = self.align(alignment.method, batches, self.control)
         self.add_notes([str(warning.message) for warning in caught])
         return z
+
+    def align(self, method: str, batches: np.ndarray | None, control: np.ndarray) -> np.ndarray:
+        """Profiles aligned on `control` (n booleans) as `maps.map_profiles` aligns them, (n, k)."""
+        if method == "none":
+            return align(self.x, method)
+        options = component_options(method, self.x.shape[1], control, self.components)
+        return align(self.x, method, batches, control, **options)
 
     def to_map(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Spherical means of the perturbations with the origin at the controls' mean: vectors (p, k), names (p,)."""
@@ -122,7 +130,8 @@ def recall_by_alignment(
         if alignment.batches == "experiment" and screen.experiment is None:
             continue
         vectors, names = screen.to_map(screen.aligned(alignment))
-        parts.append(_recall(vectors, names, pairs, bootstrap, seed).assign(alignment=alignment.label))
+        table = _recall(screen, vectors, names, pairs, bootstrap, seed)
+        parts.append(table.assign(alignment=alignment.label))
     return _leading(pd.concat(parts, ignore_index=True), ["alignment", "source"])
 
 
@@ -140,13 +149,16 @@ def recall_after_tvn(
     """
     z = screen.aligned(TVN_BY_PLATE)
     vectors, names = screen.to_map(z)
-    parts = [_recall(vectors, names, pairs, bootstrap, seed).assign(step="TVN")]
+    parts = [_recall(screen, vectors, names, pairs, bootstrap, seed).assign(step="TVN")]
     bias = None
     if genes is not None:
         step = "TVN, arms corrected"
+        screen.add_notes(
+            [gene_matches(names, genes.arms, "arms"), gene_matches(names, genes.zfpkm, "expression")]
+        )
         before = arm_bias(vectors, names, genes.arms).assign(step="TVN")
         vectors, names = screen.to_map(_arms_corrected(screen, z, genes))
-        parts.append(_recall(vectors, names, pairs, bootstrap, seed).assign(step=step))
+        parts.append(_recall(screen, vectors, names, pairs, bootstrap, seed).assign(step=step))
         after = arm_bias(vectors, names, genes.arms).assign(step=step)
         bias = pd.concat([before, after], ignore_index=True)
     return _leading(pd.concat(parts, ignore_index=True), ["step", "source"]), bias
@@ -289,9 +301,9 @@ def _aligned_for_retrieval(screen: ScreenProfiles, label: str, null_size: int, s
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the rank is among the notes of Table 2
         if label == "as given":
-            z = align(screen.x, "none")
+            z = screen.align("none", None, fitted)
         else:
-            z = align(screen.x, "tvn", screen.plate, fitted)
+            z = screen.align("tvn", screen.plate, fitted)
     return _Retrieval(screen, z, negatives, null_size, seed)
 
 
@@ -302,11 +314,18 @@ def _fraction(hits: pd.DataFrame) -> tuple[int, int, float, float]:
 
 
 def _recall(
-    vectors: np.ndarray, names: np.ndarray, pairs: PairsBySource, bootstrap: int, seed: int
+    screen: ScreenProfiles,
+    vectors: np.ndarray,
+    names: np.ndarray,
+    pairs: PairsBySource,
+    bootstrap: int,
+    seed: int,
 ) -> pd.DataFrame:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pairs with unknown names are counted in n_unknown
+    """Recall with n_unknown; what it warns of (pairs left out, names in another case) becomes notes."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         scores = maps.recall(vectors, names, pairs, bootstrap=bootstrap, seed=seed)
+    screen.add_notes([str(warning.message) for warning in caught])
     unknown = [scores.attrs["n_unknown"][source] for source in scores.index]
     scores.attrs = {}
     return scores.assign(n_unknown=unknown).rename_axis("source").reset_index()

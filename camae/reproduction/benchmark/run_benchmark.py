@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,16 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 
+from camae.embedding_table import PLATE
 from camae.errors import CamaeError, MissingBackendError
 from camae.files import write_json, write_text
 from camae.maps.arms import read_arms, read_expression
 from camae.maps.pairs import read_pairs_folder
-from camae.maps.profiles import column, read_profiles
+from camae.maps.perturbation_map import Components
+from camae.maps.profiles import ProfileTable, column, join_profile_tables, read_profile_table
+from camae.maps.replicates import ReplicateUnit
+from camae.maps.screens import ScreenColumns, read_screen
+from camae.omissions import Omissions
 from camae.reporting import html
 from camae.reporting.figures import recall_against_percentile
 from camae.reporting.style import svg
@@ -28,29 +34,25 @@ from camae.reproduction.benchmark.benchmark_tables import (
     recall_by_alignment,
     recall_curves,
 )
+from camae.text_table import write_csv
 
 BACKENDS = ("numpy", "cupy")
-ProfileFiles: TypeAlias = Mapping[str, str | Path] | Sequence[str | Path]
+ProfileFile: TypeAlias = str | Path
+ProfileFiles: TypeAlias = Mapping[str, ProfileFile | Sequence[ProfileFile]] | Sequence[ProfileFile]
 Cell: TypeAlias = str | int | float | bool | None
 BenchmarkResults: TypeAlias = dict[str, list[dict[str, Cell]] | dict[str, list[str]]]
 
 
 @dataclass(frozen=True)
-class _Columns:
-    """Metadata columns of the profiles; negative: the value of `control` that marks negative controls."""
+class _Settings:
+    """Which tables are made, and of what. experiment, target: columns; unit, components: as in `run_benchmark`."""
 
-    perturbation: str
-    plate: str
+    columns: ScreenColumns
     experiment: str | None
     target: str | None
-    control: str
-    negative: str
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """Which tables are made, and of what."""
-
+    unit: ReplicateUnit
+    components: Components
+    backend: str
     pairs: PairsBySource | None
     tvn: bool
     genes: GeneTables | None
@@ -78,33 +80,58 @@ def run_benchmark(
     null_size: int = 10_000,
     seed: int = 0,
     backend: str = "numpy",
+    unit: ReplicateUnit = "well",
+    components: Components = "half_controls",
 ) -> BenchmarkResults:
     """Benchmark one or more models' profiles of the same screen and write a results folder.
 
-    embeddings: model name -> profile file (.parquet, .csv(.gz), .tsv(.gz), .h5ad), or a list of files (the model is
-    the file's stem). pairs: file or folder of known pairs (`read_pairs_folder`), None for Table 4 alone. plate,
-    experiment: columns of the batches. control, negative: the column and its value that mark negative controls.
-    target: column of targets joined by "|", for siblings. arms, expression: gene tables for the chromosome-arm
-    correction. tvn: whether Table 3 (recall after TVN) is made. arm_correction: whether it gets a second row, TVN
-    with arms corrected; None does where both gene tables are given. backend: "numpy" or "cupy".
+    embeddings: model name -> profile file (.parquet, .csv(.gz), .tsv(.gz), .h5ad) or the files of its plates; or a
+    list of files, also as "model=file". Files of a list that hold different plates and the same features are one
+    screen; files of the same plates are a model each, named by the file's stem. pairs: file or folder of known pairs
+    (`read_pairs_folder`), None for Table 4 alone. plate, experiment: columns of the batches. control, negative: the
+    column and its value that mark negative controls. target: column of targets joined by "|", for siblings. arms,
+    expression: gene tables for the chromosome-arm correction. tvn: whether Table 3 (recall after TVN) is made.
+    arm_correction: whether it gets a second row, TVN with arms corrected; None does where both gene tables are given.
+    backend: "numpy" or "cupy". unit: "well" averages sites by well, "site" counts them as replicates, None refuses
+    them. components: of the alignments with principal components, as in `maps.map_profiles`, so that `camae map`
+    gives the same recall.
     Writes table2.csv, table3.csv, arm_bias.csv, table4.csv, curves.csv (those that apply), benchmark.json,
-    section.html and benchmark.html; every table has a first column `model`. Returns what benchmark.json holds.
+    section.html, benchmark.html and left_out.csv; every table has a first column `model`. Returns what
+    benchmark.json holds.
     Raises CamaeError or MissingFileError for unusable input, MissingBackendError when CuPy is asked for and absent.
     """
     genes = _gene_tables(arms, expression, arm_correction, tvn)
-    known = None if pairs is None else read_pairs_folder(pairs)
-    columns = _Columns(perturbation, plate, experiment, target, control, negative)
-    settings = _Settings(known, tvn, genes, bootstrap, null_size, seed)
+    omitted = Omissions()
+    known = None if pairs is None else read_pairs_folder(pairs, omitted)
+    shared = [f"{pairs}: {line}" for line in omitted.lines()]
+    settings = _Settings(
+        ScreenColumns(perturbation, plate, control, negative),
+        experiment,
+        target,
+        unit,
+        components,
+        backend,
+        known,
+        tvn,
+        genes,
+        bootstrap,
+        null_size,
+        seed,
+    )
     tables: dict[str, list[pd.DataFrame]] = {}
     notes: dict[str, list[str]] = {}
-    for model, path in _named_files(embeddings).items():
-        screen = _read_screen(path, columns, backend)
+    for model, profiles in _models(embeddings).items():
+        omitted.extend(profiles.omitted)
+        screen = _screen(profiles, settings)
+        screen.add_notes(shared)
         for name, table in _tables(screen, settings).items():
             table.insert(0, "model", model)
             tables.setdefault(name, []).append(table)
         notes[model] = screen.notes
     joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-    return _write(Path(out), joined, notes)
+    results = _write(Path(out), joined, notes)
+    omitted.write(out)
+    return results
 
 
 def _gene_tables(
@@ -136,38 +163,81 @@ def _tables(screen: ScreenProfiles, settings: _Settings) -> dict[str, pd.DataFra
     return {name: table for name, table in found.items() if len(table)}
 
 
-def _named_files(embeddings: ProfileFiles) -> dict[str, Path]:
-    """Profile files by model; of a list, the model is the file's stem, or its path where stems repeat."""
-    if isinstance(embeddings, Mapping):
-        return {name: Path(path) for name, path in embeddings.items()}
-    paths = [Path(path) for path in ([embeddings] if isinstance(embeddings, str | Path) else embeddings)]
-    if not paths:
-        raise CamaeError("no embeddings are given; name at least one profile file")
+def _models(embeddings: ProfileFiles) -> dict[str, ProfileTable]:
+    """Profiles by model; see `run_benchmark`."""
+    if not isinstance(embeddings, Mapping):
+        listed = [embeddings] if isinstance(embeddings, str | Path) else list(embeddings)
+        if not listed:
+            raise CamaeError("no embeddings are given; name at least one profile file")
+        named = [_model_and_file(item) for item in listed]
+        if not all(model for model, _ in named):
+            if any(model for model, _ in named):
+                raise CamaeError(
+                    "some profile files have a model's name and some have none; write model=file for all"
+                )
+            return _models_of_files([path for _, path in named])
+        embeddings = {model: [path for other, path in named if other == model] for model, _ in named}
+    out = {}
+    for model, files in embeddings.items():
+        paths = [files] if isinstance(files, str | Path) else list(files)
+        if not paths:
+            raise CamaeError(f"no profile file is given for the model {model}")
+        out[model] = join_profile_tables([read_profile_table(path) for path in paths])
+    return out
+
+
+def _model_and_file(item: ProfileFile) -> tuple[str, Path]:
+    """Model, "" where none is named, and file of "model=file"."""
+    model, separator, path = str(item).partition("=")
+    return (model, Path(path)) if separator and not Path(item).is_file() else ("", Path(item))
+
+
+def _models_of_files(paths: list[Path]) -> dict[str, ProfileTable]:
+    """One screen of files that hold different plates, or a model for each of files that hold the same."""
+    tables = [read_profile_table(path) for path in paths]
     names = [path.name.split(".")[0] for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
-    return dict(zip(names, paths, strict=True))
+    by_name = dict(zip(names, tables, strict=True))
+    if len(tables) == 1 or any("Metadata_Plate" not in table.meta for table in tables):
+        return by_name
+    plates = [set(zip(*(table.meta[c] for c in PLATE if c in table.meta), strict=True)) for table in tables]
+    if all(own == plates[0] for own in plates):
+        return by_name
+    if sum(map(len, plates)) == len(set.union(*plates)):
+        if all(table.features == tables[0].features for table in tables):
+            return {_common_name(paths): join_profile_tables(tables)}
+        return by_name
+    raise CamaeError(
+        f"{paths[0].name} and {next(p for p, own in zip(paths, plates, strict=True) if own != plates[0]).name} share "
+        "some plates and not all; write model=file for each file, so that the plates of a model go together"
+    )
 
 
-def _read_screen(path: Path, columns: _Columns, backend: str) -> ScreenProfiles:
-    meta, x = read_profiles(path)
+def _common_name(paths: list[Path]) -> str:
+    """What the names of files begin with, else their folder's name."""
+    letters = zip(*(path.name.split(".")[0] for path in paths), strict=False)
+    start = "".join(first for first, *_ in itertools.takewhile(lambda row: len(set(row)) == 1, letters))
+    return start.rstrip("_-. ") or paths[0].resolve().parent.name or "screen"
+
+
+def _screen(profiles: ProfileTable, settings: _Settings) -> ScreenProfiles:
+    screen = read_screen(profiles, settings.columns, settings.unit)
+    assert screen.plate is not None  # its column is always asked for
 
     def optional(name: str | None, what: str) -> np.ndarray | None:
-        return None if name is None else column(meta, name, what)
+        return None if name is None else column(screen.meta, name, what)
 
-    is_control = column(meta, columns.control, "negative controls") == columns.negative
-    if not is_control.any():
-        raise CamaeError(
-            f"{path}: {columns.control} says '{columns.negative}' nowhere, so there are no negative controls"
-        )
     return ScreenProfiles(
-        _on_backend(x, backend),
-        column(meta, columns.perturbation, "perturbation"),
-        column(meta, columns.plate, "plate"),
-        is_control,
-        optional(columns.experiment, "experiment"),
-        optional(columns.target, "target"),
-        optional("Metadata_Well" if "Metadata_Well" in meta.columns else None, "well"),
+        _on_backend(screen.x, settings.backend),
+        screen.perturbation,
+        screen.plate,
+        screen.control,
+        optional(settings.experiment, "experiment"),
+        optional(settings.target, "target"),
+        optional("Metadata_Well" if "Metadata_Well" in screen.meta.columns else None, "well"),
+        settings.components,
+        list(screen.notes),
     )
 
 
@@ -190,7 +260,7 @@ def _write(out: Path, tables: Mapping[str, pd.DataFrame], notes: dict[str, list[
     results: BenchmarkResults = {name: _records(table) for name, table in tables.items()}
     results["notes"] = notes
     for name, table in tables.items():
-        write_text(out / f"{name}.csv", table.to_csv(index=False))
+        write_csv(out / f"{name}.csv", table)
     body = _html(tables, notes)
     write_text(out / "section.html", body)
     sections = [html.Section("benchmark", "Benchmark", body)]

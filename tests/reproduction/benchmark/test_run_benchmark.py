@@ -143,7 +143,7 @@ def test_bad_input_is_one_sentence(screen, tmp_path, monkeypatch):
     good, pairs, out = screen / "good.parquet", screen / "pairs", tmp_path / "never"
     table = pd.read_parquet(good)
     table.assign(Metadata_Well="A01").to_parquet(tmp_path / "twice.parquet", index=False)
-    table.assign(note="x").to_parquet(tmp_path / "text.parquet", index=False)
+    table.assign(emb_0003="x").to_csv(tmp_path / "text.csv", index=False)
     (tmp_path / "empty").mkdir()
     monkeypatch.setitem(sys.modules, "cupy", None)
     for call, kind, message in [
@@ -165,9 +165,9 @@ def test_bad_input_is_one_sentence(screen, tmp_path, monkeypatch):
             "Plate P0, Well A01 occurs more",
         ),
         (
-            lambda: run_benchmark([tmp_path / "text.parquet"], pairs, out),
+            lambda: run_benchmark([tmp_path / "text.csv"], pairs, out),
             CamaeError,
-            "'note' does not hold numbers",
+            r"line 2, column 'emb_0003': 'x' is not a number",
         ),
         (
             lambda: run_benchmark([good], pairs, out, arms=screen / "arms.csv"),
