@@ -1,7 +1,7 @@
 """Embedding of 6-channel crops against a plain eager encoder (timm's way) of the same weights, interleaved.
 
 Rows go to embedding.jsonl. CPU: S/16 at its full size with --full, else one small crop. CUDA: S/16, L/16, L/8 in
-bf16 against the eager path under fp16 autocast, and fp8 against bf16; without a GPU these stay not measured.
+bf16 against the eager path under fp16 autocast; without a GPU these stay not measured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GPU_ROWS = {
     "L/16": ("ca_mae_vit_l16", 32, 410),
     "L/8": ("ca_mae_vit_l8", 8, 55),
 }
-CPU_TARGET, EAGER_TARGET, FP8_TARGET, FP8_COSINE = 1.5, 1.8, 1.25, 0.999
+CPU_TARGET, EAGER_TARGET, LEAST_COSINE = 1.5, 1.8, 0.999
 
 
 def model_of(name: str, device: str, **options: Any) -> CAMAE:
@@ -120,7 +120,7 @@ def test_small_model_on_the_cpu(recorder: Any, crops: int) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; not measured without one")
 @pytest.mark.parametrize("name", list(GPU_ROWS))
 def test_models_on_the_gpu(recorder: Any, name: str) -> None:
-    """bf16 and fp8 encoders and their compiled forms against the eager path under fp16 autocast."""
+    """A bf16 encoder and its compiled form against the eager path under fp16 autocast."""
     config, crops, target = GPU_ROWS[name]
     shape = next(s for s in EMBEDDING if s.name == name)
     model, images = model_of(config, "cuda"), images_of(crops, 256, "cuda")
@@ -143,14 +143,12 @@ def test_models_on_the_gpu(recorder: Any, name: str) -> None:
     variants = {
         "bfloat16": ours(accelerate(model, "bfloat16")),
         "bfloat16, compiled": ours(accelerate(model, "bfloat16", compile=True)),
-        "fp8": ours(accelerate(model, "fp8")),
-        "fp8, compiled": ours(accelerate(model, "fp8", compile=True)),
     }
     expected = eager(None)
     cosines = {n: least_cosine(run(), expected) for n, run in variants.items()}
-    assert min(cosines.values()) >= FP8_COSINE, cosines
+    assert min(cosines.values()) >= LEAST_COSINE, cosines
     times = time_cuda(variants | {"timm-style eager": eager}, recorder.rounds)
-    best = {k: min(times[n].median for n in variants if n.startswith(k)) for k in ("bfloat16", "fp8")}
+    best = min(times[n].median for n in variants)
     record(
         recorder,
         f"{name}, 6x256x256, {crops} crops a pass",
@@ -160,9 +158,8 @@ def test_models_on_the_gpu(recorder: Any, name: str) -> None:
         {
             "competitor": "the same weights in plain eager torch under fp16 autocast",
             "cosine": cosines,
-            "bfloat16_over_eager": times["timm-style eager"].median / best["bfloat16"],
-            "fp8_over_bfloat16": best["bfloat16"] / best["fp8"],
-            "target": {"crops/s": target, "over eager": EAGER_TARGET, "fp8 over bf16": FP8_TARGET},
-            "target_met": crops / best["bfloat16"] >= target,
+            "bfloat16_over_eager": times["timm-style eager"].median / best,
+            "target": {"crops/s": target, "over eager": EAGER_TARGET},
+            "target_met": crops / best >= target,
         },
     )

@@ -56,7 +56,14 @@ def _is_installed(name: str) -> bool:
 # Looked up at import: torch.compile traces the choice of a back-end, and cannot trace the search for a module.
 _INSTALLED = {
     name: _is_installed(name)
-    for name in ("triton", "torch.nn.attention.varlen", "flash_attn", "flash_attn.cute")
+    for name in (
+        "torch",
+        "triton",
+        "torch.nn.attention.varlen",
+        "flash_attn",
+        "flash_attn_interface",
+        "flash_attn.cute",
+    )
 }
 
 
@@ -135,18 +142,71 @@ def _triton_on_cuda(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
     return "triton" if device.type == "cuda" else "reference"
 
 
-def _default_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """The default back-end of attention.
+@dataclass(frozen=True)
+class Preference:
+    """Row of the preferences of attention: the order of back-ends for a kind of input, and the reason.
 
-    CUDA, 16-bit: torch's FlashAttention-2, the one with published figures (282-322 TFLOP/s forward at head dim
-    64 on an H100); our kernel takes its place when a committed measurement shows it faster. CPU, float32: our C++
-    kernel where the processor has its instructions and 16 divides the head dim (bench/results/cpu-2core has it beside
-    SDPA). Else plain SDPA.
+    dtypes, head_dims: of the inputs; an empty tuple is any. The first usable back-end of `order` is the default.
     """
-    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
-        return "torch_varlen"
-    fits = dtype == torch.float32 and head_dim % _cpu.WIDTH_STEP == 0
-    return "native" if fits and native_backend(device).usable else "reference"
+
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+    head_dims: tuple[int, ...]
+    order: tuple[str, ...]
+    why: str
+
+    def fits(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+        """Whether the row is about these inputs."""
+        return (
+            self.device == device.type
+            and (not self.dtypes or dtype in self.dtypes)
+            and (not self.head_dims or head_dim in self.head_dims)
+        )
+
+
+KERNEL_HEAD_DIMS = (16, 32, 64, 128)
+_LOW = (torch.bfloat16, torch.float16)
+_PACKAGES = ("flash_attn_4", "flash_attn_3", "flash_attn", "torch_varlen", "cudnn", "reference")
+# The first row that fits decides.
+ATTENTION_PREFERENCES = (
+    Preference(
+        "cuda",
+        _LOW,
+        KERNEL_HEAD_DIMS,
+        ("triton", *_PACKAGES),
+        "q/k norms inside the kernel: before another one they are a pass of their own over q and k, 58 bytes a value",
+    ),
+    Preference(
+        "cuda",
+        _LOW,
+        (),
+        _PACKAGES,
+        "our kernels have head dims 16, 32, 64 and 128; the newest FlashAttention first",
+    ),
+    Preference("cuda", (), (), ("reference",), "the kernels take bf16 and fp16"),
+    Preference(
+        "cpu",
+        (torch.float32,),
+        tuple(range(_cpu.WIDTH_STEP, 1025, _cpu.WIDTH_STEP)),
+        ("native", "reference"),
+        "our C++ kernel, faster than SDPA on the CPUs measured",
+    ),
+)
+
+
+def attention_preference(device: torch.device, dtype: torch.dtype, head_dim: int) -> Preference | None:
+    """The first row of `ATTENTION_PREFERENCES` that fits; None where plain torch is all there is."""
+    fitting = (row for row in ATTENTION_PREFERENCES if row.fits(device, dtype, head_dim))
+    return next(fitting, None)
+
+
+def _default_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """The first usable back-end of the row that fits."""
+    row = attention_preference(device, dtype, head_dim)
+    if row is None:
+        return "reference"
+    usable = {backend.name for backend in backends_of("varlen_attention", device) if backend.usable}
+    return next((name for name in row.order if name in usable), "reference")
 
 
 _TRITON_OP = OpEntry((triton_backend, reference_backend), _triton_on_cuda)
@@ -155,7 +215,9 @@ _ATTENTION = OpEntry(
         triton_backend,
         _cuda_package("torch_varlen", "torch.nn.attention.varlen", "torch's FlashAttention-2"),
         _cuda_package("flash_attn", "flash_attn", "the package flash-attn (FA2)"),
+        _cuda_package("flash_attn_3", "flash_attn_interface", "FlashAttention-3 of the package flash-attn"),
         _cuda_package("flash_attn_4", "flash_attn.cute", "the package flash-attn-4 (CuTe)"),
+        _cuda_package("cudnn", "torch", "cuDNN's attention through SDPA"),
         native_backend,
         reference_backend,
     ),

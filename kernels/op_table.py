@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from camae.kernels._dispatch import Backend, backends_of, default_backend
+from camae.kernels._dispatch import Backend, attention_preference, backends_of, default_backend
 
+USUAL_HEAD_DIM = 64  # of every preset's encoder
 OPS = ("tokenize", "reconstruction_loss", "varlen_attention", "residual_norm", "gelu_split", "lion")
 
 
@@ -25,7 +26,6 @@ _WHY = {
     "triton": "our kernels; on this kind of device not yet timed against others",
     "reference": "plain torch: the form for a device without kernels",
     "native": "our C++ kernel, faster than SDPA on the CPUs measured",
-    "torch_varlen": "the one with published figures (282-322 TFLOP/s forward, H100, head dim 64, bf16)",
 }
 
 
@@ -38,9 +38,16 @@ def op_table(device: torch.device | str = "cpu", dtype: torch.dtype | None = Non
     for op in OPS:
         default, available = default_backend(op, device, dtype), backends_of(op, device)
         chosen = next(b for b in available if b.name == default)
-        why = _WHY[default] if chosen.usable else f"cannot run: {chosen.why}"
+        why = _why(op, default, torch.device(device), dtype) if chosen.usable else f"cannot run: {chosen.why}"
         rows.append(OpRow(op, default, why, available))
     return rows
+
+
+def _why(op: str, default: str, device: torch.device, dtype: torch.dtype | None) -> str:
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    row = attention_preference(device, dtype, USUAL_HEAD_DIM) if op == "varlen_attention" else None
+    return _WHY[default] if row is None else row.why
 
 
 def op_backends(device: torch.device | str | None = None) -> dict[str, str]:

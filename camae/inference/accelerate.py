@@ -1,8 +1,8 @@
 """Encoders accelerated for inference. Explicit: `embed` never does this by itself.
 
 Weights are packed once; LayerScale is multiplied into the output projections; norms, GELU and residual sums happen
-inside the products where the back-end can (in float32 on a CPU a block is two C++ ops); the token stream and the norms
-stay float32. Only the blocks are replaced: regions, layers, pooling and packing of passes work as before.
+inside the products where the back-end can (in float32 on a CPU a block is two C++ ops), and on a GPU in the elementwise
+kernels between them; the token stream and the norms stay float32. Only the blocks are replaced: regions, layers, pooling and packing of passes work as before.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ def accelerate(model: CAMAE, linear: str = "float32", *, compile: bool = False) 
     The original is left as it is; the decoders are shared with it. Embeddings have the shapes of the original's,
     (D,) or (C, D) float32, and another model hash, so that screens never mix the two.
 
-    linear: "float32" (same vectors up to rounding), "bfloat16", or "fp8" (CUDA, compute capability 8.9 or later; on a
-        CPU an emulation, to measure its error).
-    compile: fuse the elementwise operations of each block with torch.compile; on a GPU with CUDA graphs. It pays
-        where passes have few different sizes, as those of a screen do; each new size is compiled once.
+    linear: "float32" (same vectors up to rounding) or "bfloat16".
+    compile: fuse the elementwise operations of each block with torch.compile. It pays where passes have few different
+        sizes, as those of a screen do; each new size is compiled once.
 
     Raises CamaeError for another model than a CA-MAE, an accelerated one and an unknown `linear`, MissingBackendError
     where the device lacks what `linear` needs.
@@ -47,6 +46,6 @@ def accelerate(model: CAMAE, linear: str = "float32", *, compile: bool = False) 
         assert isinstance(block, (ParallelBlock, SequentialBlock))
         packed = InferenceBlock(block, linear, packed=not compile).eval()
         if compile:
-            packed.compile(mode="reduce-overhead" if model.device.type == "cuda" else None)
+            packed.compile()
         fast.encoder.blocks[i] = packed
     return fast

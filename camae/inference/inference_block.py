@@ -1,4 +1,4 @@
-"""Inference blocks: both kinds of transformer block as four linear layers, fused in C++ or layer by layer."""
+"""Inference blocks: both kinds of transformer block, fused in C++, on the GPU kernels, or layer by layer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from camae.inference.inference_linear import InferenceLinear
+from camae.inference.inference_linear import KINDS, InferenceLinear
 from camae.kernels import transformer_block
+from camae.kernels.fused_linear import gelu_linear, norm_linear
+from camae.kernels.residual_norm import residual_norm
 from camae.kernels.transformer_block import (
     block_tail_op,
     fits,
@@ -28,7 +31,7 @@ class BlockLayers:
     """Layers of a parallel or sequential block, LayerScale multiplied into the output projections.
 
     mlp_norm: norm of the tokens after attention (sequential); None where the MLP takes the same normed tokens as
-        attention (parallel).
+        attention (parallel). qkv_biased: whether the bias of qkv may be other than 0.
     """
 
     heads: int
@@ -40,6 +43,7 @@ class BlockLayers:
     mlp_norm: nn.LayerNorm | None
     mlp_in: Linear
     mlp_out: Linear
+    qkv_biased: bool = True
 
 
 def block_layers(block: ParallelBlock | SequentialBlock) -> BlockLayers:
@@ -64,6 +68,7 @@ def block_layers(block: ParallelBlock | SequentialBlock) -> BlockLayers:
         mlp_norm=None,
         mlp_in=(weight[:hidden], bias[:hidden]),
         mlp_out=mlp_out,
+        qkv_biased=block.shifted_bias,
     )
 
 
@@ -94,6 +99,87 @@ class LayerwiseBlock:
         if layers.mlp_norm is not None:
             normed_TD = layers.mlp_norm(tokens_TD)
         return self.mlp_out(self.mlp_in(normed_TD, gelu=True), add_TF=tokens_TD)
+
+
+class KernelBlock:
+    """Block on a GPU: products of packed weights, elementwise kernels and attention between them.
+
+    kind: as in `InferenceLinear`. backends: of which attention's and the elementwise one are used.
+    """
+
+    def __init__(self, layers: BlockLayers, kind: str, backends: Backends):
+        self.layers, self.backends, self.low = layers, backends, kind == "bfloat16"
+        weights = [linear[0] for linear in (layers.proj, layers.mlp_out)]
+        biases = [linear[1] for linear in (layers.proj, layers.mlp_out)]
+        (qkv_weight, qkv_bias), (in_weight, in_bias) = layers.qkv, layers.mlp_in
+        self.in_bias: torch.Tensor | None = in_bias
+        self.qkv_bias: torch.Tensor | None = qkv_bias
+        if layers.mlp_norm is None:
+            # One product for all four; both output biases in one, and the attention's product adds to the MLP's.
+            self.qkv_bias = torch.cat([in_bias, qkv_bias]) if layers.qkv_biased else None
+            self.in_bias = None if layers.qkv_biased else in_bias
+            qkv_weight = torch.cat([in_weight, qkv_weight])
+            biases[1] = biases[0] + biases[1]
+        dtype = KINDS[kind]
+        packed = (x.to(dtype).contiguous() for x in (qkv_weight, in_weight, *weights, *biases))
+        self.qkv, self.mlp_in, self.proj, self.mlp_out, self.proj_bias, self.mlp_out_bias = packed
+
+    def __call__(self, tokens_TD: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+        """Tokens (T, D) after the block."""
+        with torch.autocast(tokens_TD.device.type, torch.bfloat16, enabled=self.low):
+            if self.layers.mlp_norm is None:
+                return self._parallel(tokens_TD, sequences)
+            return self._sequential(tokens_TD, sequences, self.layers.mlp_norm)
+
+    def _parallel(self, tokens_TD: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+        hidden, D = self.layers.mlp_in[0].shape
+        _, fused_TF = self._norm_linear(tokens_TD, self.layers.norm, self.qkv, self.qkv_bias)
+        mlp_TD, q, k, v = gelu_linear(
+            *(fused_TF, self.in_bias, (hidden, D, D, D), self.mlp_out, self.mlp_out_bias),
+            backend=self.backends.elementwise,
+        )
+        update_TD = torch.addmm(mlp_TD, self._attend(q, k, v, sequences), self.proj.t())
+        return self._add(tokens_TD, update_TD)
+
+    def _sequential(
+        self, tokens_TD: torch.Tensor, sequences: Sequences, mlp_norm: nn.LayerNorm
+    ) -> torch.Tensor:
+        _, qkv_T3D = self._norm_linear(tokens_TD, self.layers.norm, self.qkv, self.qkv_bias)
+        attention_TD = self._attend(*qkv_T3D.chunk(3, dim=1), sequences)
+        update_TD = F.linear(attention_TD, self.proj, self.proj_bias)
+        y_TD, fused_Th = self._norm_linear(tokens_TD, mlp_norm, self.mlp_in, None, update_TD)
+        (mlp_TD,) = gelu_linear(
+            *(fused_Th, self.in_bias, (fused_Th.shape[1],), self.mlp_out, self.mlp_out_bias),
+            backend=self.backends.elementwise,
+        )
+        return self._add(y_TD, mlp_TD)
+
+    def _norm_linear(
+        self,
+        tokens_TD: torch.Tensor,
+        norm: nn.LayerNorm,
+        weight_FD: torch.Tensor,
+        bias_F: torch.Tensor | None,
+        update_TD: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return norm_linear(
+            *(tokens_TD, norm.weight, norm.bias, norm.eps, weight_FD, bias_F),
+            update_TD=update_TD,
+            backend=self.backends.elementwise,
+        )
+
+    def _attend(
+        self, q_TD: torch.Tensor, k_TD: torch.Tensor, v_TD: torch.Tensor, sequences: Sequences
+    ) -> torch.Tensor:
+        layers, norms = self.layers, HeadNorms()
+        if layers.q_norm is not None and layers.k_norm is not None:
+            q_norm, k_norm = ((norm.weight, norm.bias) for norm in (layers.q_norm, layers.k_norm))
+            norms = {"q_norm": q_norm, "k_norm": k_norm, "norm_eps": layers.q_norm.eps}
+        attention = self.backends.attention
+        return attend(q_TD, k_TD, v_TD, layers.heads, sequences, sequences, attention, **norms)
+
+    def _add(self, tokens_TD: torch.Tensor, update_TD: torch.Tensor) -> torch.Tensor:
+        return residual_norm(tokens_TD, update_TD, backend=self.backends.elementwise)[0]
 
 
 class FusedBlock:
@@ -153,11 +239,11 @@ class InferenceBlock(BackendModule):
     """Transformer block for inference, called as the block it is made from. Not differentiable.
 
     kind, packed: as in `InferenceLinear`. runner: `FusedBlock` for packed float32 on a CPU that has the C++ ops, with
-    attention's default or "native" back-end; else `LayerwiseBlock`. Weights are packed again when they are moved to
+    attention's default or "native" back-end; `KernelBlock` for packed ones on a GPU; else `LayerwiseBlock`. Weights are packed again when they are moved to
     another device or the back-ends change.
     """
 
-    runner: FusedBlock | LayerwiseBlock
+    runner: FusedBlock | KernelBlock | LayerwiseBlock
 
     def __init__(self, block: ParallelBlock | SequentialBlock, kind: str, packed: bool):
         super().__init__(block.backends)
@@ -170,6 +256,8 @@ class InferenceBlock(BackendModule):
         fusible = self.kind == "float32" and self.packed and self.backends.attention in (None, "native")
         if fusible and FusedBlock.supports(layers):
             self.runner = FusedBlock(layers)
+        elif self.packed and layers.norm.weight.is_cuda:
+            self.runner = KernelBlock(layers, self.kind, self.backends)
         else:
             self.runner = LayerwiseBlock(layers, self.kind, self.packed, self.backends)
 

@@ -1,4 +1,4 @@
-"""A CA-MAE of widths that fp8 takes, and images for it."""
+"""A small CA-MAE, and images for it."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def picture():
 
 @pytest.fixture
 def build():
-    """Build a model: widths that 16 divides, and LayerScale 0.5, so that every block counts in the vectors."""
+    """Build a model: widths that the C++ ops take, and LayerScale 0.5, so that every block counts in the vectors."""
 
     def make(**changes):
         torch.manual_seed(0)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from camae.kernels import _dispatch
 from camae.kernels._compile_ahead import OPS
 from camae.kernels._cpu import instructions
 from camae.kernels._dispatch import default_backend
@@ -35,15 +36,36 @@ def test_cpu_uses_plain_torch_and_its_own_attention_and_says_why_not_the_others(
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "expected"),
+    ("device", "dtype", "head_dim", "expected"),
     [
-        ("cuda", torch.bfloat16, "torch_varlen"),
-        ("cuda", torch.float32, "reference"),
-        ("cpu", torch.bfloat16, "reference"),
+        ("cuda", torch.bfloat16, 64, "triton"),
+        ("cuda", torch.float16, 16, "triton"),
+        ("cuda", torch.bfloat16, 96, "torch_varlen"),
+        ("cuda", torch.float32, 64, "reference"),
+        ("cpu", torch.bfloat16, 64, "reference"),
+        ("cpu", torch.float32, 24, "reference"),
     ],
 )
-def test_default_attention(device, dtype, expected):
-    assert default_backend("varlen_attention", device, dtype) == expected
+def test_default_attention(device, dtype, head_dim, expected, monkeypatch):
+    for package in ("flash_attn", "flash_attn_interface", "flash_attn.cute"):
+        monkeypatch.setitem(_dispatch._INSTALLED, package, False)
+    assert default_backend("varlen_attention", device, dtype, head_dim) == expected
+
+
+def test_newest_flash_attention_first_where_our_kernels_do_not_fit(monkeypatch):
+    """Head dim 96, packages installed one after the other, oldest first."""
+    found = []
+    for package in ("flash_attn", "flash_attn_interface", "flash_attn.cute"):
+        monkeypatch.setitem(_dispatch._INSTALLED, package, True)
+        found.append(default_backend("varlen_attention", "cuda", torch.bfloat16, 96))
+    assert found == ["flash_attn", "flash_attn_3", "flash_attn_4"]
+
+
+def test_every_preference_is_a_back_end_of_attention_and_has_a_reason():
+    names = {backend.name for backend in _dispatch.backends_of("varlen_attention", "cpu")}
+    for row in _dispatch.ATTENTION_PREFERENCES:
+        assert set(row.order) <= names
+        assert row.why
 
 
 def test_kernels_are_the_default_on_cuda():
@@ -51,7 +73,7 @@ def test_kernels_are_the_default_on_cuda():
     assert rows == {
         "tokenize": "triton",
         "reconstruction_loss": "triton",
-        "varlen_attention": "torch_varlen",
+        "varlen_attention": "triton",
         "residual_norm": "triton",
         "gelu_split": "triton",
         "lion": "triton",
