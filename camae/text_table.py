@@ -96,7 +96,10 @@ def read_header(path: str | os.PathLike[str]) -> list[str]:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file")
     text = _text_of(path, path.read_bytes())
-    return next(csv.reader([_first_line(text)], delimiter=separator_of(path, text)), [])
+    try:
+        return next(csv.reader([_first_line(text)], delimiter=separator_of(path, text)), [])
+    except csv.Error as error:
+        raise CamaeError(f"{path}, line 1: not a row of a table ({error})") from None
 
 
 def read_rows(path: str | os.PathLike[str]) -> tuple[list[list[str]], list[int]]:
@@ -213,7 +216,7 @@ def separator_of(path: Path, text: str) -> str:
     Raises CamaeError where two of comma, tab and semicolon stand in the first line, outside quotes.
     """
     line = _first_line(text)
-    counts = {s: len(next(csv.reader([line], delimiter=s), [])) - 1 for s in _SEPARATORS}
+    counts = {s: _cells(line, s) - 1 for s in _SEPARATORS}
     found = [s for s, count in counts.items() if count > 0]
     if len(found) > 1:
         raise CamaeError(
@@ -222,6 +225,13 @@ def separator_of(path: Path, text: str) -> str:
         )
     stem = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     return found[0] if found else _USUAL.get(stem.suffix.lower(), ",")
+
+
+def _cells(line: str, separator: str) -> int:
+    try:
+        return len(next(csv.reader([line], delimiter=separator), []))
+    except csv.Error:  # a line without the separator is one cell, which may be longer than csv takes
+        return 0
 
 
 def _first_line(text: str) -> str:

@@ -32,9 +32,9 @@ BlockTable block_row(const Bytes &file, bool swap, const TiffPage &page, unsigne
     return {page.block_offsets.read(file, swap, first, n), page.block_sizes.read(file, swap, first, n)};
 }
 
-// A sparse file leaves blocks out: no offset or no bytes.
+// A sparse file leaves blocks out: no offset and no bytes.
 bool is_absent(const TiffPage &page, const BlockTable &table, std::uint64_t i) {
-    return !page.one_run && (table.offsets[i] == 0 || table.sizes[i] == 0);
+    return !page.one_run && table.offsets[i] == 0 && table.sizes[i] == 0;
 }
 
 // A column of strips is read as one table: one guarded copy for all of them.
@@ -147,6 +147,7 @@ private:
     }
 
     void block(const Part &part, std::uint64_t offset, std::uint64_t size, const std::vector<Target<T>> &targets) {
+        if (offset == 0) damaged("a block without an offset");
         if (plain()) return copy_plain(part, offset, targets[0]);
         const std::uint64_t row_bytes = page_.block_row_bytes(), whole = page_.block_height * row_bytes;
         const std::uint64_t needed = (part.row + part.rows) * row_bytes;
@@ -284,7 +285,9 @@ std::string check_plausible(const Bytes &file, bool swap, const TiffPage &page, 
             if (left_out > largest_block) damaged("more than 1 GiB of the image are in blocks that are left out");
             return;
         }
+        if (offset == 0) damaged("a block without an offset");
         const std::uint64_t size = page.one_run ? needed : table.sizes[i];
+        if (size == 0) damaged("a block without bytes");
         if (needed > largest_output(page.codec, size))
             damaged("a block of " + std::to_string(size) + " bytes cannot hold its part of the image");
         if (offset >= file.size() || (page.codec == Codec::none && needed > file.size() - offset))

@@ -232,6 +232,8 @@ TiffPage read_page(const Reader &in, const Directory &tags, std::string &missing
     if (!codec.empty()) missing = codec;
     page.predictor = first_value(in, tags, predictor, 1);
     if (page.predictor == 0) page.predictor = 1;
+    // Readers differ in whether, and over what, they sum such pixels.
+    if (page.predictor != 1 && page.codec == Codec::none && codec.empty()) never("holds uncompressed pixels with a predictor");
     if (page.predictor > 2 && missing.empty()) missing = "predictor " + std::to_string(page.predictor);
     page.fill_is_named = tags.count(gdal_nodata) != 0;
     block_layout(in, tags, page);

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from camae.dataloader.identity import normal_columns
 from camae.dataloader.manifest import METADATA, Manifest
 from camae.errors import CamaeError
 from camae.omissions import Omissions
@@ -92,7 +93,7 @@ def validated(
     Raises CamaeError for incomplete sites, or when none is left.
     """
     left_out = left_out if left_out is not None else Omissions()
-    table = table.copy()
+    table = normal_columns(table.copy())
     for column in METADATA:
         if column not in table:
             table[column] = ""

@@ -17,6 +17,7 @@ import pandas as pd
 from camae.dataloader.datasets.common import table_stem, tables_in, unique, validated
 from camae.dataloader.datasets.gallery_paths import NamedFolder, local_folders
 from camae.dataloader.datasets.platemaps import with_platemaps
+from camae.dataloader.identity import normal_columns
 from camae.dataloader.manifest import ILLUMINATION, Manifest
 from camae.errors import CamaeError
 from camae.omissions import Omissions
@@ -63,7 +64,7 @@ def read(path: str | os.PathLike[str], incomplete: str = "error") -> Manifest:
     files = [root] if root.is_file() else load_data_files(root)
     if not files:
         raise CamaeError(f"{root}: holds no workspace/load_data_csv/<batch>/<plate>/load_data.csv")
-    base = root if root.is_dir() else _workspace_of(root).parent
+    base = root if root.is_dir() else _home(root)
     left_out, notes = Omissions(), []
     for plate in sorted({p.parent for f in files for p in f.parent.parent.glob("*/") if root.is_dir()}):
         if plate != root and not any(f.parent.parent == plate for f in files):
@@ -79,11 +80,14 @@ def read(path: str | os.PathLike[str], incomplete: str = "error") -> Manifest:
     return validated(table, base, channels, incomplete, lacks, sparse, left_out, notes)
 
 
-def _workspace_of(file: Path) -> Path:
-    for parent in file.parents:
-        if parent.name == "workspace":
-            return parent
-    return file.parent
+def _workspace_of(file: Path) -> Path | None:
+    return next((parent for parent in file.parents if parent.name == "workspace"), None)
+
+
+def _home(file: Path) -> Path:
+    """Folder that the paths of a table start from: the source's, or the table's own outside a workspace."""
+    workspace = _workspace_of(file)
+    return workspace.parent if workspace is not None else file.parent
 
 
 def _plate(file: Path, base: Path, notes: list[str]) -> pd.DataFrame:
@@ -93,10 +97,9 @@ def _plate(file: Path, base: Path, notes: list[str]) -> pd.DataFrame:
     """
     raw = _plain_names(read_text_table(file), file)
     channels = _channels(raw, file)
-    workspace = _workspace_of(file)
-    bases = (workspace.parent, base, *workspace.parent.parents)
-    meta = _metadata(raw, file, workspace)
-    table = with_platemaps(meta, workspace, file, notes)
+    home = _home(file)
+    bases = (home, base, *home.parents)
+    table = with_platemaps(_metadata(raw, file), home / "workspace", notes)
     for name in channels:
         table[name] = _named(raw, name, "Orig", table["Metadata_Plate"], bases)
         if f"FileName_Illum{name}" in raw:
@@ -114,10 +117,11 @@ def _plain_names(raw: pd.DataFrame, file: Path) -> pd.DataFrame:
     return raw.rename(columns=names)
 
 
-def _metadata(raw: pd.DataFrame, file: Path, workspace: Path) -> pd.DataFrame:
-    meta = raw[[c for c in raw.columns if c.startswith("Metadata_")]].copy()
-    meta["Metadata_Source"] = meta.get("Metadata_Source", workspace.parent.name)
-    meta["Metadata_Batch"] = meta.get("Metadata_Batch", file.parent.parent.name)
+def _metadata(raw: pd.DataFrame, file: Path) -> pd.DataFrame:
+    meta = normal_columns(raw[[c for c in raw.columns if c.lower().startswith("metadata_")]].copy())
+    workspace = _workspace_of(file)
+    meta["Metadata_Source"] = meta.get("Metadata_Source", workspace.parent.name if workspace else "")
+    meta["Metadata_Batch"] = meta.get("Metadata_Batch", file.parent.parent.name if workspace else "")
     meta["Metadata_Plate"] = meta.get("Metadata_Plate", file.parent.name)
     rows, columns = meta.get("Metadata_Row"), meta.get("Metadata_Col", meta.get("Metadata_Column"))
     if "Metadata_Well" not in meta and rows is not None and columns is not None:
@@ -129,7 +133,7 @@ def _metadata(raw: pd.DataFrame, file: Path, workspace: Path) -> pd.DataFrame:
     for column in ("Metadata_Well", "Metadata_Site"):
         if column not in meta:
             raise CamaeError(f"{file}: has no column {column}")
-    return meta
+    return normal_columns(meta)
 
 
 def _channels(raw: pd.DataFrame, file: Path) -> list[str]:

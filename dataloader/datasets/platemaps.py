@@ -30,7 +30,7 @@ _CONTROLS = ("control_type", "pert_type", "well_type")
 _BLANK = ("", "NA", "nan", "NaN", "None")
 
 
-def with_platemaps(meta: pd.DataFrame, workspace: Path, file: Path, notes: list[str]) -> pd.DataFrame:
+def with_platemaps(meta: pd.DataFrame, workspace: Path, notes: list[str]) -> pd.DataFrame:
     """Platemap join: `meta` of one load_data table with Metadata_Perturbation and Metadata_control_type filled in.
 
     Reads `workspace/metadata/platemaps/<batch>/barcode_platemap.csv` and `platemap/<name>.txt`, then the tables of
@@ -118,18 +118,21 @@ def _platemap(file: Path, workspace: Path, notes: list[str]) -> pd.DataFrame:
     sample = next((c for c in layout.columns if _plain(c) == "broadsample"), None)
     external = workspace / "metadata" / "external_metadata"
     tables = tables_in(external) if sample is not None else []
-    matches = 0
+    own, matches = set(layout.columns), 0
     for path in tables:
         extra = read_text_table(path)
         key = next((c for c in extra.columns if _plain(c) == "broadsample"), None)
         if key is None or sample is None:
             continue
         extra = _once(extra.rename(columns={key: sample}), sample, path)
-        extra = extra[[sample, *(c for c in extra.columns if c not in layout.columns)]]
         if set(extra[sample]) & set(layout[sample]) - {""}:
-            layout, match = joined(layout, extra, [sample], str(path))
+            found, match = joined(layout[[sample]], extra, [sample], str(path))
             notes.append(f"{match}, into platemap {file.name}")
             matches += 1
+            # Compounds and genes have a table each: every one fills what the others left empty.
+            for column in (c for c in found.columns if c not in own):
+                before = layout[column] if column in layout else pd.Series("", index=layout.index)
+                layout[column] = before.where(before != "", found[column])
     if tables and not matches and sample is not None and (layout[sample] != "").any():
         raise CamaeError(
             f"{external}: none of its {len(tables)} tables has a broad_sample of {file}, as "

@@ -117,8 +117,7 @@ def test_fault_08_predictor_of_uncompressed_pixels(tmp_path: Path) -> None:
         with tifffile.TiffFile(path) as file:
             struct.pack_into("<H", data, file.pages[0].tags[316].offset, 317)
         path.write_bytes(data)
-        assert_equal_or_refused(path, image(dtype), ())
-        assert isinstance(outcome(path, "native"), np.ndarray)
+        assert all("uncompressed pixels with a predictor" in s for s in refusals(path))
 
 
 @pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "u4", "u8", "f2", "f8", "c8"])
