@@ -14,6 +14,7 @@ from typing import Any
 from camae.errors import OutputError
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries written in Rust name errno
+_TEMPORARY = re.compile(r"\..+\.\d+(\.[^.]*)?")
 _REASONS = {
     errno.ENOSPC: "the disk is full; free space there, or choose a folder on another disk",
     errno.EDQUOT: "the disk quota is used up; free space there, or choose a folder on another disk",
@@ -40,17 +41,17 @@ def output_errors(path: str | Path) -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        raise _output_error(path, error.errno, error.strerror or str(error)) from error
+        raise output_error(path, error) from error
     except Exception as error:
-        found = _OS_ERROR.search(str(error))
-        if found is None:
+        if (found := _OS_ERROR.search(str(error))) is None:
             raise
-        raise _output_error(path, int(found[1]), str(error)) from error
+        raise output_error(path, OSError(int(found[1]), str(error))) from error
 
 
-def _output_error(path: str | Path, number: int | None, text: str) -> OutputError:
-    reason = _REASONS.get(number or 0, f"the system says: {text}")
-    return OutputError(f"{path} cannot be written: {reason}", number)
+def output_error(path: str | Path, error: OSError) -> OutputError:
+    """The sentence for an error of the system at `path`."""
+    reason = _REASONS.get(error.errno or 0, f"the system says: {error.strerror or error}")
+    return OutputError(f"{path} cannot be written: {reason}", error.errno)
 
 
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -91,6 +92,14 @@ def _umask() -> int:
     current = os.umask(0o077)
     os.umask(current)
     return current
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of `write_atomic` that killed processes left; only this process may write the folder."""
+    for path in folder.glob(".*") if folder.is_dir() else ():
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            with suppress(OSError):
+                path.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 from camae.cli import console, data, doctor, embed, maps, reproduction, runs, train
 from camae.cli.options import PairCommand
 from camae.errors import CamaeError
+from camae.files import output_error
 
 app = typer.Typer(
     help="Channel-agnostic masked autoencoders for high-content microscopy.",
@@ -38,10 +39,15 @@ _runs.command("compare")(runs.compare)
 
 
 def main() -> None:
-    """Entry point: user errors become one sentence on stderr and exit code 2."""
+    """Entry point: errors of users and of disks become one sentence on stderr and exit code 2."""
     warnings.showwarning = console.show_warning
     try:
         app()
     except CamaeError as error:
         console.say_error(error)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno is None or error.filename is None:
+            raise
+        console.say_error(output_error(error.filename, error))
         sys.exit(2)

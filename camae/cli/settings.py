@@ -21,7 +21,10 @@ def parse_settings(pairs: Iterable[str] | None, option: str = "--set") -> dict[s
             raise CamaeError(f"{option} {pair}: write it as name=value")
         try:
             value = tomllib.loads(f"x = {text}")["x"]
-        except tomllib.TOMLDecodeError:
+        except (
+            ValueError,
+            RecursionError,
+        ):  # no TOML: a plain word; or a number or list that no setting can be
             value = text
         *parents, last = key.split(".")
         table = values

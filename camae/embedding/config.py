@@ -5,6 +5,7 @@ Imports neither torch nor NumPy: the shell makes its options from the fields in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
@@ -172,8 +173,9 @@ class EmbedConfig(ReadOptions):
             (0 <= self.overlap < 1, f"overlap {self.overlap} is not a share of a tile in [0, 1)"),
             (self.pool in POOLS, f"pool {self.pool!r} is not one of {', '.join(POOLS)}"),
             (
-                self.value_range is None or len(self.value_range) == 2,
-                f"value_range {self.value_range} must be (lowest, highest) possible value",
+                self.value_range is None or _is_range(self.value_range),
+                f"value_range {self.value_range} must be the lowest and the highest possible value, two numbers in "
+                "this order",
             ),
             (
                 self.dtype in (None, "float32", "bfloat16"),
@@ -211,6 +213,10 @@ class EmbedConfig(ReadOptions):
     def interpolate(self) -> bool:
         """Whether images are encoded whole, with positions interpolated to their size."""
         return self.tiles == "interpolate"
+
+
+def _is_range(value: Sequence[float]) -> bool:
+    return len(value) == 2 and -math.inf < value[0] < value[1] < math.inf
 
 
 def _plain(options: EmbedOptions) -> dict[str, Any]:

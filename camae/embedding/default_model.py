@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import overload
 
@@ -16,6 +17,7 @@ VARIABLE = "CAMAE_MODEL"
 ModelSource = Model | str | Path  # a loaded model, or the path of one
 _loaded: dict[tuple[Path, int, str], Model] = {}
 _chosen: dict[str, Model] = {}
+_loading = threading.Lock()  # one thread reads a file, the others wait for its model
 
 
 @overload
@@ -23,15 +25,16 @@ def use(model: ModelSource, *, device: str | torch.device | None = None) -> Mode
 @overload
 def use(model: None, *, device: str | torch.device | None = None) -> None: ...
 def use(model: ModelSource | None, *, device: str | torch.device | None = None) -> Model | None:
-    """Set the model that `camae.embed` uses from now on: a path or a loaded model; None forgets it.
+    """Set the model that `camae.embed` uses from now on, in all threads: a path or a loaded model; None forgets it.
 
     Returns the loaded model.
     """
     if model is None:
         _chosen.clear()
         return None
-    _chosen["model"] = resolve_model(model, device)
-    return _chosen["model"]
+    chosen = resolve_model(model, device)
+    _chosen["model"] = chosen
+    return chosen
 
 
 def default_device() -> str:
@@ -64,7 +67,17 @@ def resolve_model(model: ModelSource | None, device: str | torch.device | None =
     file = find_model_file(model)
     where = str(device or default_device())
     key = (file.resolve(), file.stat().st_mtime_ns, where)
-    if key not in _loaded:
-        _loaded.clear()  # one model at a time: they are large
-        _loaded[key] = load(model, device=where)
-    return _loaded[key]
+    with _loading:
+        loaded = _loaded.get(key)
+        if loaded is None:
+            _loaded.clear()  # one model at a time: they are large
+            loaded = _loaded[key] = load(model, device=where)
+    return loaded
+
+
+def _unlock() -> None:
+    global _loading
+    _loading = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock)

@@ -13,6 +13,8 @@ import torch
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.embedding.windows import Window
 from camae.errors import CamaeError
+from camae.memory import free_memory
+from camae.model.eval_mode import eval_mode
 from camae.model.interface import Model, TokenModel, TransformerConfig
 from camae.model.pooling import average, pool_tokens
 from camae.model.token_layout import TokenLayout
@@ -48,21 +50,12 @@ def default_tokens_per_pass(model: Model) -> int:
     """Tokens of one pass that the memory of the model's device holds: at least one crop of one channel."""
     device, c = model.device, model.config
     cuda = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if cuda else _free_memory()
+    free = torch.cuda.mem_get_info(device)[0] if cuda else free_memory()
     width = c.width if isinstance(c, TransformerConfig) else _USUAL_WIDTH
     # Pixels of a token: stored, as float64 for the statistics (twice), standardized.
     per_token = 4 * _LIVE_WIDTHS * width + 24 * c.patch**2
     fits = int(_MEMORY_SHARE * free / per_token)
     return max(min(MOST_TOKENS["cuda" if cuda else "cpu"], fits), c.n_patches + 1)
-
-
-def _free_memory() -> int:
-    """Bytes of memory a process can take now, as Linux says; 4 GB where it does not."""
-    with contextlib.suppress(OSError), open("/proc/meminfo") as f:
-        for line in f:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 4 * 2**30
 
 
 def cost(n_channels: int, height: int, width: int, patch: int, visible: int | None = None) -> tuple[int, int]:
@@ -164,18 +157,14 @@ def encode_batch(
 
     patches: visible patches of each sample's planes, None for all.
     """
-    was_training = model.training
-    model.eval()
     try:
-        with _autocast(model.device, options.dtype):
+        with eval_mode(model), _autocast(model.device, options.dtype):
             return _encode(model, batch.to(model.device, non_blocking=True), patches, options)
     except torch.OutOfMemoryError:
         raise CamaeError(
             f"a pass of {len(batch.planes_KHW)} planes does not fit into the memory of {model.device}; "
             "give a smaller tokens_per_pass"
         ) from None
-    finally:
-        model.train(was_training)
 
 
 def _encode(

@@ -11,6 +11,7 @@ import pandas as pd
 from camae.dataloader.manifest import Manifest
 from camae.embedding.config import EmbedConfig
 from camae.embedding.encode import MOST_TOKENS, default_tokens_per_pass
+from camae.embedding.store.inputs import InputStates
 from camae.embedding.store.ledger import Ledger, claim, manifest_hash
 from camae.embedding.store.shards import merge_shards
 from camae.embedding.validate import check_layers
@@ -24,13 +25,14 @@ from camae.wells import normal_well
 
 @dataclass(frozen=True)
 class EmbedJob:
-    """Embedding job. wanted: the ledger that a folder without one gets."""
+    """Embedding job. wanted: the ledger that a folder without one gets. inputs: state of the image files."""
 
     model: Model
     manifest: Manifest
     folder: Path
     config: EmbedConfig
     wanted: Ledger
+    inputs: InputStates
 
     def claim(self) -> Ledger:
         """The ledger of the output folder, written at the first start.
@@ -43,7 +45,7 @@ class EmbedJob:
     def merge(self) -> pd.DataFrame | None:
         """Write and return the table when all shards are there, else None."""
         with merging(self.folder):
-            return merge_shards(self.folder, self._claim(), self.config.level)
+            return merge_shards(self.folder, self._claim(), self.config.level, self.inputs)
 
     def _claim(self) -> Ledger:
         return claim(self.folder, self.wanted, any_tokens_per_pass=self.config.tokens_per_pass is None)
@@ -82,7 +84,7 @@ def prepare(
         sites_per_shard=config.sites_per_shard,
         tokens_per_pass=tokens_per_pass,
     )
-    return EmbedJob(model, manifest, Path(out), config, wanted)
+    return EmbedJob(model, manifest, Path(out), config, wanted, InputStates(manifest))
 
 
 def _check_wells(manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from camae.dataloader.plane_batch import ValueRange
 from camae.embedding.encode import EncodeOptions, encode_windows
+from camae.embedding.finite import all_finite, not_finite, suspect_channels
 from camae.embedding.inputs import ImageSet
 from camae.embedding.regions import Region, RegionSource, read_regions
 from camae.embedding.windows import Window, constant_windows, tile_corners, tile_windows
@@ -97,16 +98,23 @@ class EmbedPlan:
 
     def encode(self, model: Model, options: EncodeOptions, tokens_per_pass: int) -> list[list[torch.Tensor]]:
         """Float32 vectors of each image, on the model's device."""
-        images = self.images
-        vectors = iter(
-            encode_windows(
-                model,
-                images.tensors,
-                images.names,
-                self.windows,
-                options,
-                tokens_per_pass,
-                self.value_range,
-            )
+        images, span = self.images, self.value_range
+        vectors = encode_windows(
+            model, images.tensors, images.names, self.windows, options, tokens_per_pass, span
         )
-        return [[next(vectors) for _ in range(1 if count is None else count)] for count in self.counts]
+        if not all_finite(vectors):
+            raise self._not_finite(model, vectors, options, tokens_per_pass)
+        each = iter(vectors)
+        return [[next(each) for _ in range(1 if count is None else count)] for count in self.counts]
+
+    def _not_finite(
+        self, model: Model, vectors: Sequence[torch.Tensor], options: EncodeOptions, tokens_per_pass: int
+    ) -> CamaeError:
+        """The error for the first vector with NaN or infinity."""
+        indices = list(dict.fromkeys(window.vector_index for window in self.windows))
+        index = next(i for i, vector in zip(indices, vectors, strict=True) if not all_finite([vector]))
+        windows = [window for window in self.windows if window.vector_index == index]
+        i = windows[0].image
+        image, names = self.images.tensors[i], self.images.names[i]
+        suspects = suspect_channels(model, image, names, windows, options, tokens_per_pass, self.value_range)
+        return not_finite(model, f"image {i}", names, suspects)

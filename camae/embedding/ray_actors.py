@@ -7,7 +7,7 @@ is done again by another, and the output equals that of a single process.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from camae.embedding.config import EmbedConfig
 from camae.embedding.default_model import ModelSource, default_device, resolve_model
 from camae.embedding.job import EmbedJob
 from camae.embedding.store.ledger import Ledger
-from camae.embedding.store.shards import is_done, missing_shards
+from camae.embedding.store.shards import shard_states
 from camae.embedding.worker import ShardWorker
 from camae.errors import MissingBackendError
 
@@ -38,14 +38,18 @@ class RayActor:
         """batch["shard"]: numbers; the rows written come back beside them."""
         numbers = [int(n) for n in batch["shard"]]
         worker = self.worker
-        worker.run(n for n in numbers if not is_done(worker.folder, n, worker.ledger))
+        worker.run(shard_states(worker.folder, worker.ledger, worker.inputs, numbers).unwritten)
         return {"shard": batch["shard"], "sites": np.array([len(worker.rows[n]) for n in numbers])}
 
 
 def write_shards_with_ray(
-    job: EmbedJob, ledger: Ledger, model: ModelSource | None, actor: type[RayActor] = RayActor
+    job: EmbedJob,
+    ledger: Ledger,
+    shards: Sequence[int],
+    model: ModelSource | None,
+    actor: type[RayActor] = RayActor,
 ) -> None:
-    """Write the shards that are missing with the job's number of Ray actors.
+    """Write these shards with the job's number of Ray actors.
 
     model: as the user gave it: a path is loaded by every actor itself.
     Uses the Ray cluster this process is connected to or RAY_ADDRESS names, else a local one. Images and the output
@@ -64,11 +68,10 @@ def write_shards_with_ray(
             ray.init(log_to_driver=False)
         else:
             ray.init(log_to_driver=False, object_store_memory=_STORE_BYTES, include_dashboard=False)
-    missing = missing_shards(job.folder, ledger)
-    if not missing:
+    if not shards:
         return
     shared = Path(model).absolute() if isinstance(model, str | Path) else job.model
-    pipeline = ray.data.from_items([{"shard": n} for n in missing]).map_batches(
+    pipeline = ray.data.from_items([{"shard": n} for n in shards]).map_batches(
         actor,
         fn_constructor_args=(shared, job.manifest, job.folder.absolute(), ledger, config),
         batch_size=1,

@@ -16,8 +16,9 @@ from camae.embedding.export import to_anndata
 from camae.embedding.job import EmbedJob, prepare
 from camae.embedding.ranks import rank_and_world
 from camae.embedding.ray_actors import write_shards_with_ray
+from camae.embedding.stopping import stop_after_pass
 from camae.embedding.store.ledger import Ledger
-from camae.embedding.store.shards import is_done, read_shards, table_path
+from camae.embedding.store.shards import read_shards, shard_states, table_path
 from camae.embedding.worker import Meter, ShardWorker
 from camae.embedding_table import write_table
 from camae.errors import CamaeError
@@ -53,7 +54,8 @@ def embed_screen(
     This process embeds the shards rank, rank + world, ... of several, or Ray actors embed all.
 
     Writes `sites/part-00000.parquet` ... , `ledger.json` and `wells.parquet` (or `sites.parquet`) into `out`. A
-    killed run continues where it stopped. Of several ranks, the one that finds all shards there writes the table;
+    killed run continues where it stopped, and one whose images have changed since embeds the shards that they are in
+    anew. Of several ranks, the one that finds all shards there writes the table;
     the others return the sites they embedded. `table.attrs["complete"]` says which it is.
     Raises CamaeError when `out` belongs to another model, manifest or option or is being written by another
     process, and for images that cannot be embedded, naming row, file and channel.
@@ -88,10 +90,12 @@ def _embed(job: EmbedJob, source: ModelSource | None) -> pd.DataFrame:
     with writing(job.folder, rank, world):
         ledger = job.claim()
         mine = range(rank, len(ledger.shard_rows), world)
+        found = shard_states(job.folder, ledger, job.inputs, mine)
+        found.warn(job.folder, ledger, job.inputs)
         if config.ray_workers:
-            write_shards_with_ray(job, ledger, source)
+            write_shards_with_ray(job, ledger, found.unwritten, source)
         else:
-            _write_shards(job, ledger, mine)
+            _write_shards(job, ledger, mine, found.unwritten)
         table = job.merge()
         complete = table is not None
         if table is None:
@@ -102,17 +106,24 @@ def _embed(job: EmbedJob, source: ModelSource | None) -> pd.DataFrame:
     return table
 
 
-def _write_shards(job: EmbedJob, ledger: Ledger, shards: Sequence[int]) -> None:
-    """Embed the shards that are not there yet, under a live line of sites, crops/s, time left and waiting."""
-    worker = ShardWorker(job.model, job.manifest, job.folder, ledger, job.config.reader, job.config.threads)
-    missing = [n for n in shards if not is_done(job.folder, n, ledger)]
+def _write_shards(job: EmbedJob, ledger: Ledger, shards: Sequence[int], missing: Sequence[int]) -> None:
+    """Embed the missing ones of some shards, under a live line of sites, crops/s, time left and waiting.
+
+    Ctrl-C stops after the pass that is being computed: KeyboardInterrupt. A second one stops at once.
+    """
+    config = job.config
+    worker = ShardWorker(
+        job.model, job.manifest, job.folder, ledger, config.reader, config.threads, job.inputs
+    )
     total = sum(len(worker.rows[n]) for n in shards)
     done = total - sum(len(worker.rows[n]) for n in missing)
-    with progress_bar(disable=job.config.quiet) as bar:
+    with stop_after_pass() as stopped, progress_bar(disable=config.quiet) as bar:
         task = bar.add_task("embedding sites", total=total, completed=done, status="")
 
         def show(meter: Meter) -> None:
             bar.update(task, completed=done + meter.sites, status=str(meter))
+            if stopped.is_set():
+                raise KeyboardInterrupt
 
         worker.run(missing, show)
 

@@ -14,6 +14,9 @@ from camae.errors import CamaeError
 
 Corner = tuple[int, int]
 
+# Tiles of an image: more than these, and than so many times those without overlap, are a mistyped overlap.
+_MOST_TILES, _MOST_TIMES = 1_000, 100
+
 
 @dataclass(frozen=True)
 class Window:
@@ -69,14 +72,34 @@ def tile_corners(height: int, width: int, size: int, tiles: str, overlap: float 
     if tiles == "grid":
         ys, xs = (list(range(0, n - size + 1, size)) for n in (height, width))
     else:
+        _check_overlap(height, width, size, overlap)
         ys, xs = (spread(n, size, overlap) for n in (height, width))
     return [(y, x) for y in ys for x in xs]
 
 
+def _check_overlap(height: int, width: int, size: int, overlap: float) -> None:
+    """Raise CamaeError for an overlap that would take an image in a great many tiles."""
+
+    def tiles(share: float) -> int:
+        return _count(height, size, share) * _count(width, size, share)
+
+    count = tiles(overlap)
+    if count > _MOST_TILES and count > _MOST_TIMES * tiles(0.0):
+        raise CamaeError(
+            f"an overlap of {overlap:g} makes {count:,} tiles of {size} x {size} px of an image of {height} x {width} "
+            f"px, {count // tiles(0.0):,} times as many as without; give a smaller overlap, such as 0.5"
+        )
+
+
+def _count(length: int, size: int, overlap: float) -> int:
+    """Windows of `size` over `length` px."""
+    stride = max(1, int(size * (1 - overlap)))
+    return -(-(length - size) // stride) + 1
+
+
 def spread(length: int, size: int, overlap: float = 0.0) -> list[int]:
     """Starts of windows of `size` spread evenly over `length`, the first at 0, the last at the end."""
-    stride = max(1, int(size * (1 - overlap)))
-    count = -(-(length - size) // stride) + 1
+    count = _count(length, size, overlap)
     if count == 1:
         return [0]
     return [round(i * (length - size) / (count - 1)) for i in range(count)]

@@ -14,13 +14,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.dataloader.read_pixels import read_site
 from camae.embedding.encode import EncodeOptions, WindowMeans, cost, encode_batch, pack
+from camae.embedding.finite import not_finite, suspect_channels
 from camae.embedding.prefetch import prefetched
+from camae.embedding.store.inputs import InputStates
 from camae.embedding.store.ledger import Ledger
 from camae.embedding.store.shards import write_shard
 from camae.embedding.validate import check_values
@@ -81,7 +84,8 @@ class _Pass:
 class ShardWorker:
     """Embeds shards of a screen as its ledger says.
 
-    reader: image back-end. threads: sites read at once (default: up to 8, by the cores of the machine).
+    reader: image back-end. threads: sites read at once (default: up to 8, by the cores of the machine). inputs: states
+    of the files, which are looked at anew when a site is read.
     """
 
     def __init__(
@@ -92,9 +96,11 @@ class ShardWorker:
         ledger: Ledger,
         reader: str | None = None,
         threads: int | None = None,
+        inputs: InputStates | None = None,
     ):
         self.model, self.manifest, self.folder, self.ledger = model, manifest, Path(folder), ledger
         self.reader = reader
+        self.inputs = InputStates(manifest) if inputs is None else inputs
         self.threads = threads or min(8, max(1, (os.cpu_count() or 1) // 2))
         self.rows = ledger.shard_rows
         self.options = EncodeOptions(ledger.pool, ledger.tiles == "interpolate", ledger.dtype, ledger.layers)
@@ -130,8 +136,25 @@ class ShardWorker:
         rows = list(self.rows[shard])
         vectors, tiles = zip(*(means.pop(row) for row in rows), strict=True)
         vectors_ND = torch.stack([vector.flatten() for vector in vectors]).cpu().numpy()
+        finite_N = np.isfinite(vectors_ND).all(1)
+        if not finite_N.all():
+            raise self._not_finite(rows[int(finite_N.argmin())])
         metadata = self.manifest.table.iloc[rows].filter(regex="^Metadata_")
-        write_shard(self.folder, shard, self.ledger, metadata, vectors_ND, list(tiles))
+        inputs = self.inputs.of_rows(rows)
+        write_shard(self.folder, shard, self.ledger, metadata, vectors_ND, list(tiles), inputs)
+
+    def _not_finite(self, row: int) -> CamaeError:
+        """The error for a site whose vector has NaN or infinity; the site is read again to name the channel."""
+        ledger, config = self.ledger, self.model.config
+        image, names = read_site(self.manifest, row, reader=self.reader)
+        planes_CHW = torch.from_numpy(image)
+        windows = tile_windows(
+            Window(0, row, 0, 0, *image.shape[1:]), config.crop, ledger.tiles, ledger.overlap
+        )
+        suspects = suspect_channels(
+            self.model, planes_CHW, names, windows, self.options, ledger.tokens_per_pass, ledger.value_range
+        )
+        return not_finite(self.model, self.manifest.where(row), names, suspects)
 
     def _passes(self, shards: list[int], readers: ThreadPoolExecutor) -> Iterator[_Pass]:
         """Tiles packed by tokens. No pass crosses a shard, and tiles without signal keep their place."""
@@ -168,7 +191,9 @@ class ShardWorker:
 
     def _site(self, shard: int, row: int) -> list[_Tile]:
         """The tiles of a site; at least one has signal in every plane."""
+        before = self.inputs.look(row)
         image, names = read_site(self.manifest, row, check_constant=True, reader=self.reader)
+        self.inputs.check_unchanged(row, before)
         planes_CHW, config, ledger = torch.from_numpy(image), self.model.config, self.ledger
         whole = Window(0, row, 0, 0, *image.shape[1:])
         try:

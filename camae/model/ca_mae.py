@@ -210,6 +210,7 @@ class CAMAE(Model):
         value_range: ValueRange | None = None,
     ) -> Reconstruction: ...
 
+    @torch.no_grad()
     def reconstruct(
         self,
         images: Images,
@@ -221,8 +222,8 @@ class CAMAE(Model):
     ) -> Reconstruction:
         """Predicted patches and mask of images, in self-standardized units.
 
-        Returns (patches (B, C*N, P*P), mask (B, C*N) with 1 = masked); without the leading B for a single
-        image, and two lists for a ragged list. Raises CamaeError as `loss`.
+        Returns (patches (B, C*N, P*P), mask (B, C*N) with 1 = masked), without gradients; without the leading B for a
+        single image, and two lists for a ragged list. Raises CamaeError as `loss`.
         """
         batch = self.as_batch(images, channels, value_range)
         self.check_channels(batch.names_K)

@@ -7,11 +7,19 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 from camae.errors import CamaeError
+from camae.typed_settings import check_settings, frozen, limited
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 C = TypeVar("C", bound="DataclassInstance")
+
+# Largest settings of models: beyond what anybody trains, and small enough that a check of them allocates nothing.
+MOST_CHANNELS, MOST_CROP, MOST_PATCH = 4096, 2**15, 1024
+_MOST_WIDTH, _MOST_BLOCKS = 2**16, 1000
+_MOST_POSITIONS = 2**26  # numbers in a table of positions
+STANDARDIZATIONS = ("own", "openphenom")
+WHERE = "model configuration: "
 
 
 @dataclass(frozen=True)
@@ -33,17 +41,17 @@ class DecoderConfig:
         plateau away; an initialization, without effect on loaded weights.
     """
 
-    width: int = 512
-    depth: int = 8
-    heads: int = 16
-    cross_heads: int = 8
-    cross_attention: str = "shared"
-    cross_depth: int = 1
-    context: str = "all"
+    width: int = limited(512, low=4, high=_MOST_WIDTH)
+    depth: int = limited(8, low=0, high=_MOST_BLOCKS)
+    heads: int = limited(16, low=1, high=_MOST_WIDTH)
+    cross_heads: int = limited(8, low=1, high=_MOST_WIDTH)
+    cross_attention: str = limited("shared", choices=("shared", "per_channel", "none"))
+    cross_depth: int = limited(1, low=1, high=_MOST_BLOCKS)
+    context: str = limited("all", choices=("all", "visible"))
     cross_residual: bool = False
     local_start: bool = False
-    part: float = 1.0
-    norm_eps: float = 1e-5
+    part: float = limited(1.0, above=0, high=1)
+    norm_eps: float = limited(1e-5, above=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -62,28 +70,33 @@ class ModelConfig:
     """
 
     family: ClassVar[str] = "ca_mae"
-    width: int = 384
-    depth: int = 12
-    heads: int = 6
-    patch: int = 16
-    crop: int = 256
-    block: str = "parallel"
-    mlp_ratio: int = 4
-    layer_scale: float = 1e-4
-    drop_path: float = 0.1
-    norm_eps: float = 1e-6
-    bias_layout: str = "mlp"
-    standardization: str = "own"
-    stored_positions: int = 0
-    mask_ratio: float = 0.75
-    keep_multiple: int = 1
-    alpha: float = 0.01
-    channels: tuple[str, ...] = ()
+    width: int = limited(384, low=4, high=_MOST_WIDTH)
+    depth: int = limited(12, low=1, high=_MOST_BLOCKS)
+    heads: int = limited(6, low=1, high=_MOST_WIDTH)
+    patch: int = limited(16, low=1, high=MOST_PATCH)
+    crop: int = limited(256, low=1, high=MOST_CROP)
+    block: str = limited("parallel", choices=("parallel", "sequential"))
+    mlp_ratio: int = limited(4, low=1, high=64)
+    layer_scale: float = limited(1e-4, low=0, high=1e3)
+    drop_path: float = limited(0.1, low=0, below=1)
+    norm_eps: float = limited(1e-6, above=0, below=1)
+    bias_layout: str = limited("mlp", choices=("mlp", "timm<=1.0.24"))
+    standardization: str = limited("own", choices=STANDARDIZATIONS)
+    stored_positions: int = limited(0, low=0, high=MOST_CHANNELS)
+    mask_ratio: float = limited(0.75, low=0, below=1)
+    keep_multiple: int = limited(1, low=1, high=4096)
+    alpha: float = limited(0.01, low=0, below=1)
+    channels: tuple[str, ...] = limited((), most=MOST_CHANNELS)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     name: str = "custom"
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def n_blocks(self) -> int:
+        """Transformer blocks of the encoder and of all decoders."""
+        return self.depth + len(self.channels) * self.decoder.depth
 
     @property
     def grid(self) -> int:
@@ -101,7 +114,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Self:
-        """Inverse of `to_dict`. Raises CamaeError for unknown names."""
+        """Inverse of `to_dict`. Raises CamaeError for unknown names and for values of a wrong type or out of range."""
         return with_changes(cls(), values)
 
 
@@ -115,7 +128,7 @@ def with_changes(base: C, changes: Mapping[str, object]) -> C:
         raise CamaeError(
             f"unknown model settings {sorted(unknown)}; known ones are {', '.join(sorted(known))}"
         )
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+    values = {k: frozen(v) for k, v in changes.items()}
     if "decoder" in values and isinstance(base, ModelConfig):
         values["decoder"] = _decoder(base.decoder, values["decoder"])
     return replace(base, **values)
@@ -141,25 +154,24 @@ def _decoder(base: DecoderConfig, decoder: object) -> DecoderConfig:
         )
     if unknown := set(decoder) - {f.name for f in fields(DecoderConfig)}:
         raise CamaeError(f"unknown decoder settings {sorted(unknown)}")
-    return replace(base, **decoder)
+    changed = replace(base, **decoder)
+    check_settings(changed, f"{WHERE}decoder.")
+    return changed
 
 
 def _check(c: ModelConfig) -> None:
+    check_settings(c, WHERE)
+    check_settings(c.decoder, f"{WHERE}decoder.")
+    positions = c.n_patches * max(c.width, c.decoder.width) * max(1, c.stored_positions)
     problems = [
         (c.width % c.heads == 0, f"width {c.width} is not a multiple of heads {c.heads}"),
         (c.width % 4 == 0 and c.decoder.width % 4 == 0, "sine-cosine positions need widths that 4 divides"),
+        (c.crop % c.patch == 0, f"crop {c.crop} px is not a multiple of the patch, {c.patch} px"),
         (
-            c.crop % c.patch == 0 and c.crop > 0,
-            f"crop {c.crop} px is not a multiple of the patch, {c.patch} px",
+            positions <= _MOST_POSITIONS,
+            f"crop {c.crop} px, patch {c.patch} px and width {c.width} make a table of {positions:,} positions; "
+            f"at most {_MOST_POSITIONS:,} are possible",
         ),
-        (c.block in ("parallel", "sequential"), f"block {c.block!r} is not 'parallel' or 'sequential'"),
-        (c.bias_layout in ("mlp", "timm<=1.0.24"), f"bias_layout {c.bias_layout!r} is unknown"),
-        (c.standardization in ("own", "openphenom"), f"standardization {c.standardization!r} is unknown"),
-        (0 <= c.mask_ratio < 1, f"mask_ratio {c.mask_ratio} is not in [0, 1)"),
-        (c.keep_multiple >= 1, f"keep_multiple {c.keep_multiple} is not at least 1"),
-        (0 <= c.alpha < 1, f"alpha {c.alpha} is not in [0, 1)"),
-        (c.decoder.cross_attention in ("shared", "per_channel", "none"), "unknown decoder.cross_attention"),
-        (c.decoder.context in ("all", "visible"), f"decoder.context {c.decoder.context!r} is unknown"),
         (
             c.decoder.width % c.decoder.heads == 0 and c.decoder.width % c.decoder.cross_heads == 0,
             f"decoder width {c.decoder.width} is not a multiple of its heads",

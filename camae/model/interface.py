@@ -15,8 +15,11 @@ from camae.dataloader.manifest import Manifest
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.errors import CamaeError
 from camae.model.backends import BackendModule, Backends
+from camae.model.fork import compute_on_one_thread_after_fork
 from camae.model.standardization import standardization_eps
 from camae.model.token_layout import TokenLayout
+
+compute_on_one_thread_after_fork()
 
 Image = np.ndarray | torch.Tensor
 Images = Image | Sequence[Image]  # (C, H, W), (B, C, H, W), or a sequence of (C_i, H, W)
@@ -90,6 +93,15 @@ class LabelConfig(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the logits."""
+
+
+@runtime_checkable
+class CountsBlocks(Protocol):
+    """Configuration that says how many blocks its model has, each of at least one tensor."""
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of the whole model, or 0 where the configuration does not set them."""
 
 
 class LossOptions(TypedDict):

@@ -80,19 +80,20 @@ def build(name: str, **options: object) -> Model:
     return from_config(family(family_of(name)).preset(name, **options))
 
 
-def build_for(name: str, manifest: Manifest, **options: object) -> Model:
-    """As `build`, with the channels of a screen and, for models trained on labels, its perturbations as classes.
+def config_for(name: str, manifest: Manifest, **options: object) -> Config:
+    """Configuration of a preset with the channels of a screen and, for models trained on labels, its perturbations.
 
     Raises CamaeError for a model trained on labels where the manifest names no perturbations.
     """
+    made = family(family_of(name))
     options = {"channels": tuple(manifest.channels)} | options
-    if isinstance(family(family_of(name)).preset(name), LabelConfig) and "classes" not in options:
+    if isinstance(made.preset(name), LabelConfig) and "classes" not in options:
         if PERTURBATION not in manifest.table:
             raise CamaeError(
                 f"{name} learns to name perturbations, and the manifest has no column {PERTURBATION}"
             )
         options["classes"] = tuple(sorted(set(manifest.table[PERTURBATION]) - {""}))
-    return build(name, **options)
+    return made.preset(name, **options)
 
 
 def config_from(values: Mapping[str, object]) -> Config:

@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
 from camae.errors import CamaeError, MissingFileError
 from camae.files import write_atomic
 from camae.model import registry
-from camae.model.interface import Config, Model
+from camae.model.interface import Config, CountsBlocks, Model
 from camae.model.openphenom import is_openphenom, translate
-from camae.model.tensor_files import check_shapes, read_tensors
+from camae.model.tensor_files import Shapes, check_shapes, read_tensors, save_tensors
 
 MODEL_FILE = "model.safetensors"
 _FORMAT = "camae-model-1"
@@ -25,17 +24,17 @@ _WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin", "model.pt", "model.ckpt")
 
 
 def save(model: Model, path: str | Path, **about: object) -> Path:
-    """Save a model to a safetensors file, atomically; returns its path.
+    """Save a model to a safetensors file, atomically; returns its path. Equal models make equal files.
 
-    about: JSON values kept beside the configuration.
+    about: JSON values kept beside the configuration. Raises OutputError where the disk refuses.
     """
     metadata = {
         "format": _FORMAT,
-        "config": json.dumps(model.config.to_dict()),
-        "about": json.dumps(about),
+        "config": json.dumps(model.config.to_dict(), sort_keys=True),
+        "about": json.dumps(about, sort_keys=True),
     }
-    tensors = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
-    return write_atomic(path, lambda p: save_file(tensors, p, metadata))
+    tensors = model.state_dict()
+    return write_atomic(path, lambda p: save_tensors(tensors, p, metadata))
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu", **changes: object) -> Model:
@@ -46,12 +45,13 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", **changes: obj
     changes: override configuration fields that hold no weights: `mask_ratio`; for released weights also
         `bias_layout` ("timm<=1.0.24", the default, or "mlp") and `channels` (default: the six RxRx stains).
         For models of a fixed channel set: `channel_map`, {model's channel: image's channel}.
-    Raises CamaeError when the file is not complete: missing, unexpected and wrongly shaped tensors are listed.
+    Raises CamaeError when the file is not complete: missing, unexpected and wrongly shaped tensors are listed; and for
+    a configuration that is damaged or not that of its tensors, and for weights that are no finite numbers.
     """
     file = find_model_file(path)
-    metadata, tensors = read_tensors(file)
+    metadata, tensors = read_tensors(file, lambda m, shapes: _check_config(file, m, shapes, changes))
     if metadata.get("format") == _FORMAT:
-        config: Config = registry.config_from(json.loads(metadata["config"]) | changes)
+        config = _stored_config(file, metadata, changes)
         state = tensors
     elif is_openphenom(tensors):
         config, state = translate(file, tensors, **changes)
@@ -61,6 +61,35 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", **changes: obj
             f"encoder.vit_backbone...); its first tensors are {', '.join(sorted(tensors)[:3]) or 'none'}"
         )
     return build(file, config, state).to(device)
+
+
+def _stored_config(file: Path, metadata: Mapping[str, str], changes: Mapping[str, object]) -> Config:
+    """The configuration in a file's header, with changes. Raises CamaeError, naming the file, where it is damaged."""
+    try:
+        values = json.loads(metadata["config"])
+    except (KeyError, ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise CamaeError(f"{file}: the configuration in its header is damaged; take another copy of the file")
+    try:
+        return registry.config_from(values | changes)
+    except CamaeError as error:
+        raise CamaeError(f"{file}: {error}") from None
+
+
+def _check_config(
+    file: Path, metadata: Mapping[str, str], shapes: Shapes, changes: Mapping[str, object]
+) -> None:
+    """Compare a file's configuration with the shapes of its tensors, before anything is made or read."""
+    if metadata.get("format") != _FORMAT:
+        return
+    config = _stored_config(file, metadata, changes)
+    if isinstance(config, CountsBlocks) and config.n_blocks > len(shapes):
+        raise CamaeError(
+            f"{file}: its configuration has {config.n_blocks:,} blocks and the file {len(shapes):,} tensors: one of "
+            "the two is damaged; take another copy of the file"
+        )
+    check_shapes(file, {k: tuple(t.shape) for k, t in _unfilled(file, config).state_dict().items()}, shapes)
 
 
 def convert(source: str | Path, destination: str | Path, **changes: object) -> Path:
@@ -80,11 +109,19 @@ def convert(source: str | Path, destination: str | Path, **changes: object) -> P
 
 def build(file: Path, config: Config, state: dict[str, torch.Tensor]) -> Model:
     """A model of the tensors of `state`, which are taken over, not copied; in eval mode. Errors as `load`."""
-    with torch.device("meta"), _Unfilled():
-        model = registry.from_config(config)
+    model = _unfilled(file, config)
     check_state(file, model.state_dict(), state)
     model.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
     return model.eval()
+
+
+def _unfilled(file: Path, config: Config) -> Model:
+    """A model of a configuration, without memory for its weights."""
+    try:
+        with torch.device("meta"), _Unfilled():
+            return registry.from_config(config)
+    except CamaeError as error:
+        raise CamaeError(f"{file}: {error}") from None
 
 
 _FILLING = (torch.Tensor.normal_, torch.Tensor.uniform_)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from camae.dataloader.mixture import Source
+from camae.locks import writing
 from camae.model.interface import Model
 from camae.training.callbacks import Callback, PictureCallback, ProbeCallback
 from camae.training.config import TrainConfig, resolve
 from camae.training.data import Data, open_data, split_data
+from camae.training.distributed import World
 from camae.training.evaluation import CenterCrops, Probe
 from camae.training.run_log import LogRow, read_log
 from camae.training.trainer import Trainer
@@ -76,19 +78,23 @@ def train(
     settings: any field of `camae.training.config.TrainConfig`.
 
     Under torchrun every process calls this with the same arguments and takes its part of every batch.
-    SIGTERM and SIGUSR1 write a checkpoint at the end of the step; after SIGTERM the process exits with code 143.
+    SIGTERM, SIGINT (Ctrl-C) and SIGHUP write a checkpoint at the end of the step and end the process with code 143, 130
+    or 129; a second one ends it at once. SIGUSR1 writes a checkpoint and goes on. One training at a time writes into
+    `out`. On a CPU a batch that would take much memory is computed in several passes, and `events.jsonl` says so.
     Writes `config.toml`, `run.json`, `log.jsonl`, `events.jsonl`, `bad_sites.json` when sites could not be read,
     `checkpoints/`, `model.safetensors`, `reconstructions.npz` and pictures. Raises CamaeError with one sentence
-    for bad data or settings.
+    for bad data or settings, for an output that cannot be written or that another process writes, and for a step that
+    does not fit into memory.
     """
     given: dict[str, object] = {"steps": steps, "model": model}
     chosen = {name: value for name, value in given.items() if value is not None}
     resolved = resolve(config, **chosen, **settings)
     sources = open_data(data, format=format, incomplete=incomplete, pattern=pattern)
     training, validation = split_data(sources, resolved.val)
-    run = Path(out)
+    run, world = Path(out), World.join(resolved.device)
     callbacks = _callbacks(resolved, run, (validation or training)[0], quiet)
-    trained = Trainer(resolved, training, validation, run, quiet=quiet, callbacks=callbacks).run(resume)
+    with writing(run, world.rank, world.size, required=False):
+        trained = Trainer(resolved, training, validation, run, quiet=quiet, callbacks=callbacks).run(resume)
     return Run(run, trained, read_log(run / "log.jsonl"))
 
 

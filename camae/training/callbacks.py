@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Protocol
 
 from camae.dataloader.plane_batch import ValueRange
+from camae.errors import CamaeError
 from camae.model.interface import Model, Reconstructs
 from camae.training.evaluation import CenterCrops, Probe, picture_rows, reconstruct_rows
 from camae.training.run_log import LogRow, read_log
@@ -70,7 +72,13 @@ class PictureCallback(Callback):
         self.draw(model)
 
     def draw(self, model: Model) -> None:
-        """Write the files, for a model that reconstructs."""
+        """Write the files, for a model that reconstructs; a disk or image that refuses costs them, not the run."""
+        try:
+            self._draw(model)
+        except (OSError, CamaeError) as error:
+            warnings.warn(f"{self.out}: the pictures could not be drawn ({error})", stacklevel=2)
+
+    def _draw(self, model: Model) -> None:
         if not isinstance(model, Reconstructs):
             return
         from camae.reporting.figures import loss_curves, reconstruction_grid, save_png

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.distributed.checkpoint.api import CheckpointException
 
 from camae.errors import CamaeError
-from camae.files import sync_folder, write_json
+from camae.files import flush_file, output_errors, sync_folder, write_json
 from camae.model.ca_mae import CAMAE
 from camae.model.interface import Model
+from camae.model.tensor_files import save_tensors
 from camae.model.weights import MODEL_FILE, check_state, save
 from camae.training.distributed import Tensors, World, is_sharded, load_whole, placed_like, whole_model
 from camae.training.run_record import CheckpointState
@@ -81,9 +82,9 @@ def save_checkpoint(
             return
         save(whole, temporary / MODEL_FILE, step=step)
         if whole is model:
-            save_file(_optimizer_tensors(model, optimizer), temporary / _OPTIMIZER_FILE)
+            save_tensors(_optimizer_tensors(model, optimizer), temporary / _OPTIMIZER_FILE, {})
         if average is not None:
-            save_file(average, temporary / _EMA_FILE)
+            save_tensors(average, temporary / _EMA_FILE, {})
         write_json(temporary / _STATE_FILE, state)
         _finish(temporary, folder)
     except (OSError, SafetensorError, CheckpointException) as error:
@@ -104,8 +105,7 @@ def _finish(temporary: Path, folder: Path) -> None:
     """Sum up and flush every file of a checkpoint, then rename its folder into place."""
     names = sorted(str(p.relative_to(temporary)) for p in temporary.rglob("*") if p.is_file())
     for name in names:
-        with open(temporary / name, "rb+") as file:
-            os.fsync(file.fileno())
+        flush_file(temporary / name)
     write_json(temporary / _SUMS_FILE, {name: _sha256(temporary / name) for name in names})
     sync_folder(temporary)
     shutil.rmtree(folder, ignore_errors=True)
@@ -122,7 +122,8 @@ def newest_intact(run: Path) -> tuple[Path | None, list[str]]:
     for folder in reversed(checkpoint_folders(run)):
         if (why := _damage(folder)) is None:
             return folder, [f"{line}: using {folder.name}, the one before" for line in damaged]
-        os.replace(folder, folder.with_name(f"damaged_{folder.name}"))
+        with output_errors(run):
+            os.replace(folder, folder.with_name(f"damaged_{folder.name}"))
         damaged.append(f"{folder} is damaged ({why})")
     if damaged:
         raise CamaeError(f"{'; '.join(damaged)}; no intact checkpoint is left: begin anew in another folder")

@@ -38,6 +38,7 @@ class CheckpointManager:
     ):
         self.out, self.config, self.world, self.data = out, config, world, data
         self.model, self.optimizer, self.ema, self.spikes = model, optimizer, ema, spikes
+        self.token_budget: int | None = config.token_budget  # of the passes, kept with every checkpoint
         self._roll_backs, self._accepted = 0, 0.0
 
     def resume(self) -> int:
@@ -53,12 +54,30 @@ class CheckpointManager:
         check_same_config(state, self.config, folder)
         self._restore(folder)
         self.spikes.restore(state["spikes"])
+        self._keep_passes(state)
         if state["data"] != self.data:
             self._log(
                 f"{folder} was trained on other data than now: crops come in a new order from here",
                 state["step"],
             )
         return state["step"]
+
+    def _keep_passes(self, state: CheckpointState) -> None:
+        """Take the passes of the run so far where nothing sets them, so that it goes on exactly; never larger ones.
+
+        A run that begins to be cut here goes on with other draws of stochastic depth.
+        """
+        chosen = self.config.token_budget is None and self.token_budget is not None
+        before = state.get("token_budget")
+        if chosen and before is not None:
+            assert self.token_budget is not None
+            self.token_budget = min(before, self.token_budget)
+        elif before is not None and self._passes_are_free():
+            self.token_budget = before
+
+    def _passes_are_free(self) -> bool:
+        c = self.config
+        return c.token_budget is None and c.micro_batch is None and c.accumulate == 1
 
     def save(self, step: int) -> None:
         """Write a checkpoint; when the disk refuses, log an event and go on with the last good one."""
@@ -70,6 +89,7 @@ class CheckpointManager:
             "data": self.data,
             "spikes": self.spikes.state(),
             "world_size": self.world.size,
+            "token_budget": self.token_budget,
         }
         average = self.ema.state() if self.ema is not None else None
         keep = self.config.keep_checkpoints

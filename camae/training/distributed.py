@@ -49,6 +49,10 @@ class World:
         LOCAL_RANK. Raises CamaeError where a node has fewer GPUs than processes.
         """
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.device(kind).type == "cuda" and not torch.cuda.is_available():
+            raise CamaeError(
+                f"device {device!r}: this machine has no CUDA device; leave device out, or give 'cpu'"
+            )
         launched = all(name in os.environ for name in _LAUNCHED)
         if not launched and not dist.is_initialized():
             return cls(0, 1, torch.device(kind))

@@ -19,9 +19,10 @@ from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.embedding_table import make_table
 from camae.errors import CamaeError
 from camae.files import write_atomic
+from camae.model.eval_mode import eval_mode
 from camae.model.interface import Model, Reconstructs
-from camae.training.config import check_types, from_settings
 from camae.training.run_log import LogRow
+from camae.typed_settings import check_settings, from_settings, limited
 
 SITES = 32
 _AT_ONCE = 8
@@ -33,13 +34,8 @@ Losses = Callable[[PlaneBatch, torch.Tensor, Manifest], dict[str, torch.Tensor]]
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Context with the model in eval mode and without gradients; its mode is restored after."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+    with eval_mode(model), torch.no_grad():
+        yield
 
 
 @dataclass(frozen=True)
@@ -188,19 +184,15 @@ class Probe:
     """
 
     data: str | Path | Manifest
-    every: int = 1000
-    kind: str = "linear"
+    every: int = limited(1000, low=1, high=10**9)
+    kind: str = limited("linear", choices=("linear", "recall"))
     label: str = "Metadata_Perturbation"
     pairs: str | Path | None = None
-    pool: str = "mean"
+    pool: str = limited("mean", choices=("mean", "cls", "per_channel"))
     alignment: str = "tvn"
 
     def __post_init__(self) -> None:
-        check_types(self)
-        if self.kind not in ("linear", "recall"):
-            raise CamaeError(f"probe kind {self.kind!r} is not 'linear' or 'recall'")
-        if self.every < 1:
-            raise CamaeError(f"probe every {self.every} steps: it must be at least 1")
+        check_settings(self, "probe.")
         if self.kind == "recall" and self.pairs is None:
             raise CamaeError("a probe of kind 'recall' needs pairs, a CSV of known pairs")
 

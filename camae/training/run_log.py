@@ -1,4 +1,4 @@
-"""Run log: `log.jsonl`, `events.jsonl`, TensorBoard event files by request, and the live table at the console."""
+"""Run log: `log.jsonl`, `events.jsonl`, TensorBoard event files by request, and what the console shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from camae.errors import MissingBackendError
-from camae.files import read_json_lines, write_text
+from camae.files import output_errors, read_json_lines, write_text
+from camae.progress import PlainLines, is_live, time_left
 
 LogRow = dict[str, float]
 
@@ -28,7 +29,8 @@ class RunLog:
         self.path = path
         self._board = TensorBoard(path.parent / "tensorboard", first_step) if tensorboard else None
         self._drop_from(first_step)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        with output_errors(path):
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def _drop_from(self, step: int) -> None:
         """Rows at or after the step that training resumes from are written anew."""
@@ -45,14 +47,20 @@ class RunLog:
                 f"{self.path}: a row of the log could not be written ({error.strerror})", stacklevel=2
             )
         if self._board is not None:
-            self._board.write(row)
+            try:
+                self._board.write(row)
+            except OSError as error:
+                warnings.warn(
+                    f"{self.path.parent}: TensorBoard's files could not be written ({error})", stacklevel=2
+                )
 
     def close(self) -> None:
         """Close the files."""
         with contextlib.suppress(OSError):
             self._file.close()
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
 
 
 def read_log(path: str | Path) -> list[LogRow]:
@@ -85,7 +93,8 @@ class TensorBoard:
             raise MissingBackendError(
                 "tensorboard=True needs the package tensorboard (pip install tensorboard); log.jsonl is written without"
             ) from None
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
+        with output_errors(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def write(self, row: LogRow) -> None:
         """Write one row of the log."""
@@ -116,20 +125,28 @@ _ROWS = 8
 
 
 class LiveTable:
-    """Live table of the last rows of the log, with a progress bar and the time left, drawn in place."""
+    """Live table of the last rows of the log, with a progress bar and the time left, drawn in place.
+
+    Where output is no console: plain lines, at the start, at validations and checkpoints, and every so many seconds.
+    """
 
     def __init__(self, steps: int, first: int = 0, *, console: Console | None = None, disable: bool = False):
+        console = console or Console()
+        self.steps, self.first = steps, first
         self._bar = Progress(
             TextColumn("training"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
         )
         self._task = self._bar.add_task("training", total=steps, completed=first)
         self._rows: deque[LogRow] = deque(maxlen=_ROWS)
         self._seen: set[str] = set()
-        self._live = None if disable else Live(self, console=console, refresh_per_second=4)
+        live = not disable and is_live(console)
+        self._live = Live(self, console=console, refresh_per_second=4) if live else None
+        self._lines = None if disable or live else PlainLines(stream=console.file)
 
     def __enter__(self) -> LiveTable:
         if self._live is not None:
             self._live.start()
+        self.note(f"training: step {self.first:,} of {self.steps:,}")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -143,6 +160,29 @@ class LiveTable:
         self._rows.append(shown)
         self._seen |= shown.keys()
         self._bar.update(self._task, completed=row["step"])
+        if self._lines is not None and (
+            "val_loss" in shown or "probe" in shown or row["step"] == self.steps or self._lines.due
+        ):
+            self._lines.say(self._line(int(row["step"])))
+
+    def tick(self, step: int) -> None:
+        """Say where the run stands after `step` steps, where plain lines are written and the next is due."""
+        if self._lines is not None and self._lines.due:
+            self._lines.say(self._line(step))
+
+    def note(self, text: str) -> None:
+        """Say something at once, where plain lines are written."""
+        if self._lines is not None:
+            self._lines.say(text)
+
+    def _line(self, step: int) -> str:
+        """Where the run stands: the last row of the log, and the time left."""
+        row = self._rows[-1] if self._rows else {}
+        parts = [f"step {step:,}/{self.steps:,}"]
+        parts += [f"{name} {form.format(row[key])}" for name, key, form in _COLUMNS[1:] if key in row]
+        assert self._lines is not None
+        left = time_left(self._lines.seconds, step - self.first, self.steps - step)
+        return ", ".join([*parts, *([left] if left else [])])
 
     def __rich__(self) -> Group:
         """Only columns that some row has had; a validation or probe stays on its own line."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from camae.dataloader.mixture import Source
-from camae.errors import CamaeError
+from camae.errors import CamaeError, OutputError
 from camae.files import write_json, write_text
 from camae.model.interface import Model
 from camae.training.config import MAY_CHANGE_ON_RESUME, TrainConfig
@@ -47,6 +48,7 @@ class CheckpointState(TypedDict):
     """JSON part of a checkpoint.
 
     recipe: the settings of the run (`TrainConfig.to_dict`). spikes: `SpikeGuard.state()`. crops: crops seen so far.
+    token_budget: most tokens of a pass, set or chosen; None for whole batches.
     """
 
     step: int
@@ -56,6 +58,7 @@ class CheckpointState(TypedDict):
     data: list[DataSetRecord]
     spikes: list[float]
     world_size: int
+    token_budget: NotRequired[int | None]
 
 
 def run_record(
@@ -87,7 +90,6 @@ def run_record(
 
 def write_run_folder(out: Path, config: TrainConfig, record: RunRecord) -> None:
     """Make the run's folder, with the resolved settings in `config.toml` and the record in `run.json`."""
-    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.toml", to_toml(config.to_dict()))
     write_json(out / "run.json", record)
 
@@ -142,6 +144,8 @@ def write_bad_sites(out: Path, found: Sequence[dict[str, dict[int, str]]]) -> No
         for name, rows in bad.items():
             merged.setdefault(name, {}).update({str(row): why for row, why in rows.items()})
     if merged != known:
-        write_json(
-            path, {n: dict(sorted(rows.items(), key=lambda r: int(r[0]))) for n, rows in merged.items()}
-        )
+        ordered = {n: dict(sorted(rows.items(), key=lambda r: int(r[0]))) for n, rows in merged.items()}
+        try:
+            write_json(path, ordered)
+        except OutputError as error:  # costs the list until the next checkpoint, not the run
+            warnings.warn(str(error), stacklevel=2)

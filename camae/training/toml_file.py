@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 from camae.errors import CamaeError, MissingFileError
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def read_toml(path: str | Path, kind: str = "configuration file") -> dict[str, object]:
@@ -20,7 +23,9 @@ def read_toml(path: str | Path, kind: str = "configuration file") -> dict[str, o
         raise MissingFileError(f"{path}: no such {kind}")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise CamaeError(f"{path}: the {kind} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:  # TOML, UTF-8 and numbers of thousands of digits
         raise CamaeError(f"{path}: not valid TOML ({error})") from None
 
 
@@ -31,14 +36,19 @@ def to_toml(values: Mapping[str, object]) -> str:
 
 def _table(values: Mapping[str, object], prefix: str) -> list[str]:
     lines = [
-        f"{key} = {_scalar(value)}"
+        f"{_key(key)} = {_scalar(value)}"
         for key, value in values.items()
         if not isinstance(value, Mapping) and value is not None
     ]
     for key, value in values.items():
         if isinstance(value, Mapping):
-            lines += ["", f"[{prefix}{key}]", *_table(value, f"{prefix}{key}.")]
+            name = f"{prefix}{_key(key)}"
+            lines += ["", f"[{name}]", *_table(value, f"{name}.")]
     return lines
+
+
+def _key(name: str) -> str:
+    return name if _BARE.fullmatch(name) else _scalar(name)
 
 
 def _scalar(value: object) -> str:

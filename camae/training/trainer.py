@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,10 +18,13 @@ from camae.dataloader.manifest import Manifest
 from camae.dataloader.mixture import MixedLoader, Source
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError
+from camae.files import remove_leftovers
+from camae.memory import free_memory
 from camae.model import registry
 from camae.model.activation_checkpointing import set_recompute
 from camae.model.ca_mae import CAMAE
-from camae.model.interface import Model
+from camae.model.config import ModelConfig
+from camae.model.interface import Config, LabelConfig, Model
 from camae.model.weights import MODEL_FILE, save
 from camae.training import checkpoint_files
 from camae.training.callbacks import Callback, is_due
@@ -28,14 +33,15 @@ from camae.training.config import MaskSchedule, TrainConfig
 from camae.training.data import SignalGuard, micro_batches
 from camae.training.distributed import ParallelModel, World, whole_model
 from camae.training.evaluation import validate
+from camae.training.memory_estimate import MemoryEstimate, check_fits, choose_passes, estimate, memory_errors
 from camae.training.metrics import LossBreakdown, Meter
 from camae.training.optimization import EMA, build_optimizer, learning_rate, mask_ratio_at
-from camae.training.process import STOP_EXIT_CODE, Interrupts, keep_freed_pages
+from camae.training.process import Interrupts, keep_freed_pages, signal_name
 from camae.training.randomness import mask_noise, step_seed
 from camae.training.run_log import LiveTable, LogRow, RunLog, log_event
 from camae.training.run_record import data_record, run_record, write_bad_sites, write_run_folder
 from camae.training.stability import SpikeGuard, step_unless
-from camae.training.warm_start import build_model
+from camae.training.warm_start import build_model, model_config
 
 
 class StepResult(NamedTuple):
@@ -75,8 +81,10 @@ class Trainer:
         if self.device.type == "cpu":
             keep_freed_pages()
         torch.manual_seed(config.seed)
-        known_channels = checkpoint_files.known_channels(out)
-        self.model, self.new_channels = build_model(config, training, known_channels, self.device)
+        made = model_config(config, training, checkpoint_files.known_channels(out))
+        self.memory = self._estimate(made)
+        self.token_budget = self._planned_budget(config.token_budget)
+        self.model, self.new_channels = build_model(config, training, made, self.device)
         self.parallel = ParallelModel(self.model, self.world, config.parallel, self.precision == "bf16")
         self.optimizer = build_optimizer(self.model, config)
         set_recompute(self.model, config.recompute, config.recompute_selective)
@@ -86,7 +94,7 @@ class Trainer:
         self.guard = SignalGuard([s.manifest for s in training], config.reader)
         self.spikes = SpikeGuard(config.spike, self.device)
         self.interrupts = Interrupts(config.checkpoint_minutes)
-        self.requested = [0, 0]  # by signals or the timer, on any rank: checkpoint now, then stop
+        self.requested = [0, 0]  # by signals or the timer, on any rank: checkpoint now; signal to stop by
         self.checkpoints = CheckpointManager(
             out, config, self.world, self.model, self.optimizer, self.ema, self.spikes, data_record(training)
         )
@@ -95,8 +103,10 @@ class Trainer:
 
     def run(self, resume: bool) -> Model:
         """Train from the last checkpoint (or from the start) to the last step; returns the model, in eval mode."""
-        step = self._start(resume)
-        self.loader = self._loader(step)
+        step = self._resume(resume)
+        self._read_ahead(step)
+        if self.world.is_rank0:
+            self._write_record(step)
         log = RunLog(self.out / "log.jsonl", step, self.config.tensorboard) if self.world.is_rank0 else None
         try:
             with self.interrupts, LiveTable(self.config.steps, step, disable=self.quiet) as live:
@@ -114,23 +124,84 @@ class Trainer:
                 callback.on_train_end(model)
         return model
 
-    def _start(self, resume: bool) -> int:
-        """Make the run folder, or resume the run in it. Returns the steps already done."""
+    def _estimate(self, made: Config) -> MemoryEstimate | None:
+        """Memory of a step; None for models without a formula."""
+        if not isinstance(made, ModelConfig) or isinstance(made, LabelConfig):
+            return None
+        planes = [len(s.manifest.channels) for s in self.training]
+        return estimate(self.config, made, planes, self.world.size, self.precision == "bf16")
+
+    def _free_memory(self) -> float:
+        """Bytes that this rank may take, the least over ranks; ranks of one host share what it has."""
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0]
+        else:
+            free = free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return -self.world.all_reduce_max([-free])[0]
+
+    def _planned_budget(self, budget: int | None) -> int | None:
+        """The token budget of the passes: as set, or on a CPU one that memory holds. None for whole batches.
+
+        Raises CamaeError, before anything is allocated, where that does not fit in the memory that is free.
+        """
+        if self.memory is None:
+            return budget
+        c, free = self.config, self._free_memory()
+        if (
+            self.device.type != "cpu"
+        ):  # activations on a GPU are not known well enough to refuse a run by them
+            check_fits(self.memory, 0, free, str(self.device), c)
+            return budget
+        if budget is None and c.micro_batch is None and c.accumulate == 1:
+            budget = choose_passes(self.memory, free)
+        tokens = self.memory.tokens if budget is None else min(budget, self.memory.tokens)
+        check_fits(self.memory, tokens, free, "this machine", c)
+        return budget
+
+    def _resume(self, resume: bool) -> int:
+        """Resume the run in the folder, if there is one and it may be. Returns the steps already done."""
         if not resume and checkpoint_files.checkpoint_folders(self.out):
             raise CamaeError(f"{self.out} already holds a run; choose another folder or resume it")
-        step = self.checkpoints.resume()
         if self.world.is_rank0:
-            record = run_record(
-                self.model,
-                self.training,
-                self.validation,
-                device=str(self.device),
-                precision=self.precision,
-                processes=self.world.size,
-                decoders_started_anew=self.new_channels,
-            )
-            write_run_folder(self.out, self.config, record)
+            remove_leftovers(self.out)
+        self.checkpoints.token_budget = self.token_budget
+        step = self.checkpoints.resume()
+        self.token_budget = self.checkpoints.token_budget
         return step
+
+    def _read_ahead(self, step: int) -> None:
+        """Start reading, and check the first batch: a run refused for its images has written nothing yet."""
+        self.loader = self._loader(step)
+        self.batches: Iterator[PlaneBatch] = iter(self.loader)
+        if step < self.config.steps:
+            first = next(self.batches)
+            self.guard.check(first)
+            self.batches = itertools.chain([first], self.batches)
+
+    def _write_record(self, step: int) -> None:
+        """Make the run's folder, and say how its batches are cut where the settings do not."""
+        record = run_record(
+            self.model,
+            self.training,
+            self.validation,
+            device=str(self.device),
+            precision=self.precision,
+            processes=self.world.size,
+            decoders_started_anew=self.new_channels,
+        )
+        write_run_folder(self.out, self.config, record)
+        budget, memory = self.token_budget, self.memory
+        if step > 0 or budget is None or memory is None or budget == self.config.token_budget:
+            return
+        crops = max(1, budget // memory.largest_crop)
+        sentence = (
+            f"each step's {self.config.batch_size} crops are computed in passes of at most {crops}, which takes about "
+            f"{memory.total(budget) / 1e9:.1f} GB of memory instead of {memory.total(memory.tokens) / 1e9:.1f} GB: "
+            "losses and gradients are the same up to rounding"
+        )
+        if getattr(self.model.config, "drop_path", 0):
+            sentence += ", only stochastic depth (drop_path) drops other samples than in one pass"
+        log_event(self.out, f"{sentence}; micro_batch, accumulate or token_budget choose otherwise", 0)
 
     def _loader(self, first_step: int) -> MixedLoader:
         passes = self.config.passes(self.world.size)
@@ -151,11 +222,12 @@ class Trainer:
         )
 
     def _steps(self, first: int, log: RunLog | None, live: LiveTable) -> None:
-        loader, batches = self.loader, iter(self.loader)
+        loader, batches = self.loader, self.batches
         clock, waited, logged = time.perf_counter(), loader.wait_seconds, first
         self.model.train()
         for step in range(first, self.config.steps):
-            result = self._step(step, batches)
+            with memory_errors(self.config, self.device):
+                result = self._step(step, batches)
             done = step + 1
             if self._is_logged(done):
                 row = {"step": done} | self._scalars(result)
@@ -174,7 +246,9 @@ class Trainer:
                 if log is not None:
                     log.write(row)
                 live.add(row)
+            live.tick(done)
             if self.requested[0] or is_due(done, self.config.checkpoint_every, self.config.steps):
+                live.note(f"checkpoint after step {done:,}")
                 self._checkpoint(done)
             if self.world.is_rank0:
                 for callback in self.callbacks:
@@ -243,7 +317,7 @@ class Trainer:
 
     def _micro_batches(self, batches: Iterator[PlaneBatch]) -> Iterator[tuple[PlaneBatch, bool]]:
         """A step's batches on the host, cut to the token budget; with each, whether it is the step's last."""
-        passes, budget = self.config.passes(self.world.size), self.config.token_budget
+        passes, budget = self.config.passes(self.world.size), self.token_budget
         for i in range(passes):
             batch = next(batches)
             self.guard.check(batch)
@@ -330,6 +404,8 @@ class Trainer:
             write_bad_sites(self.out, bad)
         if stop:
             if self.world.is_rank0:
-                sentence = f"stopped by SIGTERM after step {step}; the same command continues the run"
-                log_event(self.out, sentence, step)
-            raise SystemExit(STOP_EXIT_CODE)
+                name = signal_name(stop)
+                log_event(
+                    self.out, f"stopped by {name} after step {step}; the same command continues the run", step
+                )
+            raise SystemExit(128 + stop)

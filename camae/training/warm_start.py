@@ -12,7 +12,7 @@ from camae.dataloader.mixture import Source
 from camae.errors import CamaeError
 from camae.model import registry
 from camae.model.ca_mae import CAMAE
-from camae.model.interface import Model
+from camae.model.interface import Config, Model
 from camae.model.weights import check_state, load
 from camae.training.config import TrainConfig
 from camae.training.data import channels_of
@@ -22,18 +22,26 @@ from camae.training.optimization import freeze
 TOKENS = "decoder.channel_tokens_CD"
 
 
-def build_model(
-    config: TrainConfig, training: Sequence[Source], known_channels: Sequence[str], device: torch.device
-) -> tuple[Model, list[str]]:
-    """The model at the start of a run, and the channels whose decoders did not come from `config.init`.
+def model_config(config: TrainConfig, training: Sequence[Source], known_channels: Sequence[str]) -> Config:
+    """The configuration of a run's model.
 
     known_channels: the run's channels so far, which stay first and in order; none for a new run.
     """
-    channels = channels_of(training)
     named = config.model_options.get("channels")
-    asked = tuple(named) if isinstance(named, (list, tuple)) else config.channels or channels
+    asked = tuple(named) if isinstance(named, (list, tuple)) else config.channels or channels_of(training)
     options = config.model_options | {"channels": appended(known_channels, asked)}
-    model: Model = registry.build_for(config.model, training[0].manifest, **options)
+    return registry.config_for(config.model, training[0].manifest, **options)
+
+
+def build_model(
+    config: TrainConfig, training: Sequence[Source], made: Config, device: torch.device
+) -> tuple[Model, list[str]]:
+    """The model at the start of a run, and the channels whose decoders did not come from `config.init`.
+
+    made: its configuration, of `model_config`.
+    """
+    channels = channels_of(training)
+    model = registry.from_config(made)
     if len(training) > 1 and not isinstance(model, CAMAE):
         raise CamaeError(
             f"{config.model} trains on one data set with one channel set; ca_mae models mix them"

@@ -61,7 +61,7 @@ def test_a_batch_that_does_not_divide_is_refused():
         ({"mask_ratio": [0.5, 1.0]}, "mask_ratio"),
         ({"mask_ratio": [[0.5, 0.6], [0.2, 0.7]]}, "mask_ratio"),
         ({"micro_batch": 4, "accumulate": 2}, "either it or accumulate"),
-        ({"ema": 1.0}, "not a decay"),
+        ({"ema": 1.0}, "ema is 1.0, and must be at least 0 and below 1"),
         ({"ema_final": True}, "needs ema"),
         ({"recompute": -1}, "recompute"),
         ({"steps": "many"}, "steps is 'many', which is not of type int"),

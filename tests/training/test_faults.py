@@ -92,7 +92,7 @@ def test_sigusr1_saves_and_sigterm_saves_and_stops(screen, train, start, tmp_pat
 def test_checkpoints_by_the_clock(screen, train, tmp_path):
     train(screen, tmp_path / "run", 5, checkpoint_minutes=1e-9, keep_checkpoints=0)
     assert steps_of(tmp_path / "run") == [1, 2, 3, 4, 5]
-    with pytest.raises(CamaeError, match="checkpoint_minutes 0 is not a positive number"):
+    with pytest.raises(CamaeError, match="checkpoint_minutes is 0, and must be above 0"):
         train(screen, tmp_path / "none", 5, checkpoint_minutes=0)
 
 
@@ -125,7 +125,7 @@ def test_nothing_but_damaged_checkpoints(screen, train, tmp_path):
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(screen, train, tmp_path, monkeypatch):
     """ENOSPC from the third checkpoint on: the run ends well, says so, and its second checkpoint is intact."""
-    out, real, calls = tmp_path / "run", checkpoints.save_file, []
+    out, real, calls = tmp_path / "run", checkpoints.save_tensors, []
 
     def full(tensors, path, *rest):
         calls.append(path)
@@ -134,12 +134,12 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(screen, train, tmp_path, mon
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         real(tensors, path, *rest)
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(checkpoints, "save_tensors", full)
     with pytest.warns(UserWarning, match="the disk is full.*step_00000004 stays the last good one"):
         run = train(screen, out, 6, checkpoint_every=2)
     assert steps_of(out) == [2, 4]
     assert not list((out / "checkpoints").glob(".*"))
-    monkeypatch.setattr(checkpoints, "save_file", real)
+    monkeypatch.setattr(checkpoints, "save_tensors", real)
     assert losses(train(screen, out, 6, checkpoint_every=2)) == losses(run)
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import tifffile
 
 from camae.errors import CamaeError
+from camae.files import output_errors
 from camae.reproduction.demo.cells import sample_cells
 from camae.reproduction.demo.optics import acquire
 from camae.reproduction.demo.organelles import draw_site
@@ -207,15 +208,16 @@ def generate(
         if _holds(out, parameters):
             return out
         raise CamaeError(f"{out} already holds other files; give an empty or new folder for the demo screen")
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _write_images(partial, parameters, workers or os.cpu_count() or 1, progress)
-        _write_tables(partial, parameters)
-        if out.exists():
-            out.rmdir()
-        partial.replace(out)
+        with output_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _write_images(partial, parameters, workers or os.cpu_count() or 1, progress)
+            _write_tables(partial, parameters)
+            if out.exists():
+                out.rmdir()
+            partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out

@@ -17,11 +17,12 @@ import torch
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.errors import CamaeError
 from camae.kernels.reconstruction_loss import reconstruction_losses
-from camae.model.config import with_changes
+from camae.model.config import MOST_CHANNELS, MOST_CROP, MOST_PATCH, STANDARDIZATIONS, WHERE, with_changes
 from camae.model.image_arrays import image_batch
 from camae.model.interface import ChannelNames, Config, Images, Model
 from camae.model.standardization import plane_statistics
 from camae.model.token_layout import TokenLayout, masked_layout
+from camae.typed_settings import check_settings, limited
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,24 @@ class SystemConfig:
     """Configuration that every convolutional or timm model has. `crop` and `patch`, the mask's unit, in pixels."""
 
     family: ClassVar[str] = ""
-    crop: int = 256
-    patch: int = 16
-    mask_ratio: float = 0.0
-    alpha: float = 0.0
-    standardization: str = "own"
-    channels: tuple[str, ...] = ()
+    crop: int = limited(256, low=1, high=MOST_CROP)
+    patch: int = limited(16, low=1, high=MOST_PATCH)
+    mask_ratio: float = limited(0.0, low=0, below=1)
+    alpha: float = limited(0.0, low=0, below=1)
+    standardization: str = limited("own", choices=STANDARDIZATIONS)
+    channels: tuple[str, ...] = limited((), most=MOST_CHANNELS)
     channel_map: dict[str, str] = field(default_factory=dict)
     name: str = "custom"
+
+    def __post_init__(self) -> None:
+        check_settings(self, WHERE)
+        if len(set(self.channels)) < len(self.channels):
+            raise CamaeError(f"{WHERE}channel names repeat: {list(self.channels)}")
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks whose number the configuration sets."""
+        return 0
 
     @property
     def n_patches(self) -> int:
@@ -174,6 +185,7 @@ class FixedChannelAutoencoder(FixedChannelModel):
         )
         return {"total": total, "mse": mse, "fourier": fourier}
 
+    @torch.no_grad()
     def reconstruct(
         self,
         images: Images,

@@ -23,6 +23,7 @@ from camae.model.config import find_preset
 from camae.model.registry import ModelFamily, register
 from camae.model.token_layout import TokenLayout
 from camae.reproduction.systems.fixed_channels import FixedChannelAutoencoder, SystemConfig
+from camae.typed_settings import limited
 
 WIDTHS_M = (32, 64, 128, 256, 512)
 WIDTHS_L = (*WIDTHS_M, 1024)
@@ -39,11 +40,16 @@ class MUNetConfig(SystemConfig):
     """
 
     family: ClassVar[str] = "mu_net"
-    mask_ratio: float = 0.25
-    alpha: float = 0.01
-    widths: tuple[int, ...] = WIDTHS_M
-    depth: int = 2
-    decoder_depth: int = 2
+    mask_ratio: float = limited(0.25, low=0, below=1)
+    alpha: float = limited(0.01, low=0, below=1)
+    widths: tuple[int, ...] = limited(WIDTHS_M, low=_GROUPS, high=2**16, most=12)
+    depth: int = limited(2, low=1, high=256)
+    decoder_depth: int = limited(2, low=1, high=256)
+
+    @property
+    def n_blocks(self) -> int:
+        """Residual blocks of all levels."""
+        return len(self.widths) * self.depth + max(0, len(self.widths) - 1) * self.decoder_depth
 
 
 PRESETS = {
@@ -127,8 +133,13 @@ class MUNet(FixedChannelAutoencoder):
 
     def __init__(self, config: MUNetConfig):
         super().__init__(config)
-        side = 2 ** (len(config.widths) - 1)
-        if config.crop % side or config.crop % config.patch or any(w % _GROUPS for w in config.widths):
+        side = 2 ** max(0, len(config.widths) - 1)
+        if (
+            not config.widths
+            or config.crop % side
+            or config.crop % config.patch
+            or any(w % _GROUPS for w in config.widths)
+        ):
             raise CamaeError(
                 f"MU-Net: the crop of {config.crop} px must be a multiple of {side} (its levels) and of the patch, "
                 f"{config.patch} px, and widths of {_GROUPS}"

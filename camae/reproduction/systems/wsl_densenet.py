@@ -22,6 +22,7 @@ from camae.reproduction.systems._torchvision import import_timm
 from camae.reproduction.systems.adabn import adapted, use_ghost_batches
 from camae.reproduction.systems.fixed_channels import SystemConfig
 from camae.reproduction.systems.weakly_supervised import Classifier, PlateCropLoader
+from camae.typed_settings import limited
 
 NECK_HIDDEN = 512  # with it backbone and neck for six channels are 27.7 M, nearest to the paper's 28 M
 
@@ -36,12 +37,17 @@ class DenseNetConfig(SystemConfig):
     """
 
     family: ClassVar[str] = "wsl_densenet"
-    classes: tuple[str, ...] = ()
-    growth: int = 48
-    blocks: tuple[int, ...] = (6, 12, 36, 24)
-    hidden: int = NECK_HIDDEN
-    embedding: int = 128
-    ghost: int = 0
+    classes: tuple[str, ...] = limited((), most=10**6)
+    growth: int = limited(48, low=1, high=1024)
+    blocks: tuple[int, ...] = limited((6, 12, 36, 24), low=1, high=256, most=16)
+    hidden: int = limited(NECK_HIDDEN, low=1, high=2**16)
+    embedding: int = limited(128, low=1, high=2**16)
+    ghost: int = limited(0, low=0, high=10**6)
+
+    @property
+    def n_blocks(self) -> int:
+        """Layers of all dense blocks."""
+        return sum(self.blocks)
 
 
 def _presets() -> dict[str, DenseNetConfig]:

@@ -14,6 +14,7 @@ from camae.model.pooling import pool_tokens
 from camae.model.registry import ModelFamily, register
 from camae.reproduction.systems.mae_vit import ImageEncoder, ImageViTConfig, vit_presets
 from camae.reproduction.systems.weakly_supervised import Classifier, PlateCropLoader
+from camae.typed_settings import limited
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class ViTClassifierConfig(ImageViTConfig):
     """Configuration as `ImageViTConfig`. classes: names of the perturbations."""
 
     family: ClassVar[str] = "wsl_vit"
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = limited((), most=10**6)
 
 
 PRESETS = vit_presets(ViTClassifierConfig, "wsl_vit_", {8: 0.0, 16: 0.0})
