@@ -71,8 +71,13 @@ def columns(meta: pd.DataFrame, names: Columns | None, what: str) -> list[str]:
 
 
 def codes(column: pd.Series) -> npt.NDArray[np.int32]:
-    """Integers that are equal where the values are; -1 where missing or ""."""
-    code = pd.factorize(column)[0].astype(np.int32)
+    """Integers that are equal where the values are; -1 where missing."""
+    return pd.factorize(column)[0].astype(np.int32)
+
+
+def codes_of_named(column: pd.Series) -> npt.NDArray[np.int32]:
+    """`codes`, with -1 where the text is "" as well: two rows without a name are not the same."""
+    code = codes(column)
     return code if pd.api.types.is_numeric_dtype(column) else np.where(column == "", np.int32(-1), code)
 
 
@@ -141,7 +146,9 @@ def _entries(meta: pd.DataFrame, rules: PairRules) -> tuple[npt.NDArray, npt.NDA
         names, matrix = membership(meta[rules.multilabel], rules.separator)
         member, at = np.nonzero(matrix)
         label = np.array(names, dtype=object)[at]
-    code = np.stack([codes(meta[name])[member] for name in single] + [pd.factorize(label)[0]], axis=1)
+    code = np.stack(
+        [codes_of_named(meta[name])[member] for name in single] + [pd.factorize(label)[0]], axis=1
+    )
     group = pd.factorize(pd.MultiIndex.from_arrays(code.T))[0]
     group[~(code >= 0).all(axis=1)] = -1
     return member, label, group
@@ -153,7 +160,7 @@ class Negatives:
     def __init__(self, xp: ModuleType, meta: pd.DataFrame, rules: PairRules) -> None:
         self.xp = xp
         self.count = len(meta)
-        self.same: list[Array] = [xp.asarray(codes(meta[name])) for name in rules.neg_sameby]
+        self.same: list[Array] = [xp.asarray(codes_of_named(meta[name])) for name in rules.neg_sameby]
         self.different: list[Array] = [
             xp.asarray(codes(meta[name])) for name in rules.neg_diffby if name != rules.multilabel
         ]

@@ -112,7 +112,7 @@ def average_precision(
         n rows that describe them.
     pos_sameby, pos_diffby : column name or sequence of them
         A positive pair has the same value in every `pos_sameby` column and different values in every `pos_diffby`
-        column. A missing value is neither the same nor different.
+        column. A missing value is neither the same nor different; an empty text is not the same as another.
     neg_sameby, neg_diffby : column name or sequence of them
         The same for negative pairs; one of the two must name a column.
     ties : {"expected", "copairs"}
@@ -267,7 +267,7 @@ def _warn_of_unscored(
 ) -> None:
     left = asked.copy()
     left[scored] = False
-    left &= meta[same].notna().all(axis=1).to_numpy()
+    left &= (meta[same].notna() & (meta[same] != "")).all(axis=1).to_numpy()
     if left.any():
         row = int(left.argmax())
         warnings.warn(

@@ -5,6 +5,7 @@ One reader for `camae map` and `camae benchmark`, so that both see the same rows
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,11 @@ def read_screen(profiles: Profiles, columns: ScreenColumns, unit: ReplicateUnit 
     MissingFileError when there is no such file.
     """
     table = _read(profiles)
+    if (
+        columns.plate is not None and "Metadata_Plate" not in table.meta
+    ):  # wells are told apart by their plate
+        plates = column(table.meta, columns.plate, "plate")
+        table = dataclasses.replace(table, meta=table.meta.assign(Metadata_Plate=plates))
     notes = [f"{table.source}: {line}" for line in table.omitted.lines()]
     if table.unit == "site" and unit != "site":
         before = len(table.meta)

@@ -23,7 +23,7 @@ from camae.errors import CamaeError, MissingFileError
 from camae.files import write_atomic
 from camae.maps.affine import EVERY, Alignment
 from camae.maps.arrays import groups
-from camae.text_table import as_text
+from camae.text_table import as_text, numbers
 
 ROWS = 16_384  # rows in memory at once
 
@@ -211,7 +211,7 @@ def _chunks(
             raise MissingFileError(f"{path} does not exist; the table is read from Parquet files")
         with pq.ParquetFile(path, pre_buffer=False) as file:
             names = file.schema_arrow.names
-            features = _features(file.schema_arrow)
+            features = _features(path, file)
             if not features:
                 raise CamaeError(f"{path} has no feature columns")
             missing = [name for name in needed if name not in names]
@@ -234,11 +234,16 @@ def _split(part: pa.RecordBatch, features: list[str]) -> tuple[pd.DataFrame, np.
     return pd.DataFrame({name: as_text(meta[name]) for name in meta}, index=meta.index), x
 
 
-def _features(schema: pa.Schema) -> list[str]:
-    """Feature columns by name and type; columns of object numbers need values, and count as numbers of objects."""
+def _features(path: Path, file: pq.ParquetFile) -> list[str]:
+    """Feature columns (`select_features`), by name and type; values are read for columns of object numbers alone."""
+    schema = file.schema_arrow
 
     def kind(name: str) -> Kind:
         found = schema.field(name).type
         return "float" if pa.types.is_floating(found) else "integer" if pa.types.is_integer(found) else "text"
 
-    return select_features(schema.names, kind, lambda name: kind(name) == "integer")[0]
+    def whole(name: str) -> bool:
+        value = numbers(path, file.read(columns=[name]), name)
+        return bool((value[np.isfinite(value)] % 1 == 0).all())
+
+    return select_features(schema.names, kind, whole)[0]
