@@ -51,6 +51,24 @@ class Times:
         return cls(statistics.median(ordered), at(0.2), at(0.8), len(ordered))
 
 
+def append_row(file: str, row: dict[str, Any], *, full: bool, device: str = "cpu") -> None:
+    """Append one row as a JSON line, with where and by what it was measured.
+
+    full: beside the promoted rows in `bench/results/`, else in `runs/bench/`.
+    """
+    place = (RESULTS if full else SCRATCH) / device_name(device) / file
+    place.parent.mkdir(parents=True, exist_ok=True)
+    about = {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "versions": versions(),
+        "commit": commit(),
+    }
+    with place.open("a") as stream:
+        stream.write(json.dumps(about | row) + "\n")
+
+
 def device_name(device: str) -> str:
     """A folder name for the machine: the GPU's name, or CPU with its number of cores."""
     if device == "cuda":
@@ -71,9 +89,13 @@ def versions() -> dict[str, str]:
 
 @lru_cache
 def commit() -> str:
-    """The short commit, with + where files differ from it."""
+    """The short commit, with + where files differ from it; the variable CAMAE_COMMIT where there is no git."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        found = ""
+    return found or os.environ.get("CAMAE_COMMIT", "unknown")
 
 
 def time_cpu(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
@@ -234,11 +256,8 @@ class Recorder:
         }
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one JSON line."""
-        folder = (RESULTS if self.full or self.promote else SCRATCH) / row["device"]
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "kernels.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append the row to `kernels.jsonl`."""
+        append_row("kernels.jsonl", row, full=self.full or self.promote, device=self.device)
 
     def hold_to_baseline(self, row: dict[str, Any], again: Callable[[], Times]) -> None:
         """Fail on a slowdown beyond the baseline's recorded spread; count rows that have none.

@@ -7,7 +7,6 @@ reader. By default small; --full uses 2048x2048 fields and 6x256x256 crops.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
 import time
@@ -17,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from rows import RESULTS, SCRATCH, commit, device_name, versions
+from rows import append_row
 
 from camae.dataloader import CropLoader, Manifest
 from camae.dataloader.backends.native import module
@@ -81,13 +80,4 @@ def test_loader(
     row |= {"loader_over_bare": round(ratio, 3), "target_met": ratio <= TARGET if full else None}
     with capsys.disabled():
         print("\n" + json.dumps(row))
-    place = (RESULTS if full else SCRATCH) / device_name("cpu") / "loader.jsonl"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    about = {
-        "device": device_name("cpu"),
-        "load_average": os.getloadavg()[0],
-        "versions": versions(),
-        "commit": commit(),
-    }
-    with place.open("a") as stream:
-        stream.write(json.dumps(row | about) + "\n")
+    append_row("loader.jsonl", row, full=full)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import statistics
 import sys
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from rows import RESULTS, SCRATCH, commit, device_name, versions
+from rows import append_row
 
 from camae.dataloader import read_crops
 from camae.dataloader.backends.native import module
@@ -185,18 +184,4 @@ def test_reader(
     }
     with capsys.disabled():
         print("\n" + json.dumps(row))
-    write(row, full)
-
-
-def write(row: dict, full: bool) -> None:
-    """One JSON line: with --full beside the promoted rows, else to runs/."""
-    place = (RESULTS if full else SCRATCH) / device_name("cpu") / "reader.jsonl"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    about = {
-        "device": device_name("cpu"),
-        "load_average": os.getloadavg()[0],
-        "versions": versions(),
-        "commit": commit(),
-    }
-    with place.open("a") as stream:
-        stream.write(json.dumps(row | about) + "\n")
+    append_row("reader.jsonl", row, full=full)

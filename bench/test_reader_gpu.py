@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rows import RESULTS, SCRATCH, commit, device_name, versions
+from rows import append_row, device_name
 
 from camae.dataloader.backends.dali import DaliCrops
 from camae.dataloader.backends.native import module
@@ -109,10 +109,6 @@ def test_reader_mixed_against_native_and_copy(
         speed, busy = crops_per_second(read, rounds)
         row |= {name: round(speed, 1), f"{name}_device_busy": round(busy, 3)}
     row |= {"decoders_in_log": decoders_in_log(chosen[0]), "device": device_name("cuda")}
-    row |= {"versions": versions(), "commit": commit()}
     with capsys.disabled():
         print("\n" + json.dumps(row))
-    place = (RESULTS if full else SCRATCH) / row["device"] / "reader.jsonl"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("a") as stream:
-        stream.write(json.dumps(row) + "\n")
+    append_row("reader.jsonl", row, full=full, device="cuda")

@@ -7,7 +7,6 @@ and writes bench/results/<device>/training.jsonl with the pictures beside it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import plain_mae
 import pytest
 import tifffile
 import torch
-from rows import RESULTS, SCRATCH, commit, device_name, time_cpu, versions
+from rows import RESULTS, SCRATCH, append_row, device_name, time_cpu
 
 import camae
 from camae import maps
@@ -75,12 +74,6 @@ def folder(full: bool) -> Path:
     path = (RESULTS if full else SCRATCH) / device_name("cpu")
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def write(full: bool, row: dict[str, Any]) -> None:
-    about = {"device": device_name("cpu"), "threads": torch.get_num_threads(), "versions": versions()}
-    with (folder(full) / "training.jsonl").open("a") as file:
-        file.write(json.dumps(row | about | {"commit": commit(), "load_average": os.getloadavg()[0]}) + "\n")
 
 
 def saved_bytes(step: Any) -> int:
@@ -141,7 +134,7 @@ def test_decoders(full: bool) -> None:
             "crops_per_second": crops / times[name].median,
             "seconds": dataclasses.asdict(times[name]),
         }
-        write(full, row)
+        append_row("training.jsonl", row, full=full)
 
 
 def plain_validation(rows: list[int], manifest: Any, alpha: float, model: plain_mae.PlainMAE) -> float:
@@ -245,7 +238,7 @@ def test_time_to_loss(full: bool, screen: Path, tmp_path: Path) -> None:
         "target": "at least 2",
         "curves": {"columns": ["step", "seconds", "validation loss"], "ours": ours, "plain": theirs},
     }
-    write(full, row)
+    append_row("training.jsonl", row, full=full)
     print(
         {
             k: row[k]
@@ -321,7 +314,7 @@ def test_fourier_loss(full: bool, screen: Path, runs: Path) -> None:
         "val_mse": last,
         "nearer_with_fourier": distance["0.01"] < distance["0.0"],
     }
-    write(full, row)
+    append_row("training.jsonl", row, full=full)
     save_png(loss_curves(logs, y="mse"), folder(full) / "fourier_loss.png")
     print(row)
     assert not full or row["nearer_with_fourier"]
@@ -410,5 +403,5 @@ def test_other_channel_sets(full: bool, runs: Path) -> None:
         "ratio_to_same_screen": mean["mixed"] / mean["same screen"],
         "target": "at least 0.9",
     }
-    write(full, row)
+    append_row("training.jsonl", row, full=full)
     print(row)

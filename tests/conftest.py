@@ -1,6 +1,8 @@
 """Shared fixtures: a small real screen on disk, and where real images are."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pandas as pd
 import pytest
 import tifffile
 
+BENCH = Path(__file__).parents[1] / "bench"
 DEFAULT_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -18,6 +21,22 @@ def real_data():
     if not (folder / "images").is_dir():
         pytest.skip(f"real images are absent: set CAMAE_TEST_DATA (looked in {folder})")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bench_module():
+    """bench_module("floors"): a module of bench/, which is no package."""
+    sys.path.insert(0, str(BENCH))
+    yield load_bench_module
+    sys.path.remove(str(BENCH))
+
+
+def load_bench_module(name):
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,8 @@ BENCH = Path(__file__).parents[2] / "bench"
 
 
 @pytest.fixture(scope="module")
-def floors():
-    spec = importlib.util.spec_from_file_location("floors", BENCH / "floors.py")
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules["floors"] = module  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
-    return module
+def floors(bench_module):
+    return bench_module("floors")
 
 
 def test_committed_file_is_generated(floors):

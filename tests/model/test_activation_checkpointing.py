@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -18,13 +14,8 @@ from camae.model.token_layout import cumulative, kept_count
 
 
 @pytest.fixture(scope="module")
-def floors():
-    path = Path(__file__).parents[2] / "bench" / "floors.py"
-    spec = importlib.util.spec_from_file_location("floors_of_memory", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["floors_of_memory"] = module  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
-    return module
+def floors(bench_module):
+    return bench_module("floors")
 
 
 @pytest.fixture

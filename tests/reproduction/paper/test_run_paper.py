@@ -115,16 +115,13 @@ def test_every_system_builds_at_its_size(system):
 
 
 @pytest.mark.parametrize("name", ["ca_mae_vit_b16", "ca_mae_vit_l16"])
-def test_flops_agree_with_the_floors_of_the_bench(name):
+def test_flops_agree_with_the_floors_of_the_bench(name, bench_module):
     """camae's count of a training crop against bench/floors.py, encoder and small decoder, six channels.
 
     The floors project every token of a crop, camae's small decoder shares mask-token projections over the step:
     the decoder, under a tenth of the whole, differs by less than a third, so the sum by less than 3 %.
     """
-    spec = importlib.util.spec_from_file_location("floors", BENCH / "floors.py")
-    floors = importlib.util.module_from_spec(spec)
-    sys.modules["floors"] = floors
-    spec.loader.exec_module(floors)
+    floors = bench_module("floors")
     with torch.device("meta"):
         model = families.build(name, channels=tuple("ABCDEF"), decoder="small")
     c = model.config

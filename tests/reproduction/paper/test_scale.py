@@ -1,8 +1,6 @@
 """bench/SCALE.md is what its calculator says, and the calculator agrees with figures worked out by hand."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,17 +9,8 @@ BENCH = Path(__file__).parents[3] / "bench"
 
 
 @pytest.fixture(scope="module")
-def scale():
-    sys.path.insert(0, str(BENCH))
-    try:
-        spec = importlib.util.spec_from_file_location("scale", BENCH / "scale.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["scale"] = module  # dataclasses look their module up by name
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(BENCH))
-        sys.modules.pop("scale", None)
+def scale(bench_module):
+    return bench_module("scale")
 
 
 def test_page_is_the_calculators_with_the_measurement_it_names(scale):
