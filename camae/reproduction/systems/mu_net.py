@@ -43,8 +43,8 @@ class MUNetConfig(SystemConfig):
     mask_ratio: float = limited(0.25, low=0, below=1)
     alpha: float = limited(0.01, low=0, below=1)
     widths: tuple[int, ...] = limited(WIDTHS_M, low=_GROUPS, high=2**16, most=12)
-    depth: int = limited(2, low=1, high=256)
-    decoder_depth: int = limited(2, low=1, high=256)
+    depth: int = limited(2, low=0, high=256)
+    decoder_depth: int = limited(2, low=0, high=256)
 
     @property
     def n_blocks(self) -> int:
