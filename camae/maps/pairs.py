@@ -242,8 +242,8 @@ def match_sources(names: Labels, pairs: PairSources) -> dict[str, KnownPairs]:
             failed[source] = error
     if not found:
         raise next(iter(failed.values()), CamaeError("no known pairs are given"))
-    for error in failed.values():
-        warnings.warn(f"left out: {error}", stacklevel=3)
+    for reason in failed.values():
+        warnings.warn(f"left out: {reason}", stacklevel=3)
     return found
 
 
