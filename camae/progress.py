@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import TextIO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -39,7 +39,7 @@ class PlainLines:
     def __init__(
         self,
         every: float | None = None,
-        stream: TextIO | None = None,
+        stream: IO[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.every, self._stream, self._clock = (
@@ -92,18 +92,30 @@ class _PlainProgress(Progress):
         self._lines = lines
         self._first: dict[TaskID, float] = {}
 
-    def update(  # type: ignore[override] - the fields of a task are keywords, as in rich
+    def update(
         self,
         task_id: TaskID,
         *,
         total: float | None = None,
         completed: float | None = None,
         advance: float | None = None,
-        **fields: object,
+        description: str | None = None,
+        visible: bool | None = None,
+        refresh: bool = False,
+        **fields: Any,
     ) -> None:
         """Change a task, and tell where it stands when the next line is due."""
         self._first.setdefault(task_id, self._tasks[task_id].completed)
-        super().update(task_id, total=total, completed=completed, advance=advance, **fields)
+        super().update(
+            task_id,
+            total=total,
+            completed=completed,
+            advance=advance,
+            description=description,
+            visible=visible,
+            refresh=refresh,
+            **fields,
+        )
         if self._lines.due:
             self._tell(task_id)
 

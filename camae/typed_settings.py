@@ -40,9 +40,8 @@ class Limits:
 
     def allow(self, value: object) -> bool:
         """Whether a value of the declared type is within the limits."""
-        if isinstance(value, (tuple, dict)):
-            items = value if isinstance(value, tuple) else ()
-            return (self.most is None or len(value) <= self.most) and all(map(self.allow, items))
+        if isinstance(value, tuple):
+            return all(map(self.allow, value))
         if isinstance(value, str):
             return self.choices is None or value in self.choices
         if value is None or isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -61,8 +60,6 @@ class Limits:
             return f"{', '.join(others)} or {last}" if others else last
         bounds = {"at least": self.low, "above": self.above, "at most": self.high, "below": self.below}
         parts = [f"{word} {_number(bound)}" for word, bound in bounds.items() if bound is not None]
-        if self.most is not None:
-            parts.append(f"at most {self.most:,} items")
         return " and ".join(parts)
 
 
@@ -116,7 +113,9 @@ def check_settings(settings: DataclassInstance, prefix: str = "") -> None:
     """
     limits = limits_of(settings)
     for name, kind in _declared(type(settings)).items():
-        value = getattr(settings, name)
+        value, most = getattr(settings, name), limits[name].most
+        if most is not None and isinstance(value, (tuple, dict)) and len(value) > most:
+            raise CamaeError(f"{prefix}{name} has {len(value):,} items, and may have at most {most:,}")
         if not _is_a(value, kind):
             declared = getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind)
             raise CamaeError(f"{prefix}{name} is {_shown(value)}, which is not of type {declared}")
@@ -186,7 +185,7 @@ def _is_plain(value: object) -> bool:
 
 def _shown(value: object) -> str:
     try:
-        text = repr(value)
+        text = repr(value[:_SHOWN] if isinstance(value, (str, tuple)) else value)
     except ValueError:  # a whole number of more digits than Python writes
         text = "a number of thousands of digits"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -72,7 +72,7 @@ def _stored_config(file: Path, metadata: Mapping[str, str], changes: Mapping[str
     if not isinstance(values, dict):
         raise CamaeError(f"{file}: the configuration in its header is damaged; take another copy of the file")
     try:
-        return registry.config_from(values | changes)
+        return registry.config_from({**values, **changes})
     except CamaeError as error:
         raise CamaeError(f"{file}: {error}") from None
 

@@ -1,0 +1,78 @@
+"""Atomic files and errors of outputs."""
+
+import errno
+import os
+import pickle
+
+import pytest
+
+from camae.errors import CamaeError, OutputError
+from camae.files import output_errors, remove_leftovers, write_atomic, write_text
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_fault_28_files_have_the_permissions_that_the_umask_says(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+
+        def private(path):
+            path.write_text("x")
+            path.chmod(0o600)
+
+        for write in (private, lambda path: path.write_text("x")):
+            path = write_atomic(tmp_path / "a.txt", write)
+            assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "no permission"),
+        (errno.ENOTDIR, "a file is in the way"),
+        (errno.EISDIR, "a folder is in the way"),
+        (errno.EBADF, "the system says: Bad file descriptor"),
+    ],
+)
+def test_fault_23_errors_of_the_system_are_one_sentence(number, words):
+    with (
+        pytest.raises(OutputError, match=f"^out/x cannot be written: .*{words}") as caught,
+        output_errors("out/x"),
+    ):
+        raise OSError(number, os.strerror(number), "elsewhere")
+    assert caught.value.errno == number
+    assert isinstance(caught.value, CamaeError)
+    assert isinstance(caught.value, OSError)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.errno) == (str(caught.value), number)
+
+
+def test_fault_23_errors_of_rust_libraries_too():
+    with pytest.raises(OutputError, match="the disk is full"), output_errors("x"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(RuntimeError, match="other"), output_errors("x"):
+        raise RuntimeError("other")
+
+
+def test_fault_23_a_full_disk_leaves_what_was_there(tmp_path):
+    path = write_text(tmp_path / "a.txt", "before")
+
+    def full(temporary):
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError, match=r"a.txt cannot be written: the disk is full; free space"):
+        write_atomic(path, full)
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_leftovers_of_killed_writes_are_removed(tmp_path):
+    for name in (".model.123.safetensors", ".run.7.json", ".lock", ".hidden", "log.jsonl", ".lock.rank0of2"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", ".lock", ".lock.rank0of2", "log.jsonl"]
