@@ -149,12 +149,10 @@ def read_binary(cubin: bytes) -> Binary:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = subprocess.check_output(
-            [tool, "--dump-resource-usage", file.name], text=True, stderr=subprocess.DEVNULL
-        )
-        sass = subprocess.check_output([tool, "--dump-sass", file.name], text=True, stderr=subprocess.DEVNULL)
+        command = [tool, "--dump-resource-usage", "--dump-sass", file.name]
+        sass = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
     return Binary(
-        registers=max(int(n) for n in re.findall(r"REG:(\d+)", usage)),
+        registers=max(int(n) for n in re.findall(r"REG:(\d+)", sass)),
         spills=len(re.findall(r"\bSTL\b", sass)),
         mma=len(re.findall(r"\b(?:HMMA|HGMMA|QGMMA|IMMA|IGMMA)\b", sass)),
         loads=max(access_widths(sass, "LDG|LDGSTS"), default=0),
@@ -165,7 +163,7 @@ def read_binary(cubin: bytes) -> Binary:
 
 def access_widths(sass: str, names: str) -> list[int]:
     """Bits per thread of every global access named, in order: LDG.E.128 moves 128, LDG.E.U8 8, LDG.E 32."""
-    found = re.findall(rf"\b(?:{names})((?:\.[A-Z0-9]+)*)", sass)
+    found = re.findall(rf"\b(?:{names})\b((?:\.[A-Z0-9]+)*)", sass)
     widths = []
     for suffixes in found:
         width = re.search(r"\.[US]?(8|16|64|128|256)(?:\.|$)", suffixes)

@@ -182,28 +182,26 @@ def backward(
 
 
 def compile_cases(arch: str) -> list[CompileCase]:
-    """bf16, with and without a bias; the backward pass also with the activation recomputed."""
-    config, found = CONFIGS[arch], []
+    """bf16, fp16 and fp32, with and without a bias; the backward pass also with the activation recomputed."""
+    shapes = [(dtype, bias) for dtype in ("bf16", "fp16", "fp32") for bias in (True, False)]
+    return [case for dtype, bias in shapes for case in _cases(CONFIGS[arch], dtype, bias)]
+
+
+def _cases(config: GeluConfig, dtype: str, bias: bool) -> list[CompileCase]:
     tile: dict[str, object] = {"ROWS": config.rows, "COLUMNS": config.columns}
     integers = dict.fromkeys(("T", "fused_row", "hidden"), "i32")
-    for bias in (True, False):
-        added = {"bias": "*fp32"} if bias else {}
-        absent: dict[str, object] = {} if bias else {"bias": None}
-        types = {"fused": "*bf16", "act": "*bf16", **added, **integers}
-        name = "bias" if bias else "no bias"
-        found.append(_case(f"forward {name}", forward_kernel, types, absent | tile, config.warps))
-        sums = {"grad_act": "*bf16", "grad_fused": "*bf16", "sums": "*fp32"}
-        types |= {**sums, "grad_fused_row": "i32", "rows_per_part": "i32"}
-        found.append(
-            _case(f"backward {name}, recomputed", backward_kernel, types, absent | tile, config.warps)
-        )
-        without_act = {n: t for n, t in types.items() if n != "act"}
-        found.append(
-            _case(
-                f"backward {name}", backward_kernel, without_act, absent | tile | {"act": None}, config.warps
-            )
-        )
-    return found
+    added = {"bias": "*fp32"} if bias else {}
+    constants: dict[str, object] = tile if bias else tile | {"bias": None}
+    forward_types = {"fused": f"*{dtype}", "act": f"*{dtype}", **added, **integers}
+    sums = {"grad_act": f"*{dtype}", "grad_fused": f"*{dtype}", "sums": "*fp32"}
+    types = {**forward_types, **sums, "grad_fused_row": "i32", "rows_per_part": "i32"}
+    without_act = {n: t for n, t in types.items() if n != "act"}
+    name = f"{'bias' if bias else 'no bias'} {dtype}"
+    return [
+        _case(f"forward {name}", forward_kernel, forward_types, constants, config.warps),
+        _case(f"backward {name}, recomputed", backward_kernel, types, constants, config.warps),
+        _case(f"backward {name}", backward_kernel, without_act, constants | {"act": None}, config.warps),
+    ]
 
 
 def _case(

@@ -39,18 +39,18 @@ class LossConfig:
 
 
 CONFIGS = {
-    "sm_80": LossConfig(patches_16=8, patches_8=16),
-    "sm_90": LossConfig(patches_16=8, patches_8=32),
+    "sm_80": LossConfig(patches_16=4, patches_8=16),
+    "sm_90": LossConfig(patches_16=4, patches_8=16),
     "interpreter": LossConfig(patches_16=8, patches_8=16),
 }
 
 
 @triton.jit
-def fourier_term(re, im, re_target, im_target, weight, tiny):
-    """weight * | |F| - |F'| | and the factor g with gradient (g * re, g * im); 0 where |F| is rounding noise."""
+def fourier_term(re, im, target, weight, tiny):
+    """weight * | |F| - target | and the factor g with gradient (g * re, g * im); 0 where |F| is rounding noise."""
     magnitude = tl.sqrt(re * re + im * im)
     magnitude = tl.where(magnitude > tiny, magnitude, 0.0)
-    difference = magnitude - tl.sqrt(re_target * re_target + im_target * im_target)
+    difference = magnitude - target
     sign = tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, 0.0))
     factor = tl.where(magnitude > 0, weight * sign / tl.maximum(magnitude, 1e-30), 0.0)
     return weight * tl.abs(difference), factor
@@ -75,18 +75,17 @@ def fourier16(x, target, tiny, tables, BLOCK_M: tl.constexpr):
     sine = tl.load(tables + 512 + h[:, None] * 16 + h[None, :])
     cosine = tl.broadcast_to(cosine[None, :, :], (BLOCK_M, 16, 16))
     sine = tl.broadcast_to(sine[None, :, :], (BLOCK_M, 16, 16))
-    cos_a, cos_b, sin_a, sin_b = spectrum16(x, basis, cosine, sine, BLOCK_M)
-    tcos_a, tcos_b, tsin_a, tsin_b = spectrum16(target, basis, cosine, sine, BLOCK_M)
     # Pair 0 holds the columns of frequencies 0 and 8 (no sine part), pair v > 0 the cosine and sine of v:
     # F(u, v) = (cos_a - sin_b) - i (sin_a + cos_b), and F(-u, -v) is its conjugate, hence the weight 2.
+    # Of the target only magnitudes are kept, before the prediction's spectrum needs the registers.
     paired = (tl.arange(0, 8) > 0)[None, None, :]
-    one = tl.where(paired, 2.0, 1.0)
-    re = cos_a - tl.where(paired, sin_b, 0.0)
-    im = sin_a + tl.where(paired, cos_b, 0.0)
-    tre = tcos_a - tl.where(paired, tsin_b, 0.0)
-    tim = tsin_a + tl.where(paired, tcos_b, 0.0)
-    loss1, g1 = fourier_term(re, im, tre, tim, one, tiny[:, None, None])
-    loss2, g2 = fourier_term(cos_b, sin_b, tcos_b, tsin_b, tl.where(paired, 0.0, 1.0), tiny[:, None, None])
+    cos_a, cos_b, sin_a, sin_b = spectrum16(target, basis, cosine, sine, BLOCK_M)
+    re, im = cos_a - tl.where(paired, sin_b, 0.0), sin_a + tl.where(paired, cos_b, 0.0)
+    target1, target2 = tl.sqrt(re * re + im * im), tl.sqrt(cos_b * cos_b + sin_b * sin_b)
+    cos_a, cos_b, sin_a, sin_b = spectrum16(x, basis, cosine, sine, BLOCK_M)
+    re, im = cos_a - tl.where(paired, sin_b, 0.0), sin_a + tl.where(paired, cos_b, 0.0)
+    loss1, g1 = fourier_term(re, im, target1, tl.where(paired, 2.0, 1.0), tiny[:, None, None])
+    loss2, g2 = fourier_term(cos_b, sin_b, target2, tl.where(paired, 0.0, 1.0), tiny[:, None, None])
     grad_cos = tl.join(g1 * re, tl.where(paired, g1 * im, g2 * cos_b))
     grad_sin = tl.join(g1 * im, tl.where(paired, -g1 * re, g2 * sin_b))
     grad_cos = tl.reshape(grad_cos, (BLOCK_M, 16, 16))
@@ -103,18 +102,20 @@ def fourier8(x, target, tiny, tables, BLOCK_M: tl.constexpr):
     """As fourier16 for x (BLOCK_M, 64): gradient (BLOCK_M, 64)."""
     p = tl.arange(0, 64)
     basis = tl.load(tables + p[:, None] * 64 + p[None, :])
-    z = tl.dot(x, basis, input_precision="tf32x3")
-    tz = tl.dot(target, basis, input_precision="tf32x3")
-    a, b = tl.split(tl.reshape(z, (BLOCK_M, 32, 2)))
-    ta, tb = tl.split(tl.reshape(tz, (BLOCK_M, 32, 2)))
     # Pairs 0..29 are (re, im) of frequencies that stand twice in the spectrum; 30 and 31 hold two real ones.
     paired = (tl.arange(0, 32) < 30)[None, :]
-    one = tl.where(paired, 2.0, 1.0)
-    loss1, g1 = fourier_term(a, tl.where(paired, b, 0.0), ta, tl.where(paired, tb, 0.0), one, tiny[:, None])
-    zero = tl.zeros((BLOCK_M, 32), tl.float32)
-    loss2, g2 = fourier_term(b, zero, tb, zero, tl.where(paired, 0.0, 1.0), tiny[:, None])
+    z = tl.dot(target, basis, input_precision="tf32x3")
+    a, b = tl.split(tl.reshape(z, (BLOCK_M, 32, 2)))
+    target1, target2 = tl.sqrt(a * a + tl.where(paired, b * b, 0.0)), tl.abs(b)
+    z = tl.dot(x, basis, input_precision="tf32x3")
+    a, b = tl.split(tl.reshape(z, (BLOCK_M, 32, 2)))
+    loss1, g1 = fourier_term(a, tl.where(paired, b, 0.0), target1, tl.where(paired, 2.0, 1.0), tiny[:, None])
+    loss2, g2 = fourier_term(
+        b, tl.zeros((BLOCK_M, 32), tl.float32), target2, tl.where(paired, 0.0, 1.0), tiny[:, None]
+    )
     grad = tl.reshape(tl.join(g1 * a, tl.where(paired, g1, g2) * b), (BLOCK_M, 64))
-    return tl.sum(loss1 + loss2, 1), tl.dot(grad, tl.trans(basis), input_precision="tf32x3")
+    adjoint = tl.load(tables + 4096 + p[:, None] * 64 + p[None, :])
+    return tl.sum(loss1 + loss2, 1), tl.dot(grad, adjoint, input_precision="tf32x3")
 
 
 @triton.jit
@@ -126,7 +127,7 @@ def loss_kernel(
     weights,  # (M,) float32
     mean,  # (K,) float64
     var,  # (K,) float64
-    tables,  # float32: P = 16: basis, cosine, sine (3, 16, 16); P = 8: basis (64, 64)
+    tables,  # float32: P = 16: basis, cosine, sine (3, 16, 16); P = 8: basis and its transpose (2, 64, 64)
     parts,  # (programs, 2) float32: weighted MSE and Fourier sums, written
     grad,  # (M, P*P) gradient of (1 - alpha) * mse + alpha * fourier, written
     M,
@@ -184,7 +185,8 @@ def fourier_tables(patch: int, device: torch.device) -> torch.Tensor:
         columns = [f(phase) for phase in phases for f in (torch.cos, torch.sin)]
         for u, v in ((0, 0), (0, 4), (4, 0), (4, 4)):
             columns.append(torch.cos(angle[u][:, None] + angle[v][None, :]).flatten())
-        tables = torch.stack(columns, 1)
+        basis = torch.stack(columns, 1)
+        tables = torch.stack([basis, basis.T])
     return tables.to(torch.float32).contiguous().to(device)
 
 
@@ -235,24 +237,26 @@ def reconstruction_loss(
 
 
 def compile_cases(arch: str) -> list[CompileCase]:
-    """The production shapes: P = 16 and 8, bf16 predictions, 8- and 16-bit planes."""
+    """P = 16 and 8: bf16 predictions on every stored dtype, fp32 on 8 bits and fp32, fp16 on 8 bits."""
     config, found = CONFIGS[arch], []
-    for P, stored in ((16, "u8"), (16, "u16"), (8, "u8")):
-        types = {"pred": "*bf16", "planes": f"*{stored}", "plane_index": "*i64", "patch_index": "*i64"}
+    kinds = [
+        ("bf16", "u8"),
+        ("bf16", "u16"),
+        ("bf16", "fp32"),
+        ("fp32", "u8"),
+        ("fp32", "fp32"),
+        ("fp16", "u8"),
+    ]
+    for P, (working, stored) in ((P, kind) for P in (16, 8) for kind in kinds):
+        types = {"pred": f"*{working}", "planes": f"*{stored}", "plane_index": "*i64", "patch_index": "*i64"}
         types |= {"weights": "*fp32", "mean": "*fp64", "var": "*fp64", "tables": "*fp32"}
-        types |= {"parts": "*fp32", "grad": "*bf16", "M": "i32", "height": "i32", "width": "i32"}
+        types |= {"parts": "*fp32", "grad": f"*{working}", "M": "i32", "height": "i32", "width": "i32"}
         types |= {"eps_squared": "fp32", "alpha": "fp32"}
         constants: dict[str, object] = {"P": P, "BLOCK_M": config.patches(P)}
-        name = f"P{P} {stored} bf16"
+        name, divisible = f"P{P} {stored} {working}", ("height", "width")
         found.append(
             CompileCase(
-                "reconstruction_loss",
-                name,
-                loss_kernel,
-                types,
-                constants,
-                config.warps,
-                divisible=("height", "width"),
+                "reconstruction_loss", name, loss_kernel, types, constants, config.warps, divisible=divisible
             )
         )
     return found

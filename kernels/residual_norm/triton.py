@@ -208,40 +208,40 @@ def residual_norm_backward(
 
 
 def compile_cases(arch: str) -> list[CompileCase]:
-    """ViT-L and ViT-S widths under autocast (fp32 stream, bf16 branches): norm, residual, and both at once."""
-    config, found = CONFIGS[arch], []
+    """ViT-L and ViT-S widths: norm, residual, and both at once.
+
+    Under autocast the stream is fp32 and branches are bf16 (fp16); without it both are fp32, or both bf16.
+    """
+    shapes = [(1024, "norm"), (1024, "residual"), (1024, "both"), (384, "both")]
+    kinds = [(width, kind, "fp32", "bf16") for width, kind in shapes]
+    kinds += [(width, kind, "fp32", "fp32") for width, kind in shapes]
+    kinds += [(1024, "both", "fp32", "fp16"), (1024, "both", "bf16", "bf16")]
+    return [case for width, kind, *dtypes in kinds for case in _cases(CONFIGS[arch], width, kind, *dtypes)]
+
+
+def _cases(config: NormConfig, width: int, kind: str, stream: str, branch: str) -> list[CompileCase]:
     common = {"T": "i32", "D": "i32", "eps": "fp32"}
-    residual = {"factor": "*fp32", "segment": "*i64", "gamma": "*fp32", "update": "*bf16"}
+    residual = {"factor": "*fp32", "segment": "*i64", "gamma": "*fp32", "update": f"*{branch}"}
     norm = {"weight": "*fp32"}
     absent = dict.fromkeys((*residual, *norm, "bias", "y", "normed", "grad_y", "grad_normed", "grad_update"))
-    for width, kind in ((1024, "norm"), (1024, "residual"), (1024, "both"), (384, "both")):
-        added = ({} if kind == "norm" else residual) | ({} if kind == "residual" else norm)
-        forward_types = {"x": "*fp32", **added, **common}
-        backward_types = {"grad_x": "*fp32", "sums": "*fp32", **added, **common}
-        if kind != "norm":
-            forward_types |= {"y": "*fp32"}
-            backward_types |= {"grad_y": "*fp32", "grad_update": "*bf16"}
-        if kind != "residual":
-            forward_types |= {"bias": "*fp32", "normed": "*bf16"}
-            backward_types |= {"y": "*fp32", "grad_normed": "*bf16"}
-        block = {"BLOCK_D": triton.next_power_of_2(width)}
-        for kernel, types, tile in (
-            (forward_kernel, forward_types, block | {"ROWS": config.rows}),
-            (backward_kernel, backward_types, block),
-        ):
-            missing = {n: None for n in kernel.arg_names if n in absent and n not in types}
-            constants: dict[str, object] = {**missing, **tile}
-            name = f"{kernel.__name__.removesuffix('_kernel')} {kind} D{width}"
-            found.append(
-                CompileCase(
-                    "residual_norm",
-                    name,
-                    kernel,
-                    types,
-                    constants,
-                    config.warps,
-                    divisible=("D",),
-                    mma=False,
-                )
-            )
+    added = ({} if kind == "norm" else residual) | ({} if kind == "residual" else norm)
+    forward_types = {"x": f"*{stream}", **added, **common}
+    backward_types = {"grad_x": f"*{stream}", "sums": "*fp32", **added, **common}
+    if kind != "norm":
+        forward_types |= {"y": f"*{stream}"}
+        backward_types |= {"grad_y": f"*{stream}", "grad_update": f"*{branch}"}
+    if kind != "residual":
+        forward_types |= {"bias": "*fp32", "normed": f"*{branch}"}
+        backward_types |= {"y": f"*{stream}", "grad_normed": f"*{branch}"}
+    block = {"BLOCK_D": triton.next_power_of_2(width)}
+    found = []
+    for kernel, types, tile in (
+        (forward_kernel, forward_types, block | {"ROWS": config.rows}),
+        (backward_kernel, backward_types, block),
+    ):
+        missing = {n: None for n in kernel.arg_names if n in absent and n not in types}
+        constants: dict[str, object] = {**missing, **tile}
+        name = f"{kernel.__name__.removesuffix('_kernel')} {kind} D{width} {stream}/{branch}"
+        options = {"divisible": ("D",), "mma": False}
+        found.append(CompileCase("residual_norm", name, kernel, types, constants, config.warps, **options))
     return found

@@ -33,7 +33,7 @@ def samples_of_patches(
 ) -> torch.Tensor:
     """(V,) the sample of every visible patch."""
     if keep_index is None:
-        return sample_K[:, None].expand(-1, n_patches).flatten()
+        return sample_K.repeat_interleave(n_patches)
     return sample_K[keep_index // n_patches]
 
 

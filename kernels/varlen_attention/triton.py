@@ -50,31 +50,44 @@ class AttentionConfig:
     keys: Tile
 
 
-_TALL, _SQUARE = Tile(128, 64, 4, 2), Tile(128, 64, 8, 2)
 CONFIGS = {
-    ("sm_80", 16): AttentionConfig(Tile(128, 64, 4, 3), queries=_TALL, keys=Tile(64, 128, 4, 2)),
-    ("sm_80", 32): AttentionConfig(Tile(128, 64, 4, 3), queries=_TALL, keys=Tile(64, 128, 8, 2)),
-    ("sm_80", 64): AttentionConfig(Tile(128, 64, 8, 3), queries=_SQUARE, keys=Tile(64, 128, 8, 2)),
+    ("sm_80", 16): AttentionConfig(
+        Tile(128, 64, 4, 3), queries=Tile(128, 64, 4, 2), keys=Tile(64, 128, 4, 2)
+    ),
+    ("sm_80", 32): AttentionConfig(Tile(64, 64, 4, 3), queries=Tile(64, 64, 4, 2), keys=Tile(32, 64, 4, 2)),
+    ("sm_80", 64): AttentionConfig(Tile(64, 64, 4, 3), queries=Tile(64, 32, 4, 2), keys=Tile(32, 64, 4, 2)),
     ("sm_80", 128): AttentionConfig(Tile(64, 32, 8, 3), queries=Tile(64, 64, 8, 2), keys=Tile(32, 64, 8, 2)),
-    ("sm_90", 16): AttentionConfig(Tile(128, 128, 4, 3), queries=_TALL, keys=Tile(64, 128, 8, 2)),
-    ("sm_90", 32): AttentionConfig(Tile(128, 64, 4, 3), queries=_TALL, keys=Tile(64, 128, 8, 2)),
-    ("sm_90", 64): AttentionConfig(Tile(128, 128, 8, 3), queries=_SQUARE, keys=Tile(64, 128, 8, 2)),
+    ("sm_90", 16): AttentionConfig(
+        Tile(128, 128, 4, 3), queries=Tile(128, 64, 4, 2), keys=Tile(64, 128, 8, 2)
+    ),
+    ("sm_90", 32): AttentionConfig(Tile(128, 32, 4, 3), queries=Tile(64, 64, 4, 2), keys=Tile(32, 64, 4, 2)),
+    ("sm_90", 64): AttentionConfig(Tile(128, 64, 8, 3), queries=Tile(64, 64, 4, 2), keys=Tile(32, 64, 4, 2)),
     ("sm_90", 128): AttentionConfig(Tile(128, 64, 8, 3), queries=Tile(64, 64, 8, 2), keys=Tile(64, 64, 8, 2)),
 }
-# With norms of q and k inside, where the tiles above would spill registers.
+# With norms of q and k inside, where the tiles above would spill registers or leave one block on a multiprocessor.
 NORMED = {
-    ("sm_80", 32): replace(CONFIGS["sm_80", 32], keys=Tile(64, 64, 4, 2)),
-    ("sm_80", 64): replace(CONFIGS["sm_80", 64], queries=Tile(64, 64, 4, 2)),
+    ("sm_80", 32): replace(CONFIGS["sm_80", 32], queries=Tile(64, 32, 4, 2)),
     ("sm_90", 16): replace(CONFIGS["sm_90", 16], forward=Tile(128, 64, 4, 3)),
+    ("sm_90", 64): replace(CONFIGS["sm_90", 64], forward=Tile(64, 64, 4, 3), queries=Tile(64, 32, 4, 2)),
     ("sm_90", 128): replace(CONFIGS["sm_90", 128], forward=Tile(64, 64, 8, 3), keys=Tile(32, 64, 8, 2)),
 }
 _INTERPRETER = AttentionConfig(Tile(32, 16, 1, 1), queries=Tile(16, 32, 1, 1), keys=Tile(32, 16, 1, 1))
 
 
-def config_for(device: torch.device, head: int, normed: bool = False) -> AttentionConfig:
-    """The frozen configuration for a device and head dim, without or with norms of q and k."""
+def config_for(device: torch.device, head: int, dtype: torch.dtype, normed: bool = False) -> AttentionConfig:
+    """The frozen configuration for a device, head dim and dtype, without or with norms of q and k.
+
+    Raises CamaeError for float32 on CUDA: three tf32 products split every operand in two, and no tile at head dim 64
+    then fits the registers.
+    """
     arch = architecture(device)
-    return _INTERPRETER if arch == "interpreter" else _config(arch, head, normed)
+    if arch == "interpreter":
+        return _INTERPRETER
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise CamaeError(
+            f"varlen_attention: the kernel takes bfloat16 or float16, not {dtype}; use backend='reference'"
+        )
+    return _config(arch, head, normed)
 
 
 def _config(arch: str, head: int, normed: bool) -> AttentionConfig:
@@ -438,7 +451,7 @@ class Problem(NamedTuple):
     @property
     def config(self) -> AttentionConfig:
         """Tiles for the device, the head dim, and whether there are norms."""
-        return config_for(self.q_THd.device, self.q_THd.shape[2], self.norms is not None)
+        return config_for(self.q_THd.device, self.q_THd.shape[2], self.q_THd.dtype, self.norms is not None)
 
     @property
     def vectors(self) -> tuple[torch.Tensor | None, ...]:
@@ -670,7 +683,7 @@ def normed_attention_backward(
 
 
 def compile_cases(arch: str) -> list[CompileCase]:
-    """Every head dim in bf16 without and with the norms of q and k, head dims of the presets in fp16."""
+    """Every head dim in bf16 without and with the norms of q and k, those of the presets in fp16."""
     shapes = [(head, normed, "bf16") for head in HEAD_DIMS for normed in (False, True)]
     shapes += [(head, normed, "fp16") for head in (32, 64) for normed in (False, True)]
     return [case for shape in shapes for case in _compile_cases(arch, *shape)]

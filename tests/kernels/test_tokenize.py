@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -129,3 +131,13 @@ def test_errors_name_the_problem(tokenize_case):
     if not backends("cpu")[0].usable:
         with pytest.raises(MissingBackendError, match="need a CUDA device"):
             run(case, backend="triton")
+
+
+@pytest.mark.parametrize("planes", [0, 1, 3])
+def test_sequence_bounds_search_in_contiguous_memory(planes):
+    """One plane with all patches visible: torch warns of a search in an expanded tensor."""
+    sample_K = torch.arange(planes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bounds = token_cu_seqlens(sample_K, None, 5, planes)
+    assert bounds.tolist() == [6 * i for i in range(planes + 1)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,8 @@ from camae.errors import CamaeError
 from camae.kernels.lion import Lion
 from camae.kernels.reconstruction_loss import reconstruction_losses
 from camae.kernels.tokenize import plane_statistics, tokenize
+from camae.kernels.tokenize import triton as tokenize_triton
+from camae.kernels.tokenize.triton import CONFIGS, Tile
 from camae.kernels.varlen_attention import varlen_attention
 
 DTYPES = [torch.uint8, torch.uint16, torch.float32]
@@ -44,12 +48,40 @@ def test_tokenize(tokenize_case, dtype, patch, keep):
         torch.testing.assert_close(a.double(), b, rtol=0, atol=4e-6 * max(1.0, float(b.detach().abs().max())))
 
 
-def test_tokenize_fp16(tokenize_case):
-    case = tokenize_case(torch.uint8, 16)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("patch", [8, 16])
+@pytest.mark.parametrize("keep", ["all", "random", "none"])
+def test_tokenize_fp16(tokenize_case, dtype, patch, keep):
+    """16 bits: a patch of 16 px is standardized once, in four parts."""
+    case = tokenize_case(dtype, patch, keep)
     truth = tokens_and_gradients(case, "reference", torch.float64)[0].detach()
     got = tokens_and_gradients(case, "triton", torch.float16)[0].detach().double()
     # Weights and standardized pixels rounded to 11 bits: 2^-12 * sqrt(2 * 256) * 0.3, and the token itself.
     assert (got - truth).abs().max() < 4 * (2**-12 * 16 * 1.4 * 0.3) + 2**-11 * truth.abs().max()
+
+
+TILES = {
+    "whole": Tile(16, 32, 256, 1, 1),
+    "two parts": Tile(32, 16, 128, 1, 1),
+    "four parts": Tile(16, 64, 64, 1, 1),
+    "blocks of 32": Tile(32, 32, 32, 1, 1, once=False),
+    "blocks of 16, more rows than tokens": Tile(64, 64, 16, 1, 1, once=False),
+}
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_tiling_gives_the_same_tokens(tokenize_case, monkeypatch, tile, dtype):
+    """fp32 against fp64: forward and gradients, ragged, with any way to cut a patch of 256 pixels."""
+    case = tokenize_case(dtype, 16, width=37)
+    forward = {(4, stored): TILES[tile] for stored in (1, 2, 4)}
+    gradient = {4: Tile(16, 16, min(64, TILES[tile].pixels), 1, 1)}
+    config = replace(CONFIGS["interpreter"], forward=forward, gradient=gradient, splits=3)
+    monkeypatch.setitem(CONFIGS, "interpreter", config)
+    truth = tokens_and_gradients(case, "reference", torch.float64)
+    got = tokens_and_gradients(case, "triton", torch.float32)
+    for a, b in zip(got, truth, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=4e-6 * max(1.0, float(b.detach().abs().max())))
 
 
 @settings(max_examples=10, deadline=None)
@@ -76,21 +108,30 @@ def test_tokenize_random_shapes(planes_per_sample, width, seed):
     torch.testing.assert_close(got.double(), truth, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
-def test_statistics(dtype):
-    """A plane whose pixels no block divides; mean 60,000 with std 5 and a dead first pixel in 16 bits."""
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(37, 41), (36, 41), (1, 1), (2, 2), (64, 64)])
+def test_statistics(dtype, shape):
+    """Planes whose pixels no block or word divides; mean 60,000 with std 5 and a dead first pixel in 16 bits."""
     g = torch.Generator().manual_seed(0)
     high, spread = (200, 20) if dtype == torch.uint8 else (60_000, 5)
     x = (
-        (high + spread * torch.randn(3, 37, 41, generator=g, dtype=torch.float64))
+        (high + spread * torch.randn(4, *shape, generator=g, dtype=torch.float64))
         .round()
         .clamp(0, 255 if high == 200 else 65535)
     )
     x[1, 0, 0] = 0
+    x[2] = 255 if high == 200 else 65535
     mean_K, var_K = plane_statistics(x.to(torch.float32).to(dtype), backend="triton")
     torch.testing.assert_close(mean_K, x.mean((1, 2)), rtol=1e-14, atol=0)
     # The largest square is 60,000^2, its share of the variance the same: L * 1e-16 at worst.
     torch.testing.assert_close(var_K, x.var((1, 2), correction=0), rtol=2e-12, atol=0)
+
+
+def test_statistics_refuse_planes_beyond_their_exact_sums():
+    """2^16 pixels of a lane, 512 lanes in the interpreter's configuration; no memory behind the plane."""
+    plane = torch.zeros(1, dtype=torch.uint16).expand(1, 2**13, 2**12)
+    with pytest.raises(CamaeError, match="planes of 33554432 pixels exceed its exact sums"):
+        tokenize_triton.plane_statistics(plane)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -205,6 +246,39 @@ def test_attention_backward_is_deterministic():
     first = attention_and_gradients((33, 20), (33, 20), 16, "triton", torch.float32)
     second = attention_and_gradients((33, 20), (33, 20), 16, "triton", torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_attention_kernel_needs_a_positive_scale():
+    with pytest.raises(CamaeError, match="needs scale > 0, not -1"):
+        attention_and_gradients((3,), (3,), 16, "triton", torch.float32, scale=-1.0)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_lion_on_addresses_that_are_not_aligned(clip_norm):
+    """Parameters that are views of one buffer, an element off: the same step, without wide loads."""
+
+    def train(backend):
+        g = torch.Generator().manual_seed(0)
+        buffer = torch.randn(2 * 2048 + 40, generator=g)
+        params = [torch.nn.Parameter(part) for part in (buffer[1:4000], buffer[4001:])]
+        optimizer = Lion(params, lr=1e-3, clip_norm=clip_norm, backend=backend)
+        for _ in range(2):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=g)
+            optimizer.step()
+        return params
+
+    for p, q in zip(train("triton"), train("reference"), strict=True):
+        torch.testing.assert_close(p, q, rtol=3e-7, atol=5e-7)
+
+
+def test_lion_skips_a_step_whose_norm_is_not_a_number():
+    param = torch.nn.Parameter(torch.ones(3000))
+    optimizer = Lion([param], lr=1e-3, clip_norm=1.0, backend="triton")
+    param.grad = torch.full((3000,), float("nan"))
+    optimizer.step()
+    assert torch.equal(param.detach(), torch.ones(3000))
+    assert torch.isnan(optimizer.last_norm)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
