@@ -56,9 +56,9 @@ class Omissions:
             for (kind, reason), count in counts.items()
         ]
 
-    def write(self, folder: str | Path) -> Path | None:
-        """The list as `left_out.csv` (kind, item, reason) in `folder`; nothing, and no old list, where it is empty."""
-        path = Path(folder) / FILE_NAME
+    def write(self, folder: str | Path, name: str = FILE_NAME) -> Path | None:
+        """The list as a CSV file (kind, item, reason) in `folder`; nothing, and no old list, where it is empty."""
+        path = Path(folder) / name
         if not self.found:
             path.unlink(missing_ok=True)
             return None

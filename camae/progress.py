@@ -153,3 +153,13 @@ def progress_bar(console: Console | None = None, disable: bool = False, transien
     if not disable and not is_live(console):
         return _PlainProgress(*columns, lines=PlainLines())
     return Progress(*columns, console=console, disable=disable, transient=transient)
+
+
+def plain_printer(console: Console | None = None) -> Callable[[str], None]:
+    """A function that prints a line as it is: no markup, no wrapping."""
+    chosen = console or Console()
+
+    def say(text: str) -> None:
+        chosen.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    return say

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 
@@ -12,14 +13,16 @@ from camae.cli.options import PairCommand
 from camae.errors import CamaeError
 from camae.files import output_error
 
+# Without markup: help texts and usage errors hold names of users and files.
 app = typer.Typer(
     help="Channel-agnostic masked autoencoders for high-content microscopy.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
-_data = typer.Typer(help="Look at a screen before using it.", no_args_is_help=True)
-_runs = typer.Typer(help="Look at training runs.", no_args_is_help=True)
+_data = typer.Typer(help="Look at a screen before using it.", no_args_is_help=True, rich_markup_mode=None)
+_runs = typer.Typer(help="Look at training runs.", no_args_is_help=True, rich_markup_mode=None)
 
 app.command()(reproduction.demo)
 app.command()(train.train)
@@ -37,6 +40,8 @@ _data.command("plan")(data.plan)
 app.add_typer(_runs, name="runs")
 _runs.command("compare")(runs.compare)
 
+_OF_OUTPUTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
 
 def main() -> None:
     """Entry point: errors of users and of disks become one sentence on stderr and exit code 2."""
@@ -47,7 +52,16 @@ def main() -> None:
         console.say_error(error)
         sys.exit(2)
     except OSError as error:
-        if error.errno is None or error.filename is None:
+        if error.errno is None:
             raise
-        console.say_error(output_error(error.filename, error))
+        console.say_error(_sentence(error))
         sys.exit(2)
+
+
+def _sentence(error: OSError) -> Exception:
+    """An error of the system as one sentence; only some of them are sure to be of an output."""
+    where = error.filename or "an output"
+    if error.errno in _OF_OUTPUTS:
+        return output_error(where, error)
+    reason = (error.strerror or str(error)).lower()
+    return CamaeError(f"{where} cannot be read or written: {reason}; check the path and its permissions")

@@ -5,36 +5,51 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
-
-from camae.progress import progress_bar
+if TYPE_CHECKING:
+    from camae.omissions import Omissions
 
 _noted: set[str] = set()
 
 
 def say(text: object) -> None:
     """Print one line or several on stdout, unwrapped."""
-    Console(soft_wrap=True).print(Text(str(text)))
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)
+    console.print(Text(_printable(str(text), console.encoding)))
 
 
 def say_table(
     rows: Iterable[Iterable[object]], header: Iterable[object] | None, title: str | None = None
 ) -> None:
     """Print a table on stdout; header None for one without."""
-    columns = [Column(Text(str(name))) for name in header or ()]
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    console = Console()
+
+    def cell(value: object) -> Text:
+        return Text(_printable(str(value), console.encoding))
+
     table = Table(
-        *columns,
-        title=None if title is None else Text(title),
+        *(Column(cell(name)) for name in header or ()),
+        title=None if title is None else cell(title),
         title_justify="left",
         show_header=header is not None,
     )
     for row in rows:
-        table.add_row(*(Text(str(value)) for value in row))
-    Console().print(table)
+        table.add_row(*map(cell, row))
+    console.print(table)
+
+
+def say_left_out(left_out: Omissions, notes: Iterable[str] = ()) -> None:
+    """Print what a command joined, a line each, and what it left out, a line for each kind of omission."""
+    for line in (*notes, *left_out.lines()):
+        say(line)
 
 
 def say_error(error: Exception) -> None:
@@ -58,11 +73,26 @@ def show_warning(
 
 @contextmanager
 def planes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A live bar fed by progress(done, total)."""
+    """A live bar fed by progress(done, total), plain lines where output is no console."""
+    from camae.progress import progress_bar
+
     with progress_bar(transient=True) as bar:
         task = bar.add_task(title, total=None, status="")
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _to_stderr(label: str, color: str, text: str) -> None:
-    Console(file=sys.stderr, soft_wrap=True).print(Text.assemble((label, color), " ", text))
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=sys.stderr, soft_wrap=True)
+    line = " ".join(_printable(text, console.encoding).splitlines())
+    console.print(Text.assemble((label, color), " ", line))
+
+
+def _printable(text: str, encoding: str) -> str:
+    """Text that a terminal of this encoding shows and does not obey: control characters are escaped."""
+    plain = "".join(
+        c if (c >= " " and not "\x7f" <= c < "\xa0") or c in "\n\t" else ascii(c)[1:-1] for c in text
+    )
+    return plain.encode(encoding, "backslashreplace").decode(encoding)

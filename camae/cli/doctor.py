@@ -6,17 +6,15 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from camae.cli.console import say_table
-from camae.versions import versions
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> None:
     """Print device, versions, and which back-end each op will use and why."""
     findings = examine()
     if as_json:
-        Console().print_json(json.dumps(findings))
+        print(json.dumps(findings, indent=2))
         return
     for title, rows in findings.items():
         say_table(rows.items(), None, title)
@@ -24,6 +22,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = Fa
 
 def examine() -> dict[str, dict[str, str]]:
     """Everything `camae doctor` prints, by section: name -> finding."""
+    from camae.versions import versions
+
     return {
         "versions": versions(),
         "devices": _devices(),

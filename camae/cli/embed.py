@@ -7,9 +7,11 @@ from typing import Annotated, Unpack
 
 import typer
 
-from camae.cli.console import say
+from camae.cli.console import say, say_left_out
 from camae.cli.options import Data, with_options
 from camae.embedding.config import EmbedConfig, EmbedOptions
+
+_STOPPED = 130  # as shells have it after Ctrl-C
 
 
 @with_options(EmbedConfig)
@@ -27,7 +29,14 @@ def embed(
     from camae.embedding.store.shards import table_path
 
     config = EmbedConfig.of(**options)
-    table, path = camae.embed_screen(data, model, out, config=config), table_path(out, config.level)
+    manifest = config.read(data)
+    try:
+        table = camae.embed_screen(manifest, model, out, config=config.without_labels())
+    except KeyboardInterrupt:
+        say(f"stopped: shards in {out} are whole; the same command goes on from there")
+        raise typer.Exit(_STOPPED) from None
+    path = table_path(out, config.level)
+    say_left_out(manifest.left_out, manifest.notes)
     if not table.attrs["complete"]:
         rank, world = rank_and_world(config.rank, config.world)
         say(f"{len(table)} sites embedded as rank {rank} of {world}; the last rank writes {path}")

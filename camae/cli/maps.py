@@ -7,41 +7,53 @@ from typing import Annotated
 
 import typer
 
-from camae.cli.console import say
+from camae.cli.console import say, say_left_out
+from camae.cli.options import Control, Negative, Perturbation, Plate, Profiles
 
 
 def map_screen(
-    profiles: Annotated[
-        list[Path],
-        typer.Argument(help="profiles (CSV, TSV, Parquet, AnnData): wells.parquet, or one file per plate"),
-    ],
+    profiles: Profiles,
     pairs: Annotated[Path, typer.Argument(help="file or folder of known pairs, two columns of names each")],
     method: Annotated[str, typer.Option(help="alignment: none, center, standardize, pca, tvn ...")] = "tvn",
-    out: Annotated[Path | None, typer.Option(help="CSV of the strongest relationships")] = None,
-    perturbation: Annotated[str, typer.Option(help="column of perturbations")] = "Metadata_Perturbation",
-    plate: Annotated[str, typer.Option(help="column of plates, the batches")] = "Metadata_Plate",
-    control: Annotated[str, typer.Option(help="column that marks controls")] = "Metadata_control_type",
-    negative: Annotated[str, typer.Option(help="its value for negative controls")] = "negcon",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="CSV of the strongest relationships; what was left out goes beside it"),
+    ] = None,
+    perturbation: Perturbation = "Metadata_Perturbation",
+    plate: Plate = "Metadata_Plate",
+    control: Control = "Metadata_control_type",
+    negative: Negative = "negcon",
     escape_formulas: Annotated[
         bool, typer.Option(help="make cells harmless that a spreadsheet would run as formulas")
     ] = False,
 ) -> None:
     """Align embeddings, relate perturbations, and recall known pairs."""
+    import pandas as pd
+
     from camae import maps
     from camae.maps import perturbation_map
     from camae.omissions import Omissions
+    from camae.reproduction.benchmark.run_benchmark import profiles_by_model
     from camae.text_table import write_csv
 
-    omitted = Omissions()
-    known = maps.read_pairs_folder(pairs, omitted)
-    result = perturbation_map.map_screen(
-        profiles, method, perturbation=perturbation, plate=plate, control=control, negative=negative
-    )
-    for line in [*result.notes, *omitted.lines()]:
-        say(line)
-    scores = maps.recall(result.vectors, result.names, known, bootstrap=1000)
-    say(scores.to_string())
+    pairs_left_out, left_out = Omissions(), Omissions()
+    known = maps.read_pairs_folder(pairs, pairs_left_out)
+    columns = {"perturbation": perturbation, "plate": plate, "control": control, "negative": negative}
+    models = profiles_by_model([str(path) for path in profiles])
+    strongest = []
+    for model, table in models.items():
+        result = perturbation_map.map_screen(table, method, **columns)
+        left_out.extend(table.omitted)
+        for line in result.notes:
+            say(line)
+        if len(models) > 1:
+            say(f"{model}:")
+        say(maps.recall(result.vectors, result.names, known, bootstrap=1000).to_string())
+        found = maps.strongest(result.vectors, result.names, count=1000, side="both")
+        strongest.append(found.assign(model=model) if len(models) > 1 else found)
+    say_left_out(pairs_left_out)
     if out is not None:
-        strongest = maps.strongest(result.vectors, result.names, count=1000, side="both")
-        write_csv(out, strongest, escape_formulas)
+        write_csv(out, pd.concat(strongest, ignore_index=True), escape_formulas)
+        left_out.extend(pairs_left_out)
+        left_out.write(out.parent, f"{out.stem}.left_out.csv")
         say(f"strongest relationships: {out}")

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import Field, fields
-from typing import Annotated, get_args, get_type_hints
+from typing import Annotated, cast, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -14,8 +14,24 @@ from typer.core import TyperCommand
 from camae.embedding.config import ReadOptions
 
 Data = Annotated[str, typer.Argument(help="manifest (CSV, Parquet) or image folder")]
-# Other names that an option goes by.
+Reader = Annotated[
+    str | None,
+    typer.Option(help="image back-end: 'native' (default: 8 and 16 bit), 'tifffile' (also float) or 'dali'"),
+]
+Profiles = Annotated[
+    list[str],
+    typer.Argument(
+        help="profiles (CSV, TSV, Parquet, AnnData); several files are one screen where their plates differ, else a "
+        "model each; name=file says which model a file is of"
+    ),
+]
+Perturbation = Annotated[str, typer.Option(help="column of perturbations")]
+Plate = Annotated[str, typer.Option(help="column of plates, the batches")]
+Control = Annotated[str, typer.Option(help="column that marks controls")]
+Negative = Annotated[str, typer.Option(help="its value for negative controls")]
+# Names that an option goes by besides its field's, or instead of it where it is given again for more.
 _ALIASES = {"tiles": ("--tile",)}
+_SINGULAR = {"negative_controls": "--negative-control"}
 
 
 def with_options(
@@ -37,9 +53,11 @@ def with_options(
         ordered = sorted(fields(config), key=lambda f: f.name in reading)
         made = [_parameter(f, types[f.name], defaults.get(f.name, f.default)) for f in ordered]
 
+        several = {f.name for f in fields(config) if f.default == ()}
+
         @functools.wraps(command)
         def run(**given: object) -> None:
-            command(**given)
+            command(**{n: tuple(cast("list[str]", v) or ()) if n in several else v for n, v in given.items()})
 
         setattr(run, "__signature__", inspect.Signature([*own, *made]))  # noqa: B010 - what typer reads
         run.__annotations__ = {p.name: p.annotation for p in (*own, *made)}
@@ -67,10 +85,13 @@ class PairCommand(TyperCommand):
 
 def _parameter(field: Field[object], kind: object, default: object) -> inspect.Parameter:
     """The command's parameter for a field: flags for bool, a repeated option for several numbers."""
-    flag = "--" + field.name.replace("_", "-")
-    names = [flag, *_ALIASES.get(field.name, ())] if kind is bool or field.name in _ALIASES else []
+    flag = _SINGULAR.get(field.name, "--" + field.name.replace("_", "-"))
+    other = kind is bool or field.name in _ALIASES or field.name in _SINGULAR
+    names = [flag, *_ALIASES.get(field.name, ())] if other else []
     if tuple[int, ...] in get_args(kind):
         kind = list[int] | None
+    if get_args(kind) == (str, ...):
+        kind, default = list[str] | None, None
     option = typer.Option(*names, help=field.metadata["help"], show_default=default not in (None, False))
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]

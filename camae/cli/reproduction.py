@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
 import typer
 
 from camae.cli.console import say
+from camae.cli.options import Control, Negative, Perturbation, Plate, Profiles, Reader, with_options
 from camae.cli.settings import parse_names, parse_settings
+from camae.embedding.config import ReadKeywords, ReadOptions
 
 
 def demo(
@@ -23,9 +25,7 @@ def demo(
 
 
 def benchmark(
-    embeddings: Annotated[
-        list[Path], typer.Argument(help="profile tables, one per model, of the same screen")
-    ],
+    embeddings: Profiles,
     out: Annotated[Path, typer.Option(help="results folder")],
     pairs: Annotated[Path | None, typer.Option(help="file or folder of known pairs")] = None,
     target: Annotated[str | None, typer.Option(help="column of targets, for sibling retrieval")] = None,
@@ -36,11 +36,11 @@ def benchmark(
         bool | None,
         typer.Option(help="a second row of Table 3, arms corrected [default: if both gene tables]"),
     ] = None,
-    perturbation: Annotated[str, typer.Option(help="column of perturbations")] = "Metadata_Perturbation",
-    plate: Annotated[str, typer.Option(help="column of plates, the batches")] = "Metadata_Plate",
+    perturbation: Perturbation = "Metadata_Perturbation",
+    plate: Plate = "Metadata_Plate",
     experiment: Annotated[str | None, typer.Option(help="column of experiments")] = None,
-    control: Annotated[str, typer.Option(help="column that marks controls")] = "Metadata_control_type",
-    negative: Annotated[str, typer.Option(help="its value for negative controls")] = "negcon",
+    control: Control = "Metadata_control_type",
+    negative: Negative = "negcon",
     bootstrap: Annotated[int, typer.Option(help="resamples for standard errors")] = 200,
     seed: Annotated[int, typer.Option(help="of resamples and permutation nulls")] = 0,
     backend: Annotated[str, typer.Option(help="'numpy' or 'cupy'")] = "numpy",
@@ -48,7 +48,7 @@ def benchmark(
     """The paper's Tables 2-4 and recall curves for one or more models."""
     from camae.reproduction.benchmark.run_benchmark import run_benchmark
 
-    run_benchmark(
+    results = run_benchmark(
         embeddings,
         pairs,
         out,
@@ -66,9 +66,12 @@ def benchmark(
         seed=seed,
         backend=backend,
     )
+    for line in dict.fromkeys(line for notes in results["notes"].values() for line in notes):
+        say(line)
     say(f"results: {out / 'benchmark.html'}")
 
 
+@with_options(ReadOptions)
 def paper(
     data: Annotated[str | None, typer.Argument(help="screen; a demo screen is made without it")] = None,
     out: Annotated[Path, typer.Option(help="results folder; a run found there is continued")] = Path(
@@ -95,6 +98,8 @@ def paper(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="training setting of all systems")
     ] = None,
+    reader: Reader = None,
+    **reading: Unpack[ReadKeywords],
 ) -> None:
     """The paper's systems on one screen: its Tables 2-5 and Figures 2, 3, 5, 6."""
     from camae.reproduction.paper.run_paper import run_paper
@@ -113,4 +118,6 @@ def paper(
         cellprofiler=cellprofiler,
         target=target,
         recipe=parse_settings(settings),
+        reader=reader,
+        reading=ReadOptions(**reading),
     )

@@ -7,8 +7,8 @@ from typing import Annotated, Unpack
 
 import typer
 
-from camae.cli.console import say
-from camae.cli.options import Data, with_options
+from camae.cli.console import say, say_left_out
+from camae.cli.options import Data, Reader, with_options
 from camae.cli.settings import parse_settings
 from camae.embedding.config import ReadKeywords, ReadOptions
 
@@ -24,6 +24,7 @@ def train(
         list[str] | None,
         typer.Option("--set", help="any setting, e.g. --set lr=3e-4 --set model_options.decoder=small"),
     ] = None,
+    reader: Reader = None,
     resume: Annotated[bool, typer.Option(help="continue a run found in --out")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="no live table")] = False,
     **reading: Unpack[ReadKeywords],
@@ -32,9 +33,8 @@ def train(
     import camae
 
     values = parse_settings(settings)
-    if steps is not None:
-        values["steps"] = steps
-    if model is not None:
-        values["model"] = model
+    named = {"steps": steps, "model": model, "reader": reader}
+    values |= {name: value for name, value in named.items() if value is not None}
     run = camae.train(data, out=out, config=config, resume=resume, quiet=quiet, **reading, **values)
+    say_left_out(run.left_out, run.notes)
     say(f"model: {run.path / 'model.safetensors'}")

@@ -39,10 +39,11 @@ def embed(
     channels: names, shared by all images or one list per image; distinct within an image.
     model: a model, a path, or None for the one named by `camae.use` or CAMAE_MODEL.
     region: vectors of cells or regions instead of images: a boolean mask (H, W), masks (R, H, W), an integer label
-        image (H, W; each label above 0 is a region), or a table of centers with the columns Metadata_Cell_X and
-        Metadata_Cell_Y in pixels. For a batch or list, one entry per image. Around each region a model-sized window
-        is taken (moved into the image at its edge) and standardized, and only patches that touch the region are
-        encoded; regions larger than the window get several windows, and the mean is over their tokens.
+        image (H, W; each label above 0 is a region), or a table of centers in pixels, with the columns
+        Metadata_Cell_X and Metadata_Cell_Y or CellProfiler's Location_Center_X and Location_Center_Y (also
+        Nuclei_Location_Center_X ...). For a batch or list, one entry per image. Around each region a model-sized
+        window is taken (moved into the image at its edge) and standardized, and only patches that touch the region
+        are encoded; regions larger than the window get several windows, and the mean is over their tokens.
     region_size: side in px of the square that a row of a table stands for; default the whole window.
     pool, tiles (or tile), overlap, layers, value_range, dtype, tokens_per_pass: as in `EmbedConfig`. A tile with a
         constant plane is left out, with a warning.

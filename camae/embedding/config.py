@@ -5,12 +5,12 @@ Imports neither torch nor NumPy: the shell makes its options from the fields in 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from camae.errors import CamaeError
+from camae.typed_settings import check_settings, frozen
 
 if TYPE_CHECKING:
     import os
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from camae.dataloader.manifest import Manifest
 
 T = TypeVar("T")
+R = TypeVar("R", bound="ReadOptions")
 
 TILES = ("cover", "grid", "center", "interpolate")
 
@@ -36,16 +37,46 @@ class ReadOptions:
     format: str | None = _option(
         None, "reader of a folder, e.g. 'rxrx1' or 'gallery'; default: the one that fits it"
     )
-    incomplete: str = _option("error", "sites that lack channels: 'error' or 'skip'")
+    incomplete: str = _option(
+        "error",
+        "sites that lack a channel or a file that the others have: 'error', 'skip' (left out), 'mixed' (sites with "
+        "fewer channels are kept) or 'keep' (also those whose files are not here)",
+    )
     pattern: str | None = _option(
         None, "regular expression for file names of a plain folder, with groups plate, well, site, channel"
     )
+    metadata: tuple[str, ...] = _option(
+        (),
+        "table (CSV, TSV, Parquet) that says what is in which well, joined on the columns it shares; may be several",
+    )
+    negative_controls: tuple[str, ...] = _option(
+        (), "perturbation that is a negative control; may be several"
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    @property
+    def labels(self) -> bool:
+        """Whether sites are labeled while they are read."""
+        return bool(self.metadata or self.negative_controls)
+
+    def without_labels(self: R) -> R:
+        """The same options for sites that are labeled already."""
+        return replace(self, metadata=(), negative_controls=())
 
     def read(self, data: Manifest | str | os.PathLike[str]) -> Manifest:
         """The manifest of `data`: itself, a file, or a folder read with these options."""
         from camae.dataloader import read_manifest
 
-        return read_manifest(data, self.format, self.incomplete, self.pattern)
+        return read_manifest(
+            data,
+            self.format,
+            self.incomplete,
+            self.pattern,
+            metadata=self.metadata,
+            negative_controls=self.negative_controls,
+        )
 
 
 class ReadKeywords(TypedDict, total=False):
@@ -54,6 +85,8 @@ class ReadKeywords(TypedDict, total=False):
     format: str | None
     incomplete: str
     pattern: str | None
+    metadata: Sequence[str]
+    negative_controls: Sequence[str]
 
 
 class EmbedOptions(ReadKeywords, total=False):
@@ -157,6 +190,7 @@ class EmbedConfig(ReadOptions):
         return replace(base or cls(), **_plain(options))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for good, sentence in (*self._vector_checks(), *self._place_checks()):
             if not good:
                 raise CamaeError(sentence)
@@ -173,9 +207,9 @@ class EmbedConfig(ReadOptions):
             (0 <= self.overlap < 1, f"overlap {self.overlap} is not a share of a tile in [0, 1)"),
             (self.pool in POOLS, f"pool {self.pool!r} is not one of {', '.join(POOLS)}"),
             (
-                self.value_range is None or _is_range(self.value_range),
-                f"value_range {self.value_range} must be the lowest and the highest possible value, two numbers in "
-                "this order",
+                self.value_range is None or self.value_range[0] < self.value_range[1],
+                f"value_range {self.value_range} is empty: give the lowest and the highest possible value, in this "
+                "order",
             ),
             (
                 self.dtype in (None, "float32", "bfloat16"),
@@ -215,21 +249,19 @@ class EmbedConfig(ReadOptions):
         return self.tiles == "interpolate"
 
 
-def _is_range(value: Sequence[float]) -> bool:
-    return len(value) == 2 and -math.inf < value[0] < value[1] < math.inf
-
-
 def _plain(options: EmbedOptions) -> dict[str, Any]:
-    """Options in the forms that JSON and another process can hold."""
-    plain: dict[str, Any] = dict(options)
-    layers, span = options.get("layers"), options.get("value_range")
-    dtype, device = options.get("dtype"), options.get("device")
-    if layers is not None and not isinstance(layers, int):
-        plain["layers"] = tuple(layers)
-    if span is not None:
+    """Options in the forms that JSON and another process can hold; values of no such form stay as they are."""
+    plain = {name: frozen(_number(value)) for name, value in options.items()}
+    dtype, device, span = options.get("dtype"), options.get("device"), plain.get("value_range")
+    if isinstance(span, tuple) and all(isinstance(_number(value), int | float) for value in span):
         plain["value_range"] = tuple(float(value) for value in span)
     if dtype is not None:
         plain["dtype"] = str(dtype).removeprefix("torch.")
     if device is not None:
         plain["device"] = str(device)
     return plain
+
+
+def _number(value: object) -> object:
+    """NumPy's numbers and arrays as Python's."""
+    return value.tolist() if hasattr(value, "tolist") and hasattr(value, "dtype") else value

@@ -9,13 +9,13 @@ from typing import overload
 
 import torch
 
-from camae.errors import CamaeError, MissingFileError
+from camae.errors import CamaeError, MissingBackendError, MissingFileError
 from camae.model.interface import Model
 from camae.model.weights import find_model_file, load
 
 VARIABLE = "CAMAE_MODEL"
 ModelSource = Model | str | Path  # a loaded model, or the path of one
-_loaded: dict[tuple[Path, int, str], Model] = {}
+_loaded: dict[tuple[Path, int, int, str], Model] = {}
 _chosen: dict[str, Model] = {}
 _loading = threading.Lock()  # one thread reads a file, the others wait for its model
 
@@ -42,12 +42,33 @@ def default_device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
+def check_device(device: str | torch.device) -> torch.device:
+    """The device of this name. Raises CamaeError for a name of none, MissingBackendError for one that is not here."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise CamaeError(f"device {str(device)!r} is not 'cpu', 'cuda' or 'cuda:' and a number") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise MissingBackendError(
+            f"device {str(device)!r}: PyTorch finds no GPU here; take 'cpu', or see what camae doctor says"
+        )
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise MissingBackendError(
+            f"device {str(device)!r}: there are {torch.cuda.device_count()} GPUs here, cuda:0 is the first"
+        )
+    if found.type not in ("cpu", "cuda"):
+        raise CamaeError(f"device {str(device)!r}: camae runs on 'cpu' and on 'cuda'")
+    return found
+
+
 def resolve_model(model: ModelSource | None, device: str | torch.device | None = None) -> Model:
     """The model to use: the one given, the one chosen by `use`, or the one CAMAE_MODEL names.
 
     device: where it is put; by default a model stays where it is, and one read from a path goes to
         `default_device()`. It stays loaded for the next call, until its file changes.
     """
+    if device is not None:
+        check_device(device)
     if model is None:
         model = _chosen.get("model")
     if model is None:
@@ -66,7 +87,8 @@ def resolve_model(model: ModelSource | None, device: str | torch.device | None =
         raise CamaeError(f"model is a {type(model).__name__}; give a model of camae.load, or a path")
     file = find_model_file(model)
     where = str(device or default_device())
-    key = (file.resolve(), file.stat().st_mtime_ns, where)
+    status = file.stat()
+    key = (file.resolve(), status.st_mtime_ns, status.st_size, where)
     with _loading:
         loaded = _loaded.get(key)
         if loaded is None:

@@ -47,7 +47,7 @@ def suspect_channels(
     tokens_per_pass: int,
     value_range: ValueRange | None,
 ) -> list[str]:
-    """Channels of an image that alone give a vector with NaN or infinity. Models of a fixed channel set tell nothing."""
+    """Channels of an image that alone give a vector with NaN or infinity; none for models of a fixed channel set."""
     found = []
     alone = [replace(window, image=0) for window in windows]
     for c, name in enumerate(names):

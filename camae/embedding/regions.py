@@ -6,6 +6,8 @@ a small cell costs a fraction of a crop. A region larger than the window gets se
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
@@ -14,19 +16,23 @@ import numpy as np
 import pandas as pd
 import torch
 
+from camae.embedding.pieces import count_pieces
 from camae.embedding.windows import spread
 from camae.errors import CamaeError
+from camae.model.image_arrays import refuse_masked
 
 # Regions of one image: masks, a label image, or a table of centers.
 RegionSource: TypeAlias = np.ndarray | torch.Tensor | pd.DataFrame | Mapping[str, Sequence[float]]
 # Of one image, or one entry for each of several.
 Regions: TypeAlias = RegionSource | Sequence[RegionSource]
 
-CENTER_X, CENTER_Y = "Metadata_Cell_X", "Metadata_Cell_Y"
+# Names of a table's x; y has its last letter changed. Cell Painting's profiles, CellProfiler's objects and exports.
+_CENTER = re.compile(r"Metadata_Cell_X|(\w+_)?Location_Center_X")
 _WHAT = (
     "give boolean masks (H, W) or (R, H, W), an integer label image (H, W), or a table with the columns "
-    f"{CENTER_X} and {CENTER_Y}"
+    "Metadata_Cell_X and Metadata_Cell_Y (or Location_Center_X and Location_Center_Y, Nuclei_Location_Center_X ...)"
 )
+_TO_CALLER = 5  # frames from a warning to the caller of `camae.embed`
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ def read_regions(
         )
     if not isinstance(value, np.ndarray | torch.Tensor):
         raise CamaeError(f"{where}: region is a {type(value).__name__}; {_WHAT}")
+    refuse_masked(value, f"the region of {where}")
     array = value.cpu().numpy() if isinstance(value, torch.Tensor) else value
     if array.shape[-2:] != shape or array.ndim not in (2, 3):
         raise CamaeError(
@@ -95,6 +102,8 @@ def read_regions(
         )
     if array.dtype == bool:
         masks = array[None] if array.ndim == 2 else array
+        if array.ndim == 2:
+            _warn_of_pieces(array, f"{where}: its mask is")
         return [_from_mask(mask, f"{where}, region {i}") for i, mask in enumerate(masks)], array.ndim == 2
     if array.dtype.kind in "iu" and array.ndim == 2:
         return _from_labels(array, where), False
@@ -123,42 +132,71 @@ def _from_labels(labels_HW: np.ndarray, where: str) -> list[Region]:
     regions = []
     for value, (top, left, bottom, right) in zip(values, boxes.T.tolist(), strict=True):
         regions.append(Region(top, left, bottom, right, labels_HW[top:bottom, left:right] == value))
+    if len(values) == 1:
+        _warn_of_pieces(
+            labels_HW == values[0], f"{where}: its label image has one label, {values[0]}, and is"
+        )
     return regions
 
 
-def _from_table(table: pd.DataFrame, shape: tuple[int, int], where: str, size: int | None) -> list[Region]:
-    missing = [c for c in (CENTER_X, CENTER_Y) if c not in table]
-    if missing:
-        raise CamaeError(
-            f"{where}: the table of regions has no column {missing[0]}; it has {', '.join(map(str, table.columns))}"
+def _warn_of_pieces(mask_HW: np.ndarray, what: str) -> None:
+    """Warn of one region that looks like a mask of all cells."""
+    if (pieces := count_pieces(mask_HW)) > 1:
+        warnings.warn(
+            f"{what} one region with {pieces:,} connected components, which get one vector together; for a vector of "
+            "each give a label image with another number for each cell, such as scipy.ndimage.label(mask)[0]",
+            stacklevel=_TO_CALLER,
         )
+
+
+def _from_table(table: pd.DataFrame, shape: tuple[int, int], where: str, size: int | None) -> list[Region]:
+    x_name, y_name = _center_columns(table, where)
     if size is not None and size < 1:
         raise CamaeError(f"region_size {size} is not a number of pixels above 0")
     try:
-        centers = table[[CENTER_Y, CENTER_X]].to_numpy(np.float64)
+        centers = table[[y_name, x_name]].to_numpy(np.float64)
     except (TypeError, ValueError) as error:
-        raise CamaeError(f"{where}: {CENTER_X} and {CENTER_Y} must be numbers ({error})") from None
+        raise CamaeError(f"{where}: {x_name} and {y_name} must be numbers ({error})") from None
     height, width = shape
     regions = []
     for row, (y, x) in enumerate(centers):
         if not (0 <= y < height and 0 <= x < width):
             raise CamaeError(
-                f"{where}: the center in row {row} of the table, ({CENTER_X} {x:g}, {CENTER_Y} {y:g}), is not in "
+                f"{where}: the center in row {row} of the table, ({x_name} {x:g}, {y_name} {y:g}), is not in "
                 f"the image of {height} x {width} px"
             )
-        side = size or 1
-        top = min(int(y + 0.5), height - 1) - side // 2
-        left = min(int(x + 0.5), width - 1) - side // 2
-        regions.append(
-            Region(
-                max(top, 0),
-                max(left, 0),
-                min(top + side, height),
-                min(left + side, width),
-                whole_window=size is None,
-            )
-        )
+        regions.append(_square(int(y + 0.5), int(x + 0.5), shape, size))
     return regions
+
+
+def _center_columns(table: pd.DataFrame, where: str) -> tuple[str, str]:
+    """The columns of x and y. Raises CamaeError where there are none, or several that differ."""
+    pairs = [(str(c), f"{str(c)[:-1]}Y") for c in table.columns if _CENTER.fullmatch(str(c))]
+    if not pairs:
+        raise CamaeError(
+            f"{where}: the table of regions has no column Metadata_Cell_X or Location_Center_X; it has "
+            f"{', '.join(map(str, table.columns))}"
+        )
+    for x_name, y_name in pairs:
+        if y_name not in table:
+            raise CamaeError(f"{where}: the table of regions has {x_name} but no column {y_name}")
+    (x_name, y_name), *others = pairs
+    for other_x, other_y in others:
+        if not (table[other_x].equals(table[x_name]) and table[other_y].equals(table[y_name])):
+            raise CamaeError(
+                f"{where}: the table of regions has two sets of centers, {x_name} and {other_x}; give the table with "
+                "one of them"
+            )
+    return x_name, y_name
+
+
+def _square(y: int, x: int, shape: tuple[int, int], size: int | None) -> Region:
+    """A square of `size` px around a pixel, cut at the image's edges; without a size the whole window counts."""
+    height, width = shape
+    side = size or 1
+    top, left = min(y, height - 1) - side // 2, min(x, width - 1) - side // 2
+    bottom, right = min(top + side, height), min(left + side, width)
+    return Region(max(top, 0), max(left, 0), bottom, right, whole_window=size is None)
 
 
 def regions_per_image(region: Regions, n_images: int, single: bool) -> list[RegionSource]:

@@ -43,7 +43,8 @@ def embed_screen(
     manifest: object, file, or a folder a reader knows. model: as in `camae.embed`.
     options: the fields of `EmbedConfig`, which change `config` where it is given: tiles, overlap, pool, layers,
         value_range, dtype, level; linear, compile, bag_of_channels; sites_per_shard, tokens_per_pass; device, rank,
-        world, ray_workers, ray_gpus, ray_cpus, reader, threads; anndata, quiet; format, incomplete, pattern.
+        world, ray_workers, ray_gpus, ray_cpus, reader, threads; anndata, quiet; format, incomplete, pattern, metadata,
+        negative_controls.
 
     A site's vector is the mean over its tiles (by default the non-overlapping ones with which the paper embedded
     RxRx3). Tiles in which a plane is constant are left out; the column Metadata_tiles says how many counted.
@@ -53,10 +54,12 @@ def embed_screen(
     many threads). Other numbers give the same vectors within float32 rounding: 1e-5 for values of order 1.
     This process embeds the shards rank, rank + world, ... of several, or Ray actors embed all.
 
-    Writes `sites/part-00000.parquet` ... , `ledger.json` and `wells.parquet` (or `sites.parquet`) into `out`. A
-    killed run continues where it stopped, and one whose images have changed since embeds the shards that they are in
-    anew. Of several ranks, the one that finds all shards there writes the table;
-    the others return the sites they embedded. `table.attrs["complete"]` says which it is.
+    Writes `sites/part-00000.parquet` ... , `ledger.json`, `wells.parquet` (or `sites.parquet`) and, where reading the
+    screen left something out, `left_out.csv` into `out`. A killed run continues where it stopped. Shards say in which
+    state (size and time) they found the images: those whose images have changed since are embedded anew, with a
+    warning. Ctrl-C stops after the pass that is being computed: KeyboardInterrupt; a second one stops at once. Of
+    several ranks, the one that finds all shards there writes the table; the others return the sites they embedded.
+    `table.attrs["complete"]` says which it is.
     Raises CamaeError when `out` belongs to another model, manifest or option or is being written by another
     process, and for images that cannot be embedded, naming row, file and channel.
     """
@@ -102,6 +105,8 @@ def _embed(job: EmbedJob, source: ModelSource | None) -> pd.DataFrame:
             if config.ray_workers:
                 raise CamaeError(f"{job.folder}: not all shards were written; run it again to write the rest")
             table = read_shards(job.folder, mine)
+        else:
+            job.manifest.left_out.write(job.folder)
     table.attrs["complete"] = complete
     return table
 
@@ -133,7 +138,7 @@ def _embed_by_plate(
 ) -> pd.DataFrame:
     """Each plate by the model adapted to it; one table in `out`, plates in `plates/`."""
     assert isinstance(model, PlateAdaptive)
-    sites = config.read(data)
+    sites, config = config.read(data), config.without_labels()
     plates, tables = sites.plates(), []
     for number, plate in enumerate(np.unique(plates)):
         part = sites.select(plates == plate)
@@ -145,4 +150,5 @@ def _embed_by_plate(
     if table.attrs["complete"]:
         about = {"model": model.config.name, "statistics": "re-estimated on each plate"}
         write_table(table_path(out, config.level), table, about)
+        sites.left_out.write(out)
     return table

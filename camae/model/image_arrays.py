@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 import torch
 
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
@@ -21,12 +22,14 @@ def split_images(images: Images) -> list[Image]:
         if not images:
             raise CamaeError("the list of images is empty")
         for i, image in enumerate(images):
+            refuse_masked(image, f"image {i}")
             if image.ndim != 3:
                 raise CamaeError(
                     f"image {i} of the list has shape {tuple(image.shape)}; each must be (C, H, W)"
                 )
         return list(images)
     array = cast(Image, images)
+    refuse_masked(array, "the image")
     if array.ndim == 3:
         return [array]
     if array.ndim == 4:
@@ -34,6 +37,15 @@ def split_images(images: Images) -> list[Image]:
     raise CamaeError(
         f"images have shape {tuple(array.shape)}; give (C, H, W), (B, C, H, W) or a list of (C, H, W)"
     )
+
+
+def refuse_masked(array: object, what: str) -> None:
+    """Raise CamaeError for a NumPy masked array with masked values, which a tensor cannot keep."""
+    if isinstance(array, np.ma.MaskedArray) and np.ma.getmaskarray(array).any():
+        raise CamaeError(
+            f"{what} is a NumPy masked array with {int(np.ma.getmaskarray(array).sum()):,} masked values, which would "
+            "be taken as they are; give them a value with .filled(value), or leave pixels out with region="
+        )
 
 
 def channel_lists(channels: ChannelNames, samples: Sequence[Image]) -> list[list[str]]:

@@ -42,6 +42,7 @@ _SETTINGS: dict[RcKeyType, object] = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a name with $ is no formula
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast
 
 from camae.dataloader.mixture import Source
 from camae.locks import writing
 from camae.model.interface import Model
+from camae.omissions import Omissions
 from camae.training.callbacks import Callback, PictureCallback, ProbeCallback
 from camae.training.config import TrainConfig, resolve
 from camae.training.data import Data, open_data, split_data
@@ -26,12 +27,15 @@ Function = TypeVar("Function", bound=Callable[..., object])
 class Run:
     """A training run that has finished.
 
-    path: its folder. model: the trained model, in eval mode. history: rows of log.jsonl.
+    path: its folder. model: the trained model, in eval mode. history: rows of log.jsonl. left_out, notes: what reading
+    the data left out, and the rows that its joins matched.
     """
 
     path: Path
     model: Model
     history: list[LogRow]
+    left_out: Omissions = field(default_factory=Omissions)
+    notes: list[str] = field(default_factory=list)
 
 
 def accepts_positions(*names: str) -> Callable[[Function], Function]:
@@ -62,6 +66,8 @@ def train(
     format: str | None = None,
     incomplete: str = "error",
     pattern: str | None = None,
+    metadata: Sequence[str | Path] = (),
+    negative_controls: Sequence[str] = (),
     **settings: object,
 ) -> Run:
     """Train a CA-MAE on images of any channel set, or another of the paper's systems on a fixed one.
@@ -74,7 +80,8 @@ def train(
     out: run folder. steps: optimizer steps. Both may also be given by position, in this order.
     config: TOML file of `TrainConfig` fields; arguments win over it, the resolved copy is kept in `out`.
     resume: continue a run found in `out`, exactly as if it had not stopped; False refuses a folder with one.
-    format, incomplete, pattern: how a folder is read, as in `camae.dataloader.read_manifest`.
+    format, incomplete, pattern, metadata, negative_controls: how a folder is read, as in
+        `camae.dataloader.read_manifest`.
     settings: any field of `camae.training.config.TrainConfig`.
 
     Under torchrun every process calls this with the same arguments and takes its part of every batch.
@@ -89,13 +96,31 @@ def train(
     given: dict[str, object] = {"steps": steps, "model": model}
     chosen = {name: value for name, value in given.items() if value is not None}
     resolved = resolve(config, **chosen, **settings)
-    sources = open_data(data, format=format, incomplete=incomplete, pattern=pattern)
+    sources = open_data(
+        data,
+        format=format,
+        incomplete=incomplete,
+        pattern=pattern,
+        metadata=metadata,
+        negative_controls=negative_controls,
+    )
     training, validation = split_data(sources, resolved.val)
     run, world = Path(out), World.join(resolved.device)
     callbacks = _callbacks(resolved, run, (validation or training)[0], quiet)
     with writing(run, world.rank, world.size, required=False):
         trained = Trainer(resolved, training, validation, run, quiet=quiet, callbacks=callbacks).run(resume)
-    return Run(run, trained, read_log(run / "log.jsonl"))
+        left_out, notes = _left_out(sources)
+        if world.rank == 0:
+            left_out.write(run)
+    return Run(run, trained, read_log(run / "log.jsonl"), left_out, notes)
+
+
+def _left_out(sources: Sequence[Source]) -> tuple[Omissions, list[str]]:
+    """What reading the data sets left out, and the notes on their joins."""
+    left_out = Omissions()
+    for source in sources:
+        left_out.extend(source.manifest.left_out)
+    return left_out, [note for source in sources for note in source.manifest.notes]
 
 
 def _callbacks(config: TrainConfig, out: Path, pictured: Source, quiet: bool) -> list[Callback]:

@@ -27,21 +27,29 @@ _COLUMN = {"plate": "Metadata_Plate", "experiment": "Metadata_Batch"}
 
 
 def open_data(
-    data: Data, *, format: str | None = None, incomplete: str = "error", pattern: str | None = None
+    data: Data,
+    *,
+    format: str | None = None,
+    incomplete: str = "error",
+    pattern: str | None = None,
+    metadata: Sequence[str | Path] = (),
+    negative_controls: Sequence[str] = (),
 ) -> list[Source]:
     """Data sets of a training, in order, with unique names.
 
     data: a manifest or folder; a list of them, each alone or as (manifest, weight); the same as a mapping from
         names; or a TOML file with one table per data set, `[name]`, `data = "path"` (from the file's folder),
         `weight = 2.0`. Without a weight a data set counts by its number of sites.
-    format, incomplete, pattern: as in `camae.dataloader.read_manifest`.
+    format, incomplete, pattern, metadata, negative_controls: as in `camae.dataloader.read_manifest`.
     Raises CamaeError for a data set without rows.
     """
     if isinstance(data, (str, Path)) and Path(data).suffix == ".toml":
         data = _from_toml(Path(data))
     sources: list[Source] = []
     for name, data_set, weight in _entries(data):
-        manifest = read_manifest(data_set, format, incomplete, pattern)
+        manifest = read_manifest(
+            data_set, format, incomplete, pattern, metadata=metadata, negative_controls=negative_controls
+        )
         if len(manifest) == 0:
             raise CamaeError("the manifest has no rows: nothing to train on")
         taken = {s.name for s in sources}

@@ -55,7 +55,7 @@ def test_train_embed_map_report(screen, tmp_path):
         (("train", "{screen}", "--out", "run", "--set", "color=1"), "unknown training settings color"),
         (("train", "{screen}", "--out", "run", "--model", "resnet"), "no model preset 'resnet'"),
         (("train", "{screen}", "--out", "run", "--model", "ca_mae_vit_ti16", "--steps", "1"), "larger than"),
-        (("map", "nowhere.parquet", "pairs.csv"), "nowhere.parquet: no such"),
+        (("map", "nowhere.parquet", "pairs.csv"), "nowhere.parquet does not exist"),
     ],
 )
 def test_bad_input_is_one_sentence_and_a_code(screen, tmp_path, arguments, sentence):

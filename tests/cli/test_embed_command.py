@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from camae.cli import app
-from camae.locks import writing
 from camae.errors import CamaeError
+from camae.locks import writing
 
 
 def run(*arguments):

@@ -163,7 +163,7 @@ def with_nan():
         (np.zeros((0, 32, 32), np.uint8), [], {}, "there is nothing in it"),
         (picture(dtype=np.complex64), NAMES, {}, "must be uint8, uint16 or float, not complex64"),
         (picture(dtype=np.float32), NAMES, {"value_range": (0, 1)}, r"far outside value_range \(0, 1\)"),
-        (picture(dtype=np.float32), NAMES, {"value_range": (0, 1, 2)}, "must be"),
+        (picture(dtype=np.float32), NAMES, {"value_range": (0, 1, 2)}, "value_range is"),
         (dim(), NAMES, {"tile": "interpolate"}, "channel 'ER' is constant"),
         (dark_tiles(), NAMES, {"tile": "grid"}, "channel 'DNA' is constant .* in every tile"),
         (picture(size=60), NAMES, {"tile": "interpolate"}, "not a multiple of the patch"),

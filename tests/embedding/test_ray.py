@@ -63,7 +63,7 @@ def test_a_killed_worker_changes_nothing(long_screen, model, model_file, tmp_pat
     config = EmbedConfig.of(ray_workers=2, **options)
     job = prepare(long_screen, resolve_model(model_file, "cpu"), tmp_path / "ray", config)
     with writing(job.folder):
-        write_shards_with_ray(job, job.claim(), model_file, DyingActor)
+        write_shards_with_ray(job, job.claim(), range(len(job.claim().shard_rows)), model_file, DyingActor)
         table = job.merge()
     assert int((tmp_path / "ray" / "killed").read_text()) != os.getpid()
     pd.testing.assert_frame_equal(table, whole, check_exact=True)

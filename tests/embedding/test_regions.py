@@ -163,7 +163,11 @@ DIM[1, :40, :40] = 9
         (IMAGE, {"region": "cells.csv"}, "region is a str; give boolean masks"),
         (IMAGE, {"region": np.stack([MASK, MASK & ~MASK])}, "image 0, region 1 is empty"),
         (IMAGE, {"region": -MASK.astype(int)}, "negative labels"),
-        (IMAGE, {"region": {"x": [1], "y": [2]}}, "no column Metadata_Cell_X; it has x, y"),
+        (
+            IMAGE,
+            {"region": {"x": [1], "y": [2]}},
+            "no column Metadata_Cell_X or Location_Center_X; it has x, y",
+        ),
         (IMAGE, {"region": CENTERS | {"Metadata_Cell_X": [96.0]}}, r"row 0 of the table.*X 96.*96 x 96 px"),
         (IMAGE, {"region": CENTERS | {"Metadata_Cell_Y": [np.nan]}}, "row 0 of the table.*Y nan"),
         (IMAGE, {"region": CENTERS | {"Metadata_Cell_Y": ["top"]}}, "must be numbers"),

@@ -120,7 +120,7 @@ def run_benchmark(
     )
     tables: dict[str, list[pd.DataFrame]] = {}
     notes: dict[str, list[str]] = {}
-    for model, profiles in _models(embeddings).items():
+    for model, profiles in profiles_by_model(embeddings).items():
         omitted.extend(profiles.omitted)
         screen = _screen(profiles, settings)
         screen.add_notes(shared)
@@ -163,8 +163,8 @@ def _tables(screen: ScreenProfiles, settings: _Settings) -> dict[str, pd.DataFra
     return {name: table for name, table in found.items() if len(table)}
 
 
-def _models(embeddings: ProfileFiles) -> dict[str, ProfileTable]:
-    """Profiles by model; see `run_benchmark`."""
+def profiles_by_model(embeddings: ProfileFiles) -> dict[str, ProfileTable]:
+    """Profiles by model, of files as `run_benchmark` and `camae map` take them."""
     if not isinstance(embeddings, Mapping):
         listed = [embeddings] if isinstance(embeddings, str | Path) else list(embeddings)
         if not listed:

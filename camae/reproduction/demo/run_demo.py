@@ -22,6 +22,7 @@ from camae.maps.pairs import read_pairs
 from camae.maps.perturbation_map import ScreenMap, map_screen
 from camae.model import CAMAE, preset
 from camae.model.interface import Model
+from camae.progress import plain_printer
 from camae.reporting import report
 from camae.reporting.run_folder import RunSummary, Score
 from camae.reproduction.demo.generate_screen import generate
@@ -62,9 +63,9 @@ def run_demo(
     report draws from. A second call continues what a first left unfinished. seeds: number of trainings to pool.
     screen_seed: another seed makes another screen of the same kind, with other phenotypes, pairs and batch effects.
     """
-    out, say = Path(out), (console or Console()).print
+    out, say = Path(out), plain_printer(console)
     began = time.perf_counter()
-    say(f"[bold]1/5[/] a small screen in {out / 'screen'}")
+    say(f"1/5 a small screen in {out / 'screen'}")
     screen = generate(out / "screen", seed=screen_seed)
     manifest = read_manifest(screen)
     pairs = read_pairs(screen / "relationships" / "demo_pairs.csv")
@@ -72,12 +73,12 @@ def run_demo(
     trained: list[pd.DataFrame] = []
     untrained: list[pd.DataFrame] = []
     for seed in range(seeds):
-        say(f"[bold]2/5[/] training, seed {seed}")
+        say(f"2/5 training, seed {seed}")
         runs.append(_train(manifest, out / "models" / f"seed-{seed}", seed))
-        say(f"[bold]3/5[/] embedding, seed {seed}: the trained encoder and the same untrained")
+        say(f"3/5 embedding, seed {seed}: the trained encoder and the same untrained")
         trained.append(_embed(manifest, runs[-1].model, out, f"trained-seed{seed}"))
         untrained.append(_embed(manifest, untrained_model(manifest, seed), out, f"untrained-seed{seed}"))
-    say("[bold]4/5[/] baselines, alignment, recall of the true pairs")
+    say("4/5 baselines, alignment, recall of the true pairs")
     baselines = _baselines(manifest, trained[0], seeds, out)
     tables = {"trained": trained, "untrained": untrained, **baselines}
     summary = _evaluate(tables, pairs, out)
@@ -85,7 +86,7 @@ def run_demo(
     summary["pairs"] = len(pairs)
     summary["seconds"] = time.perf_counter() - began
     write_json(out / "summary.json", dict(summary))
-    say("[bold]5/5[/] report")
+    say("5/5 report")
     _say_results(say, summary, out, report(out))
     return summary
 

@@ -41,7 +41,8 @@ class Plan:
 
     recipe: training settings of every system. tiles, value_range: as in `embed_screen`. weights: folder of ImageNet
     weights, files named after the timm model. channel_map: of fixed-channel models whose weights are given.
-    bootstrap: resamples for standard errors. all_checkpoints: saved steps become outcomes of their own.
+    bootstrap: resamples for standard errors. all_checkpoints: saved steps become outcomes of their own. reader: image
+    back-end.
     """
 
     manifest: Manifest
@@ -54,6 +55,7 @@ class Plan:
     bootstrap: int = 200
     all_checkpoints: bool = False
     value_range: ValueRange | None = None
+    reader: str | None = None
 
 
 class Facts(TypedDict, total=False):
@@ -251,7 +253,14 @@ def _embedded(system: System, plan: Plan, model: Model, folder: Path) -> pd.Data
     if system.family == "ca_mae" and (plan.manifest.table[list(plan.manifest.channels)] != "").all(axis=None):
         pool = "per_channel"
     return embed_screen(
-        plan.manifest, model, folder, pool=pool, tiles=plan.tiles, quiet=True, value_range=plan.value_range
+        plan.manifest,
+        model,
+        folder,
+        pool=pool,
+        tiles=plan.tiles,
+        quiet=True,
+        value_range=plan.value_range,
+        reader=plan.reader,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from camae import maps
 from camae.files import read_json_lines
@@ -113,6 +114,8 @@ def scaling_plot(outcomes: Sequence[Outcome], source: str) -> Figure:
                 axes.axhline(height, color=INK, linewidth=0.7, linestyle=":")
                 axes.annotate(o.label, (0.01, height), xycoords=("axes fraction", "data"), fontsize=6)
         axes.set(xscale="log", xlabel="training FLOPs", ylabel=f"recall, {source}")
+        axes.xaxis.set_major_formatter("{x:.0e}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         if families:
             axes.legend(fontsize=7, loc="lower right")
     return figure

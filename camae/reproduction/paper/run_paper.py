@@ -13,8 +13,10 @@ from rich.console import Console
 from camae.dataloader.datasets import read_manifest
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.plane_batch import ValueRange
+from camae.embedding.config import ReadOptions
 from camae.errors import CamaeError
 from camae.maps.pairs import read_pairs_folder
+from camae.progress import plain_printer
 from camae.reproduction.benchmark.benchmark_tables import PairsBySource
 from camae.reproduction.demo.generate_screen import generate
 from camae.reproduction.model_settings import TrainingSettings
@@ -67,6 +69,8 @@ def run_paper(
     tiles: str = "grid",
     value_range: ValueRange | None = None,
     recipe: Mapping[str, object] | None = None,
+    reader: str | None = None,
+    reading: ReadOptions | None = None,
     console: Console | None = None,
 ) -> PaperResults:
     """Train, embed and benchmark the paper's systems on one screen; returns what results.json holds.
@@ -80,26 +84,28 @@ def run_paper(
     channel_map: {model's channel: image's channel} of models whose weights are given.
     gene_sets: folder of gene lists (Table 5). cellprofiler: table of features by plate and well (Figure 6).
     target: column of targets joined by "|" (siblings of Table 4). recipe: training settings of all systems.
+    reader: image back-end. reading: how a folder is read.
 
     Writes results.json (one entry per family), paper.html, table2.csv .. table5.csv, figures, and everything that
     was trained and embedded. A second call continues. What cannot be filled says why; that is no error.
     """
     if checkpoints not in ("last", "all"):
         raise CamaeError(f"checkpoints {checkpoints!r} is not 'last' or 'all'")
-    out, say, began = Path(out), (console or Console()).print, time.perf_counter()
+    out, say, began = Path(out), plain_printer(console), time.perf_counter()
     todo, sets = chosen(size, systems), paper_tables.read_gene_sets(gene_sets)
-    screen = _open_screen(data, out, quick, pairs, say)
+    screen = _open_screen(data, out, quick, pairs, say, reading or ReadOptions())
     plan = Plan(
         screen.manifest,
         out,
         screen.pairs,
-        _training_settings(size, quick, recipe or {}, screen.manifest),
+        _training_settings(size, quick, _with_reader(recipe, reader), screen.manifest),
         tiles=tiles,
         weights=None if weights is None else Path(weights),
         channel_map=dict(channel_map or {}),
         bootstrap=100 if quick else 1000,
         all_checkpoints=checkpoints == "all",
         value_range=value_range,
+        reader=reader,
     )
     outcomes = _run_systems(todo, plan, size, say)
     tables = _tables(outcomes, screen, target, sets, null_size=500 if quick else 10_000)
@@ -107,6 +113,9 @@ def run_paper(
     results["figures"] = write_figures(outcomes, plan, cellprofiler)
     results["seconds"] = time.perf_counter() - began
     write_results(out, results, tables)
+    screen.manifest.left_out.write(out)
+    for line in (*screen.manifest.notes, *screen.manifest.left_out.lines()):
+        say(line)
     say(f"{results['seconds']:.0f} s: {out / 'results.json'}, {out / 'paper.html'}")
     return results
 
@@ -153,15 +162,24 @@ def _training_settings(
     return merged
 
 
+def _with_reader(recipe: Mapping[str, object] | None, reader: str | None) -> Mapping[str, object]:
+    return {**(recipe or {}), **({} if reader is None else {"reader": reader})}
+
+
 def _open_screen(
-    data: str | Path | Manifest | None, out: Path, quick: bool, pairs: str | Path | None, say: Say
+    data: str | Path | Manifest | None,
+    out: Path,
+    quick: bool,
+    pairs: str | Path | None,
+    say: Say,
+    reading: ReadOptions,
 ) -> _Screen:
     """The screen given, or a demo screen with its own pairs."""
     known = None if pairs is None else read_pairs_folder(pairs)
     if isinstance(data, Manifest):
-        return _Screen(data, "this screen", known)
+        return _Screen(reading.read(data), "this screen", known)
     if data is not None:
-        return _Screen(read_manifest(data), Path(data).name, known)
+        return _Screen(reading.read(data), Path(data).name, known)
     folder = out / ("screen-quick" if quick else "screen")
     say(f"a demo screen in {folder}")
     if quick:
@@ -174,7 +192,7 @@ def _open_screen(
 def _run_systems(systems: Sequence[System], plan: Plan, size: str, say: Say) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for i, system in enumerate(systems, 1):
-        say(f"[bold]{i}/{len(systems)}[/] {system.backbone}")
+        say(f"{i}/{len(systems)} {system.backbone}")
         if size == "paper" and system.trains and not has_gpu():
             found = [Outcome(system, "unavailable", "needs a GPU")]
         else:
