@@ -11,6 +11,7 @@ import pytest
 
 import camae
 from camae.errors import CamaeError, MissingFileError
+from camae.reporting.run_folder import RunFolder
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -132,3 +133,23 @@ def test_reporting_needs_neither_torch_nor_a_display(run_folder):
         "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(run_folder)], check=True)
+
+
+def test_fault_09_names_of_a_run_folder_stay_text(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n')
+    (tmp_path / "relationships.csv").write_text("a,b,cosine,known\nNA,nan,0.5,True\nNULL,None,-0.25,False\n")
+    run = RunFolder.open(tmp_path)
+    assert run.relationships.to_dict("list") == {
+        "a": ["NA", "NULL"],
+        "b": ["nan", "None"],
+        "cosine": [0.5, -0.25],
+        "known": [True, False],
+    }
+    assert run.known_pairs == [("NA", "nan")]
+    (tmp_path / "pairs.csv").write_text("entity1,entity2\nNA,nan\n")
+    assert RunFolder.open(tmp_path).known_pairs == [("NA", "nan")]
+    (tmp_path / "relationships.csv").write_text("a,b,cosine\nNA,nan,much\n")
+    with pytest.raises(
+        CamaeError, match=r"relationships.csv, line 2, column 'cosine': 'much' is not a number"
+    ):
+        _ = RunFolder.open(tmp_path).relationships
