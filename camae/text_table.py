@@ -29,6 +29,7 @@ from camae.errors import CamaeError, MissingFileError
 from camae.files import write_text
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
+MOST_COLUMNS = 20_000  # profiles have thousands of features
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons"}
 _USUAL = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of a cell that spreadsheets run as a formula
@@ -102,8 +103,8 @@ def read_header(path: str | os.PathLike[str]) -> list[str]:
         raise CamaeError(f"{path}, line 1: not a row of a table ({error})") from None
 
 
-def read_rows(path: str | os.PathLike[str]) -> tuple[list[list[str]], list[int]]:
-    """Rows of a text file that may have no header: cells, and the line that each row ends in.
+def read_rows(path: str | os.PathLike[str]) -> pa.Table:
+    """Rows of a text file that may have no header: columns of strings, the first row among the others.
 
     All rows have the same number of cells. Errors as `read_text_table`.
     """
@@ -111,16 +112,13 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[list[list[str]], list[int]]
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file")
     text = _text_of(path, path.read_bytes())
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    for line, row in _rows(path, text):
-        if rows and len(row) != len(rows[0]):
-            raise CamaeError(
-                f"{path}, line {line}: {len(row)} cells where line {lines[0]} has {len(rows[0])}"
-            )
-        rows.append(row)
-        lines.append(line)
-    return rows, lines
+    if not text.strip():
+        raise CamaeError(f"{path}: the file is empty")
+    separator = separator_of(path, text)
+    first = next(row for _, row in _rows(path, text))
+    if not _plainly_regular(text, separator, len(first)):
+        _check_rows(path, text, first)
+    return _columns(text, [f"f{k}" for k in range(len(first))], separator, header=False)
 
 
 def numbers(path: str | os.PathLike[str], table: pa.Table, name: str) -> npt.NDArray:
@@ -146,10 +144,9 @@ def are_numbers(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
 
 
 def line_of(path: Path, row: int) -> int:
-    """Line in which row `row` of a text table ends, counted from 0 after the header."""
-    body = (line for line, _ in _rows(path, _text_of(path, path.read_bytes())))
-    next(body)
-    return next(line for k, line in enumerate(body) if k == row)
+    """Line in which row `row` of a text table ends; the header is row -1."""
+    lines = (line for line, _ in _rows(path, _text_of(path, path.read_bytes())))
+    return next(line for k, line in enumerate(lines, start=-1) if k == row)
 
 
 def write_csv(path: str | os.PathLike[str], table: pd.DataFrame, escape_formulas: bool = False) -> Path:
@@ -186,7 +183,9 @@ def _formulas(column: pd.Series) -> pd.Series:
 
 
 def check_column_names(path: Path, names: list[str]) -> None:
-    """Raise CamaeError where a column has no name, a name stands twice, or blanks surround one."""
+    """Raise CamaeError where a column has no name, a name stands twice, blanks surround one, or there are too many."""
+    if len(names) > MOST_COLUMNS:
+        raise CamaeError(f"{path}: has {len(names):,} columns, at most {MOST_COLUMNS:,} are read")
     for place, name in enumerate(names, start=1):
         if not name.strip():
             raise CamaeError(
@@ -327,12 +326,12 @@ def _parsed_numbers(path: Path, column: pa.ChunkedArray, name: str) -> npt.NDArr
     )
 
 
-def _columns(text: str, header: list[str], separator: str) -> pa.Table:
+def _columns(text: str, names: list[str], separator: str, header: bool = True) -> pa.Table:
     return pa.csv.read_csv(
         io.BytesIO(text.encode()),
-        read_options=pa.csv.ReadOptions(block_size=1 << 26),
+        read_options=pa.csv.ReadOptions(block_size=1 << 26, autogenerate_column_names=not header),
         parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
         convert_options=pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
         ),
     )

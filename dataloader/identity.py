@@ -56,7 +56,7 @@ def check_sites(table: pd.DataFrame, channels: Sequence[str]) -> None:
     earlier = first[group[again]]
     cells = table[list(channels)].to_numpy(dtype=object)
     differs = cells[again] != cells[earlier]
-    for row, other, unlike in zip(again, earlier, differs, strict=True):
+    for row, other, unlike in zip(again.tolist(), earlier.tolist(), differs, strict=True):
         if unlike.any():
             channel = int(np.flatnonzero(unlike)[0])
             raise CamaeError(

@@ -98,10 +98,9 @@ def _png_plane(name: str, stream: BinaryIO, sizes_only: bool) -> np.ndarray:
         dtype = {"L": np.uint8, "I;16": np.uint16, "I;16B": np.uint16}.get(picture.mode)
         if dtype is None:
             raise CamaeError(f"{name}: is of mode {picture.mode}, one gray plane of 8 or 16 bit is needed")
-        if getattr(picture, "n_frames", 1) > 1:
-            raise CamaeError(
-                f"{name}: holds {picture.n_frames} frames where one is meant: write each as a file"
-            )
+        frames = int(getattr(picture, "n_frames", 1))
+        if frames > 1:
+            raise CamaeError(f"{name}: holds {frames} frames where one is meant: write each as a file")
         if sizes_only:
             return np.empty(picture.size[::-1], dtype)
         return np.asarray(picture).astype(dtype, copy=False)
@@ -185,6 +184,8 @@ def _zarr(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
     array = zarr.open(path, mode="r")
     if not isinstance(array, zarr.Array):
         raise CamaeError(f"{path}: is a Zarr group, name the array in it")
+    if array.ndim < 2:
+        raise CamaeError(f"{path}: has shape {array.shape}, a plane of (height, width) is needed")
     if len(index) != array.ndim - 2:
         raise CamaeError(
             f"{path}: has shape {array.shape}: name the {array.ndim - 2} leading indices, as in {path}#"

@@ -44,7 +44,9 @@ def check_array(path: str, array: zarr.Array, index: tuple[int, ...]) -> None:
         raise CamaeError(f"{path}: pixels are {dtype}, only uint8, uint16 and float32 are read")
     if any(i >= n for i, n in zip(index, shape[:-2], strict=True)):
         raise CamaeError(f"{path}: has shape {shape}, so there is no plane {','.join(map(str, index))}")
-    if min(chunks, default=1) < 1 or math.prod(chunks) * dtype.itemsize > LARGEST_CHUNK:
+    if min(chunks, default=1) < 1:
+        raise CamaeError(f"{path}: has chunks of {chunks}, which hold nothing: it is damaged")
+    if math.prod(chunks) * dtype.itemsize > LARGEST_CHUNK:
         raise CamaeError(
             f"{path}: has chunks of {chunks}, more than {LARGEST_CHUNK >> 20} MiB each: it is damaged"
         )

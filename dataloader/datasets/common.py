@@ -131,7 +131,7 @@ def left_incomplete(
     """Manifest without the incomplete rows `bad`, which are noted, or an error that lists them with their reasons."""
     if not bad.any():
         return Manifest(table, root, left_out, notes)
-    rows = np.flatnonzero(bad)
+    rows = np.flatnonzero(bad).tolist()
     shown = [f"{_words(table.iloc[row])}: {reasons[row]}" for row in rows[:20]]
     listing = "; ".join(shown) + (f"; and {len(rows) - 20} more" if len(rows) > 20 else "")
     message = f"{len(rows)} of {len(table)} sites under {root} are incomplete: {listing}"

@@ -65,7 +65,8 @@ def read(path: str | os.PathLike[str], incomplete: str = "error") -> Manifest:
     if not files:
         raise CamaeError(f"{root}: holds no workspace/load_data_csv/<batch>/<plate>/load_data.csv")
     base = root if root.is_dir() else _home(root)
-    left_out, notes = Omissions(), []
+    left_out = Omissions()
+    notes: list[str] = []
     for plate in sorted({p.parent for f in files for p in f.parent.parent.glob("*/") if root.is_dir()}):
         if plate != root and not any(f.parent.parent == plate for f in files):
             left_out.add("plate", plate, "its folder holds no load_data table")
@@ -97,6 +98,8 @@ def _plate(file: Path, base: Path, notes: list[str]) -> pd.DataFrame:
     """
     raw = _plain_names(read_text_table(file), file)
     channels = _channels(raw, file)
+    if raw.empty:
+        raise CamaeError(f"{file}: has column names and no row, so it names no site")
     home = _home(file)
     bases = (home, base, *home.parents)
     table = with_platemaps(_metadata(raw, file), home / "workspace", notes)

@@ -67,9 +67,11 @@ def _array(root: Path) -> tuple[str, tuple[int, ...]]:
     """Path relative to `root` and shape of the one array (site, channel, y, x)."""
     found = []
     for store in stores(root):
-        zarr, opened = open_zarr(store)
-        arrays = [("", opened)] if isinstance(opened, zarr.Array) else list(opened.arrays())
-        found += [(f"{store.name}/{name}".rstrip("/"), tuple(a.shape)) for name, a in arrays if a.ndim == 4]
+        _, opened = open_zarr(store)
+        shapes = {"": opened.shape} if hasattr(opened, "shape") else {n: a.shape for n, a in opened.arrays()}
+        found += [
+            (f"{store.name}/{name}".rstrip("/"), shape) for name, shape in shapes.items() if len(shape) == 4
+        ]
     if len(found) != 1:
         raise CamaeError(f"{root}: holds {len(found)} arrays (site, channel, y, x) where sites.csv means one")
     return found[0]

@@ -69,7 +69,7 @@ def check(
     jobs = [(row, channel) for row in range(len(manifest)) for channel in manifest.site_channels(row)]
     planes: list[_Plane] = []
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        for plane in pool.map(lambda job: _examined(manifest, *job, reader), jobs):
+        for plane in pool.map(lambda job: _examined(manifest, job[0], job[1], reader), jobs):
             planes.append(plane)
             if progress is not None:
                 progress(len(planes), len(jobs))

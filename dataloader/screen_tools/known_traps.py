@@ -25,7 +25,7 @@ JUMP_CHANNELS = {
     "source_11": (1, 2, 4, 3, 5),
 }
 # Channel number in names of Opera Phenix, CellVoyager and ImageXpress.
-_NUMBER = re.compile(r"(?:-ch(\d+)sk|Z\d{2,3}C(\d{2})\.|_w(\d+)[._0-9A-Fa-f])", re.IGNORECASE)
+_NUMBER = re.compile(r"(?:-ch(\d+)sk|Z\d{2,3}C(\d{2})\.|_w(\d{1,2})(?=\.|[0-9A-F]{8}-))", re.IGNORECASE)
 _WELL = re.compile(r"([A-Z]{1,2})(\d{2})")
 _PROJECTED = re.compile(r"proj|maxip|(?<![a-z])mip(?![a-z])|edof", re.IGNORECASE)
 _PLATES = ((8, 12), (16, 24), (ROWS, COLUMNS))  # 96, 384 and 1,536 wells

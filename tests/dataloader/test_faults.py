@@ -112,7 +112,7 @@ def test_fault_02_files_that_fit_no_scheme_are_counted(tmp_path: Path) -> None:
         "P1_A04_s1_DNA.jpg",
     ):
         write(tmp_path / name)
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="left out") as caught:
         manifest = read_manifest(tmp_path)
     assert any("2 of 4 images" in str(w.message) and "P1-A03-s1-DNA.tif" in str(w.message) for w in caught)
     assert len(manifest) == 2
@@ -294,7 +294,7 @@ def test_fault_04_platemaps_that_match_nothing_are_refused(tmp_path: Path) -> No
     file = platemap(tmp_path, "well_position\tgene\nB01\tMYC\n")
     with pytest.raises(
         CamaeError,
-        match=r"map\.txt \(plate PL1\): no row matches by Metadata_Well: its first is Well 'B01', the first wanted is Well 'A01'",
+        match=r"map\.txt \(plate PL1\): no row matches by Metadata_Well: its first is Well 'B01', .* Well 'A01'",
     ):
         read_manifest(tmp_path)
     platemap(tmp_path, "place\tgene\nB01\tMYC\n")
@@ -318,7 +318,7 @@ def test_fault_05_a_path_is_not_resolved_to_another_plates_files(tmp_path: Path)
     write(tmp_path / "deep/PL1__2020/Images/r01c01f01.tiff")
     write(tmp_path / "flat/Images/r01c01f01.tiff")
     with pytest.raises(
-        CamaeError, match="1 of 2 sites .* plate PL2 well A01 site 1: channel DNA: no such file .*PL2__2020"
+        CamaeError, match=r"1 of 2 sites .* plate PL2 well A01 site 1: channel DNA: no such file .*PL2__2020"
     ):
         read_manifest(tmp_path / "deep")
     with pytest.warns(UserWarning, match="left out"):
@@ -338,10 +338,10 @@ def test_fault_05_the_folder_that_is_read_may_be_a_plates_own(tmp_path: Path) ->
     load_data(root, "PL1", "/mnt/store/PL1__2020/Images/")
     assert len(read_manifest(root)) == 1
     load_data(root, "PL2", "/mnt/store/PL2__2020/Images/")
-    with pytest.raises(CamaeError, match="1 of 2 sites .*plate PL2"):
+    with pytest.raises(CamaeError, match=r"1 of 2 sites .*plate PL2"):
         read_manifest(root)
     (root / "workspace/load_data_csv/B1/PL1/load_data.csv").unlink()
-    with pytest.raises(CamaeError, match="1 of 1 sites .*plate PL2"):
+    with pytest.raises(CamaeError, match=r"1 of 1 sites .*plate PL2"):
         read_manifest(root)
 
 
@@ -359,7 +359,7 @@ def test_fault_05_two_plates_that_name_one_file_are_refused(tmp_path: Path) -> N
 
 
 def test_fault_06_compounds_are_not_pooled_by_their_target(tmp_path: Path) -> None:
-    for i, well in enumerate(("A01", "A02", "A03", "A04"), start=1):
+    for i in range(1, 5):
         write(tmp_path / f"images/B1/PL1/{i}.tiff", i)
     rows = "".join(f"PL1,A0{i},1,{i}.tiff,/x/images/B1/PL1\n" for i in range(1, 5))
     table(
@@ -405,7 +405,7 @@ def mixed_table(path: Path, plates: str = "PPQ") -> Path:
 def test_fault_13_an_empty_cell_of_a_plate_is_refused(tmp_path: Path) -> None:
     data = mixed_table(tmp_path / "m.csv")
     with pytest.raises(
-        CamaeError, match="1 of 3 sites .*plate P well A02: lacks ER; pass incomplete='skip'.* or 'mixed'"
+        CamaeError, match=r"1 of 3 sites .*plate P well A02: lacks ER; pass incomplete='skip'.* or 'mixed'"
     ):
         read_manifest(data)
     with pytest.warns(UserWarning, match="left out"):
@@ -556,6 +556,8 @@ def test_fault_34_load_data_in_cellprofilers_words(tmp_path: Path) -> None:
     )
     row = read_manifest(by_row).table.iloc[0]
     assert (row.Metadata_Well, row.Metadata_Site) == ("AA05", "02")
+    with pytest.raises(CamaeError, match="has column names and no row"):
+        read_manifest(table(tmp_path / "empty.csv", "Metadata_Well,Metadata_Site,FileName_DNA\n"))
     both = table(
         tmp_path / "both.csv",
         "Metadata_Well,Image_Metadata_Well,Metadata_Site,FileName_DNA\nA1,A2,1,a.tiff\n",
