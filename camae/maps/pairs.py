@@ -16,12 +16,14 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute
 
 from camae.errors import CamaeError, MissingFileError
 from camae.maps.arrays import Labels
 from camae.maps.inputs import labels, listing
 from camae.omissions import Omissions
-from camae.text_table import SUFFIXES, read_rows, read_text_table
+from camae.text_table import SUFFIXES, line_of, read_rows, read_text_table
 
 Pairs: TypeAlias = Sequence[tuple[str, str]] | npt.NDArray | pd.DataFrame
 PairSources: TypeAlias = Pairs | Mapping[str, Pairs]  # pairs of one source, or of several by name
@@ -56,28 +58,25 @@ def read_pairs(path: str | Path) -> npt.NDArray[np.object_]:
         When the file has no two columns, no rows, a name is missing, or it lists clusters instead of pairs.
     """
     path = Path(path)
-    if path.suffix.lower() == ".parquet":
-        table = read_text_table(path)
-        rows, lines = [list(table.columns), *table.to_numpy().tolist()], list(range(len(table) + 1))
-        has_header = True
-    else:
-        rows, lines = _rows(path)
-        has_header = _is_header(rows)
-    if (rows and len(rows[0]) < 2) or len(rows) <= has_header:
+    parquet = path.suffix.lower() == ".parquet"
+    rows = read_text_table(path).astype(object) if parquet else _rows(path)
+    has_header = not parquet and _is_header(rows)
+    below = rows.iloc[int(has_header) :]
+    if below.shape[1] < 2 or below.empty:
         raise CamaeError(
-            f"{path}: needs two columns of names, found {len(rows[0]) if rows else 0} columns and "
-            f"{max(len(rows) - has_header, 0)} rows of names"
+            f"{path}: needs two columns of names, found {below.shape[1]} columns and {len(below)} rows of names"
         )
-    pairs = np.array([row[:2] for row in rows[has_header:]], dtype=object)
-    if _are_clusters(rows[has_header:]):
+    if _are_clusters(below):
         raise CamaeError(f"{path}: lists clusters (a name and its members) where pairs are needed")
+    pairs = below.iloc[:, :2].to_numpy(dtype=object)
     empty = (pairs == "").any(axis=1)
     if empty.any():
+        row = int(empty.argmax())
+        place = f"row {row}" if parquet else f"line {line_of(path, row + has_header - 1)}"
         raise CamaeError(
-            f"{path}, line {lines[int(empty.argmax()) + has_header]}: a name is missing ({int(empty.sum())} such "
-            "lines in all); complete or delete it"
+            f"{path}, {place}: a name is missing ({int(empty.sum())} such rows in all); complete or delete it"
         )
-    if not has_header:
+    if not (has_header or parquet):
         warnings.warn(
             f"{path}: has no header; its first line is read as a pair ({pairs[0, 0]} - {pairs[0, 1]})",
             stacklevel=2,
@@ -85,22 +84,23 @@ def read_pairs(path: str | Path) -> npt.NDArray[np.object_]:
     return pairs
 
 
-def _rows(path: Path) -> tuple[list[list[str]], list[int]]:
-    """Rows of cells without blanks around them, and their lines."""
-    rows, lines = read_rows(path)
-    return [[cell.strip() for cell in row] for row in rows], lines
+def _rows(path: Path) -> pd.DataFrame:
+    """Rows of text without blanks around cells, the first among them."""
+    table = read_rows(path)
+    return pd.DataFrame(
+        {k: pa.compute.utf8_trim_whitespace(column).to_numpy() for k, column in enumerate(table.columns)}
+    )
 
 
-def _is_header(rows: list[list[str]]) -> bool:
+def _is_header(rows: pd.DataFrame) -> bool:
     """Whether the first row names columns: by its words, or by text over a column of numbers."""
-    if not rows or len(rows[0]) < 2:
+    if rows.shape[1] < 2:
         return False
-    first, below = rows[0], rows[1:]
-    names = {cell for row in below for cell in row[:2]}
-    if names & set(first[:2]):
+    first, below = [str(cell) for cell in rows.iloc[0]], rows.iloc[1:]
+    if below.iloc[:, :2].isin(first[:2]).any(axis=None):
         return False
-    if below and any(
-        not _is_number(first[k]) and all(_is_number(row[k]) for row in below) for k in range(2, len(first))
+    if len(below) and any(
+        not _is_number(first[k]) and below[k].map(_is_number).all() for k in range(2, len(first))
     ):
         return True
     return all(_HEADER.fullmatch(cell) for cell in first[:2]) or first[:2] in (["a", "b"], ["x", "y"])
@@ -114,10 +114,12 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _are_clusters(rows: list[list[str]]) -> bool:
+def _are_clusters(rows: pd.DataFrame) -> bool:
     """Whether rows are a cluster's name and its members, with blanks between them: CORUM's list of complexes."""
-    members = [len(row[1].split()) for row in rows]
-    return len(rows[0]) == 2 and sum(count > 1 for count in members) > 0.9 * len(rows) and max(members) > 2
+    if rows.shape[1] != 2:
+        return False
+    several = rows.iloc[:, 1].str.contains(r"\S\s+\S")
+    return several.sum() > 0.9 * len(rows) and rows.iloc[:, 1].str.split().str.len().max() > 2
 
 
 def read_pairs_folder(
