@@ -55,7 +55,8 @@ class Affine:
         offset = xp.asarray(self.offset, dtype=x.dtype)
         centered = x - offset
         if self.matrix.ndim == 1:
-            centered *= xp.asarray(self.matrix, dtype=x.dtype)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by the caller
+                centered *= xp.asarray(self.matrix, dtype=x.dtype)
             return centered
         if self.factor is None:
             return centered @ xp.asarray(self.matrix, dtype=x.dtype)

@@ -120,7 +120,7 @@ def run_benchmark(
     )
     tables: dict[str, list[pd.DataFrame]] = {}
     notes: dict[str, list[str]] = {}
-    for model, profiles in profiles_by_model(embeddings).items():
+    for model, profiles in profiles_by_model(embeddings, plate).items():
         omitted.extend(profiles.omitted)
         screen = _screen(profiles, settings)
         screen.add_notes(shared)
@@ -163,8 +163,10 @@ def _tables(screen: ScreenProfiles, settings: _Settings) -> dict[str, pd.DataFra
     return {name: table for name, table in found.items() if len(table)}
 
 
-def profiles_by_model(embeddings: ProfileFiles) -> dict[str, ProfileTable]:
-    """Profiles by model, of files as `run_benchmark` and `camae map` take them."""
+def profiles_by_model(
+    embeddings: ProfileFiles, plate: str | None = "Metadata_Plate"
+) -> dict[str, ProfileTable]:
+    """Profiles by model, of files as `run_benchmark` and `camae map` take them. plate: the column of plates."""
     if not isinstance(embeddings, Mapping):
         listed = [embeddings] if isinstance(embeddings, str | Path) else list(embeddings)
         if not listed:
@@ -175,7 +177,7 @@ def profiles_by_model(embeddings: ProfileFiles) -> dict[str, ProfileTable]:
                 raise CamaeError(
                     "some profile files have a model's name and some have none; write model=file for all"
                 )
-            return _models_of_files([path for _, path in named])
+            return _models_of_files([path for _, path in named], plate)
         embeddings = {model: [path for other, path in named if other == model] for model, _ in named}
     out = {}
     for model, files in embeddings.items():
@@ -192,16 +194,19 @@ def _model_and_file(item: ProfileFile) -> tuple[str, Path]:
     return (model, Path(path)) if separator and not Path(item).is_file() else ("", Path(item))
 
 
-def _models_of_files(paths: list[Path]) -> dict[str, ProfileTable]:
+def _models_of_files(paths: list[Path], plate: str | None) -> dict[str, ProfileTable]:
     """One screen of files that hold different plates, or a model for each of files that hold the same."""
     tables = [read_profile_table(path) for path in paths]
     names = [path.name.split(".")[0] for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
     by_name = dict(zip(names, tables, strict=True))
-    if len(tables) == 1 or any("Metadata_Plate" not in table.meta for table in tables):
+    if len(tables) == 1 or plate is None:
         return by_name
-    plates = [set(zip(*(table.meta[c] for c in PLATE if c in table.meta), strict=True)) for table in tables]
+    plates = []
+    for table in tables:
+        wider = [table.meta[name] for name in PLATE if name in table.meta]
+        plates.append(set(zip(column(table.meta, plate, "plate"), *wider, strict=True)))
     if all(own == plates[0] for own in plates):
         return by_name
     if sum(map(len, plates)) == len(set.union(*plates)):
