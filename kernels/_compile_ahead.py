@@ -149,7 +149,7 @@ def read_binary(cubin: bytes) -> Binary:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [tool, "--dump-resource-usage", "--dump-sass", file.name]
+        command = [str(tool), "--dump-resource-usage", "--dump-sass", file.name]
         sass = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
     return Binary(
         registers=max(int(n) for n in re.findall(r"REG:(\d+)", sass)),

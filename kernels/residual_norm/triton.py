@@ -242,6 +242,9 @@ def _cases(config: NormConfig, width: int, kind: str, stream: str, branch: str) 
         missing = {n: None for n in kernel.arg_names if n in absent and n not in types}
         constants: dict[str, object] = {**missing, **tile}
         name = f"{kernel.__name__.removesuffix('_kernel')} {kind} D{width} {stream}/{branch}"
-        options = {"divisible": ("D",), "mma": False}
-        found.append(CompileCase("residual_norm", name, kernel, types, constants, config.warps, **options))
+        found.append(
+            CompileCase(
+                "residual_norm", name, kernel, types, constants, config.warps, divisible=("D",), mma=False
+            )
+        )
     return found

@@ -536,9 +536,19 @@ def _statistics_cases(arch: str) -> list[CompileCase]:
     found = []
     for name, stored, kernel, constants in kernels:
         types = {"planes": f"*{stored}", "mean": "*fp64", "var": "*fp64", "n_pixels": "i32"}
-        divisible = () if "any" in name else ("n_pixels",)
-        options = {"divisible": divisible, "mma": False}
-        found.append(CompileCase("plane_statistics", name, kernel, types, constants, config.warps, **options))
+        divisible: tuple[str, ...] = () if "any" in name else ("n_pixels",)
+        found.append(
+            CompileCase(
+                "plane_statistics",
+                name,
+                kernel,
+                types,
+                constants,
+                config.warps,
+                divisible=divisible,
+                mma=False,
+            )
+        )
     return found
 
 
