@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from camae.dataloader.identity import normal_columns
+from camae.dataloader.identity import WELL, normal_columns
 from camae.dataloader.manifest import METADATA, Manifest
 from camae.errors import CamaeError
 from camae.omissions import Omissions
@@ -153,33 +154,37 @@ def _words(site: pd.Series) -> str:
     return words or f"row {site.name}"
 
 
-def complete(manifest: Manifest, incomplete: str) -> Manifest:
-    """Completeness of a manifest file: the sites of one plate have one set of channels, plates may differ.
+def lacking_channels(manifest: Manifest) -> npt.NDArray[np.bool_]:
+    """Which channels each site lacks that other sites of its plate have, (sites, channels).
 
-    Without plates, all its sites must have one set. Sites that lack a channel which others of their plate have are
-    refused, left out or accepted, as `incomplete` says (see `read_manifest`).
+    The sites of one plate have one set of channels, plates may differ; without plates, all sites have one set.
     """
     table = manifest.table
-    if incomplete in ("mixed", "keep") or not len(manifest.channels):
-        return manifest
     has = (table[list(manifest.channels)] != "").to_numpy()
-    keys = [c for c in ("Metadata_Source", "Metadata_Batch", "Metadata_Plate") if c in table]
+    keys = [c for c in WELL[:3] if c in table] if "Metadata_Plate" in table else []
     group = table.groupby(keys, sort=False).ngroup().to_numpy() if keys else np.zeros(len(table), np.int64)
     declared = np.zeros((group.max() + 1, has.shape[1]), bool)
     np.logical_or.at(declared, group, has)
-    lacking = declared[group] & ~has
+    return declared[group] & ~has
+
+
+def complete(manifest: Manifest, incomplete: str) -> Manifest:
+    """Completeness of a manifest file: sites that lack a channel which others of their plate have (see
+    lacking_channels) are refused, left out or accepted, as `incomplete` says (see `read_manifest`).
+    """
+    lacking = lacking_channels(manifest)
     bad = lacking.any(axis=1)
-    if not bad.any():
+    if incomplete in ("mixed", "keep") or not bad.any():
         return manifest
     reasons = _lacks(lacking, manifest.channels)
     try:
         return left_incomplete(
-            table, manifest.root, bad, reasons, incomplete, manifest.left_out, manifest.notes
+            manifest.table, manifest.root, bad, reasons, incomplete, manifest.left_out, manifest.notes
         )
     except CamaeError as error:
         if incomplete == "skip":
             raise
-        others = "sites of the same plate" if keys else "sites"
+        others = "sites of the same plate" if "Metadata_Plate" in manifest.table else "sites"
         raise CamaeError(f"{error}, or 'mixed' to accept it where other {others} have the channel") from None
 
 

@@ -55,7 +55,7 @@ _KEYS = ("Metadata_Batch", "Metadata_Plate", "Metadata_Well", "Metadata_Site")
 def _images(root: Path, left_out: Omissions) -> Iterator[tuple[re.Match[str], str]]:
     """(match of the name, address) of every RxRx image under root, Parquet rows included; others are noted."""
     for name in files_below(root):
-        if name.lower().endswith((".png", ".jp2")):
+        if name.lower().endswith((".png", ".jp2", ".tif", ".tiff")):
             match = _matched(name, root)
             if match is not None:
                 yield match, name

@@ -57,8 +57,9 @@ def check(
     Returns a table of problems, one row each (columns COLUMNS), empty when there are none; its column `problem` is
     "missing", "unreadable" (truncated, damaged, unsupported, no permission, on S3), "size", "dtype" or "pixel size"
     (not that of most planes), "saturated" (1 % of the pixels or more at a camera's full scale), "constant" (a plane of
-    zeros is named so), "duplicate" (the pixels of an earlier plane), "shared file" (one file named twice), or a known
-    trap. Its attrs["looked_at"] says how many planes and sites were looked at.
+    zeros is named so), "duplicate" (the pixels of an earlier plane), "incomplete" (a site lacks a channel that others
+    of its plate have), "shared file" (one file named twice), or a known trap. Its attrs["looked_at"] says how many
+    planes and sites were looked at.
     """
     if known is not None and known not in KNOWN:
         raise CamaeError(f"known={known!r}: choose one of {', '.join(KNOWN)}")

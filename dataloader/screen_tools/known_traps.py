@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from camae.dataloader.datasets.common import lacking_channels
 from camae.dataloader.manifest import ILLUMINATION, Manifest
 from camae.wells import COLUMNS, ROWS, row_name, row_number
 
@@ -42,14 +43,21 @@ class Finding:
 
 
 def table_traps(manifest: Manifest) -> list[Finding]:
-    """Traps of any screen: a file that is named for two channels of a site, or for two sites."""
-    return list(_shared_files(manifest))
+    """Traps of any screen: a channel that a site lacks, a file that is named for two channels or two sites."""
+    return [*_incomplete(manifest), *_shared_files(manifest)]
 
 
 def jump_traps(manifest: Manifest) -> list[Finding]:
     """Traps of JUMP and the Cell Painting Gallery, see `check`."""
     finders = (_wells, _channel_order, _mixed_folders, _illumination)
     return [finding for finder in finders for finding in finder(manifest)]
+
+
+def _incomplete(manifest: Manifest) -> Iterator[Finding]:
+    for row, lacking in enumerate(lacking_channels(manifest)):
+        if lacking.any():
+            names = ", ".join(c for c, gone in zip(manifest.channels, lacking, strict=True) if gone)
+            yield Finding(row, "", "incomplete", f"lacks {names}, which other sites of its plate have")
 
 
 def _shared_files(manifest: Manifest) -> Iterator[Finding]:

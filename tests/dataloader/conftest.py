@@ -47,11 +47,12 @@ def as_nobody(tmp_path: Path) -> Callable[[], AbstractContextManager]:
 
 @pytest.fixture
 def screen(tmp_path: Path) -> Manifest:
-    """Ten sites of 40x48 uint16; even rows have DNA and ER, odd rows DNA, ER and AGP. Pixels are unique."""
+    """Ten sites of 40x48 uint16; plate P2 (even rows) has DNA and ER, plate P1 DNA, ER and AGP. Pixels are unique."""
     rng = np.random.default_rng(0)
     rows = []
     for site in range(10):
-        row = {"Metadata_Plate": "P1", "Metadata_Well": f"A{site + 1:02d}", "Metadata_Site": "1"}
+        plate = "P1" if site % 2 else "P2"
+        row = {"Metadata_Plate": plate, "Metadata_Well": f"A{site + 1:02d}", "Metadata_Site": "1"}
         for channel in ("DNA", "ER", "AGP"):
             row[channel] = f"img/{site}_{channel}.tif" if channel != "AGP" or site % 2 else ""
             if row[channel]:

@@ -354,7 +354,7 @@ def test_real_samples(real_images: Path) -> None:
 def test_manifest_file_round_trip(tmp_path: Path, screen: Manifest) -> None:
     for name in ("m.csv", "m.parquet", "deeper/m.csv"):
         screen.write(tmp_path / name)
-        again = read_manifest(tmp_path / name, incomplete="mixed")
+        again = read_manifest(tmp_path / name)
         assert again.channels == screen.channels
         assert again.table.Metadata_Well.tolist() == screen.table.Metadata_Well.tolist()
         for row in range(len(screen)):

@@ -413,6 +413,10 @@ def test_fault_13_an_empty_cell_of_a_plate_is_refused(tmp_path: Path) -> None:
     assert skipped.table.Metadata_Well.tolist() == ["A01", "A03"]
     assert skipped.left_out.lines() == ["1 site left out: lacks ER (first: plate P well A02)"]
     assert len(read_manifest(data, incomplete="mixed")) == 3
+    kept = read_manifest(data, incomplete="keep")
+    assert ("incomplete", 1, "lacks ER, which other sites of its plate have") in list(
+        check(kept)[["problem", "row", "detail"]].itertuples(index=False, name=None)
+    )
     # Channels that are not asked for need not be there, and plates may differ.
     assert len(read_manifest(data, channels=["DNA"])) == 3
     assert len(read_manifest(mixed_table(tmp_path / "n.csv", "PQQ"))) == 3

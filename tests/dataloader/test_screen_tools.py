@@ -76,7 +76,7 @@ def test_pack_keeps_every_pixel_and_resumes(screen: Manifest, tmp_path: Path, co
     out = tmp_path / "packed"
     first = pack(screen, out, codec=codec)
     assert (first.planes, first.planes_reused) == (25, 0)
-    packed = read_manifest(out / "manifest.parquet", incomplete="mixed")
+    packed = read_manifest(out / "manifest.parquet")
     for row in range(len(screen)):
         assert packed.site_channels(row) == screen.site_channels(row)
         image, _ = read_site(screen, row)
@@ -129,7 +129,7 @@ def test_a_really_full_disk(screen: Manifest, tmp_path: Path) -> None:
         from camae.dataloader.screen_tools.pack import pack
         from camae.errors import CamaeError
         try:
-            manifest = read_manifest({str(tmp_path / "screen.csv")!r}, incomplete="mixed")
+            manifest = read_manifest({str(tmp_path / "screen.csv")!r})
             pack(manifest, {str(small)!r}, codec="none", workers=1)
         except CamaeError as error:
             print(error)
