@@ -316,19 +316,51 @@ def query_gradient_kernel(
     k_at = k + begin_k * k_row + head * k_head + key[:, None] * k_row + feature[None, :]
     v_at = v + begin_k * v_row + head * v_head + key[:, None] * v_row + feature[None, :]
     acc = tl.zeros((BLOCK_M, HEAD), tl.float32)
-    whole = (length_k // BLOCK_N) * BLOCK_N
-    for _ in range(0, whole, BLOCK_N):
-        acc = query_gradient_step(
-            acc, q_tile, g, own_lse, own_delta, k_at, v_at, rstd_at, 0, scale, BLOCK_N, False
-        )
-        k_at += BLOCK_N * k_row
-        v_at += BLOCK_N * v_row
-        if rstd_at is not None:
-            rstd_at += BLOCK_N
-    if whole < length_k:
-        acc = query_gradient_step(
-            acc, q_tile, g, own_lse, own_delta, k_at, v_at, rstd_at, length_k - whole, scale, BLOCK_N, True
-        )
+    if HEAD >= 128:  # one loop, masked: a second copy of its body would spill registers
+        for begin in range(0, length_k, BLOCK_N):
+            acc = query_gradient_step(
+                acc,
+                q_tile,
+                g,
+                own_lse,
+                own_delta,
+                k_at,
+                v_at,
+                rstd_at,
+                length_k - begin,
+                scale,
+                BLOCK_N,
+                True,
+            )
+            k_at += BLOCK_N * k_row
+            v_at += BLOCK_N * v_row
+            if rstd_at is not None:
+                rstd_at += BLOCK_N
+    else:
+        whole = (length_k // BLOCK_N) * BLOCK_N
+        for _ in range(0, whole, BLOCK_N):
+            acc = query_gradient_step(
+                acc, q_tile, g, own_lse, own_delta, k_at, v_at, rstd_at, 0, scale, BLOCK_N, False
+            )
+            k_at += BLOCK_N * k_row
+            v_at += BLOCK_N * v_row
+            if rstd_at is not None:
+                rstd_at += BLOCK_N
+        if whole < length_k:
+            acc = query_gradient_step(
+                acc,
+                q_tile,
+                g,
+                own_lse,
+                own_delta,
+                k_at,
+                v_at,
+                rstd_at,
+                length_k - whole,
+                scale,
+                BLOCK_N,
+                True,
+            )
     acc *= scale
     if key_rstd is not None:
         acc -= (tl.sum(acc, 1) / HEAD)[:, None]
