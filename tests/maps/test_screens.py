@@ -49,7 +49,7 @@ PAIRS = [(f"G{k:02d}", f"G{k + 1:02d}") for k in range(0, 12, 2)]
 @pytest.mark.parametrize("method", METHODS)
 def test_fault_11_an_almost_constant_control_column_is_not_blown_up(method, factor):
     table = screen()
-    x = table.filter(regex="^emb_").to_numpy(np.float64)
+    x = np.array(table.filter(regex="^emb_"), np.float64)  # a copy, also where pandas copies on write
     control = (table.Metadata_control_type == "negcon").to_numpy()
     plain = maps.map_profiles(x, table.Metadata_Perturbation, table.Metadata_Plate, control, method)
     x[control, 3] *= factor
