@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 import warnings
 
@@ -48,6 +49,8 @@ def main() -> None:
     warnings.showwarning = console.show_warning
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except CamaeError as error:
         console.say_error(error)
         sys.exit(2)

@@ -38,11 +38,17 @@ def map_screen(
 
     pairs_left_out, left_out = Omissions(), Omissions()
     known = maps.read_pairs_folder(pairs, pairs_left_out)
-    columns = {"perturbation": perturbation, "plate": plate, "control": control, "negative": negative}
-    models = profiles_by_model([str(path) for path in profiles])
+    models = profiles_by_model(profiles, plate or None)
     strongest = []
     for model, table in models.items():
-        result = perturbation_map.map_screen(table, method, **columns)
+        result = perturbation_map.map_screen(
+            table,
+            method,
+            perturbation=perturbation,
+            plate=plate or None,
+            control=control,
+            negative=negative,
+        )
         left_out.extend(table.omitted)
         for line in result.notes:
             say(line)

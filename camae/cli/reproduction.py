@@ -66,7 +66,9 @@ def benchmark(
         seed=seed,
         backend=backend,
     )
-    for line in dict.fromkeys(line for notes in results["notes"].values() for line in notes):
+    notes = results["notes"]
+    assert isinstance(notes, dict)
+    for line in dict.fromkeys(line for lines in notes.values() for line in lines):
         say(line)
     say(f"results: {out / 'benchmark.html'}")
 

@@ -80,18 +80,23 @@ class ReadOptions:
 
 
 class ReadKeywords(TypedDict, total=False):
-    """Keyword arguments of the functions that read a folder: the fields of `ReadOptions`."""
+    """Keyword arguments of the commands that read a folder: the fields of `ReadOptions`."""
 
     format: str | None
     incomplete: str
     pattern: str | None
-    metadata: Sequence[str]
-    negative_controls: Sequence[str]
+    metadata: tuple[str, ...]
+    negative_controls: tuple[str, ...]
 
 
-class EmbedOptions(ReadKeywords, total=False):
+class EmbedOptions(TypedDict, total=False):
     """Keyword arguments of `camae.embed_screen`: the fields of `EmbedConfig` in the forms that Python users have."""
 
+    format: str | None
+    incomplete: str
+    pattern: str | None
+    metadata: Sequence[str | os.PathLike[str]]
+    negative_controls: Sequence[str]
     tile: str | None  # the same as tiles
     tiles: str | None
     overlap: float

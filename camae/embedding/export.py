@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from camae.embedding_table import features_of, read_table
+from camae.embedding_table import feature_names, features_of, read_table
 from camae.errors import CamaeError, MissingBackendError
 from camae.files import write_atomic
 
@@ -34,7 +35,7 @@ def to_anndata(table: pd.DataFrame | str | Path, out: str | Path | None = None) 
     if not isinstance(table, pd.DataFrame):
         table, about = read_table(table)
     metadata = table.filter(regex="^Metadata_")
-    names = [c for c in table.columns if c not in metadata.columns]
+    names = feature_names(table)
     if not names:
         raise CamaeError("the table has no feature columns: nothing to export")
     result = anndata.AnnData(
@@ -47,5 +48,16 @@ def to_anndata(table: pd.DataFrame | str | Path, out: str | Path | None = None) 
         path = Path(out)
         if path.suffix != ".h5ad":
             raise CamaeError(f"{path}: an AnnData file is written as .h5ad")
-        write_atomic(path, result.write_h5ad)
+        write_atomic(path, lambda temporary: temporary.write_bytes(_h5ad(result)))
     return result
+
+
+def _h5ad(table: AnnData) -> memoryview:
+    """The bytes of an .h5ad file. Made in memory: HDF5 cannot end a file on a full disk without tracebacks."""
+    import h5py
+    from anndata.io import write_elem
+
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        write_elem(file, "/", table)
+    return buffer.getbuffer()

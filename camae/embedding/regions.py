@@ -106,7 +106,10 @@ def read_regions(
             _warn_of_pieces(array, f"{where}: its mask is")
         return [_from_mask(mask, f"{where}, region {i}") for i, mask in enumerate(masks)], array.ndim == 2
     if array.dtype.kind in "iu" and array.ndim == 2:
-        return _from_labels(array, where), False
+        regions = _from_labels(array, where)
+        if len(regions) == 1 and regions[0].mask is not None:
+            _warn_of_pieces(regions[0].mask, f"{where}: its label image has one label, {array.max()}, and is")
+        return regions, False
     raise CamaeError(f"{where}: region has {array.ndim} dimensions of {array.dtype}; {_WHAT}")
 
 
@@ -132,10 +135,6 @@ def _from_labels(labels_HW: np.ndarray, where: str) -> list[Region]:
     regions = []
     for value, (top, left, bottom, right) in zip(values, boxes.T.tolist(), strict=True):
         regions.append(Region(top, left, bottom, right, labels_HW[top:bottom, left:right] == value))
-    if len(values) == 1:
-        _warn_of_pieces(
-            labels_HW == values[0], f"{where}: its label image has one label, {values[0]}, and is"
-        )
     return regions
 
 

@@ -163,6 +163,9 @@ class RunFolder:
         return []
 
 
+_TABLES = ("model", "versions", "backends", "recall", "recall_without_alignment", "alignment")
+
+
 def _json(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
@@ -172,6 +175,11 @@ def _json(path: Path) -> dict[str, object]:
         raise CamaeError(f"{path}: not readable as JSON ({error}); run again or delete it") from None
     if not isinstance(value, dict):
         raise CamaeError(f"{path}: holds a {type(value).__name__} where a table of names and values is meant")
+    for name in _TABLES:
+        if not isinstance(value.get(name, {}), dict):
+            raise CamaeError(
+                f"{path}: its entry {name!r} is no table of names and values; run again or delete it"
+            )
     return value
 
 
