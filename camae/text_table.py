@@ -121,7 +121,7 @@ def read_rows(path: str | os.PathLike[str]) -> pa.Table:
     return _columns(text, [f"f{k}" for k in range(len(first))], separator, header=False)
 
 
-def numbers(path: str | os.PathLike[str], table: pa.Table, name: str) -> npt.NDArray:
+def numbers(path: str | os.PathLike[str], table: pa.Table, name: str) -> np.ndarray:
     """Numbers of a column of `read_arrow_table(path)`: text as fp64 (NaN where empty or "nan"), else as stored.
 
     Raises CamaeError with file, line and column for a cell that is not a number.

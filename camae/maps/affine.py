@@ -97,7 +97,7 @@ class Alignment(abc.ABC):
 
     @abc.abstractmethod
     def _learn(
-        self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, magnitude: Magnitude
+        self, x: Array, batch: np.ndarray | None, control: np.ndarray | None, magnitude: Magnitude
     ) -> BatchMaps:
         """Yield (batch label, map) one by one. x: (n, d), in fp32 or fp64; batch: n labels; control: n booleans."""
 
@@ -242,7 +242,7 @@ def _check_options(aligner: Alignment) -> None:
         raise CamaeError(f"{aligner.method}: components must be a whole number of at least 1, got {count!r}")
 
 
-def _magnitude(x: Array, batch: npt.NDArray | None, known: Mapping[str, Array] | None = None) -> Magnitude:
+def _magnitude(x: Array, batch: np.ndarray | None, known: Mapping[str, Array] | None = None) -> Magnitude:
     """Mean absolute values of the features by batch ("": all rows), computed when asked for."""
     found: dict[str, Array] = {name: namespace(x).asarray(value) for name, value in (known or {}).items()}
 
@@ -258,7 +258,7 @@ def _magnitude(x: Array, batch: npt.NDArray | None, known: Mapping[str, Array] |
 
 def _arguments(
     x: Array, batch: Labels | None, control: Mask | None
-) -> tuple[npt.NDArray | None, npt.NDArray | None]:
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     n = x.shape[0]
     return (
         None if batch is None else labels(batch, n, "batch"),
@@ -267,8 +267,8 @@ def _arguments(
 
 
 def fit_rows(
-    x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, needed: int
-) -> Iterator[tuple[str, npt.NDArray]]:
+    x: Array, batch: np.ndarray | None, control: np.ndarray | None, needed: int
+) -> Iterator[tuple[str, np.ndarray]]:
     """(batch, rows to fit on) for each batch; CamaeError when a batch has fewer than `needed`."""
     kind = "rows" if control is None else "negative controls"
     if control is not None:

@@ -109,7 +109,7 @@ def control_mean(z: Array, control: Mask) -> Array:
     return rows(z, chosen).mean(axis=0, dtype=np.float64).astype(z.dtype)
 
 
-def group_means(z: Array, members: list[npt.NDArray]) -> Array:
+def group_means(z: Array, members: list[np.ndarray]) -> Array:
     """Mean of each group of rows, (groups, d) in z's dtype, summed in fp64: differences of a running sum.
 
     Groups go through in chunks of about `ROWS` rows, so that the running sum stays small.

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
@@ -146,13 +145,13 @@ def arm_bias(v: Array, genes: Labels, arms: Mapping[str, str], block: int = 1024
     return pd.DataFrame(table, columns=["arm", "n_genes", "probability", "statistic", "p_value"])
 
 
-def _counts(cosines: Array) -> npt.NDArray:
+def _counts(cosines: Array) -> np.ndarray:
     xp = namespace(cosines)
     bins = xp.clip(xp.rint((cosines.reshape(-1) + 1) * (BINS / 2)), 0, BINS - 1).astype(np.int64)
     return to_numpy(xp.bincount(bins, minlength=BINS))
 
 
-def _brunner_munzel(x: npt.NDArray, y: npt.NDArray) -> tuple[float, float, float]:
+def _brunner_munzel(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     """P(x > y) + P(x = y) / 2, the Brunner-Munzel statistic and p of two samples given as counts on one grid."""
     nx, ny = int(x.sum()), int(y.sum())
     # Midranks of a value within each sample, less 1/2.

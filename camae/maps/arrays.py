@@ -20,13 +20,13 @@ __all__ = ["Array", "Labels", "Mask", "groups", "namespace", "rows", "to_numpy",
 
 # A NumPy array, or a CuPy array: the same methods, and results in the same library. CuPy is not installed where
 # types are checked, so NumPy's type stands for both.
-Array: TypeAlias = npt.NDArray
-Labels: TypeAlias = Sequence[str] | npt.NDArray | pd.Series  # one text label for each row
+Array: TypeAlias = np.ndarray
+Labels: TypeAlias = Sequence[str] | np.ndarray | pd.Series  # one text label for each row
 _SQUARES_UNDERFLOW = {4: 1e-15, 8: 1e-140}  # length under which squares lose digits, by bytes of a number
-Mask: TypeAlias = Sequence[bool] | npt.NDArray | pd.Series  # one boolean for each row
+Mask: TypeAlias = Sequence[bool] | np.ndarray | pd.Series  # one boolean for each row
 
 
-def groups(by: npt.NDArray) -> tuple[npt.NDArray, list[npt.NDArray[np.intp]]]:
+def groups(by: np.ndarray) -> tuple[np.ndarray, list[npt.NDArray[np.intp]]]:
     """Sorted unique labels, and for each the (ascending) rows that carry it."""
     names, code_N = np.unique(by, return_inverse=True)
     order_N = np.argsort(code_N, kind="stable")
@@ -34,7 +34,7 @@ def groups(by: npt.NDArray) -> tuple[npt.NDArray, list[npt.NDArray[np.intp]]]:
     return names, np.split(order_N, bounds)
 
 
-def rows(x: Array, index: npt.NDArray) -> Array:
+def rows(x: Array, index: np.ndarray) -> Array:
     """x[index] with a host index, in x's own namespace."""
     return x[namespace(x).asarray(index)]
 

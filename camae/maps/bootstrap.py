@@ -11,7 +11,7 @@ _DRAWS = 100  # tries for each resample wanted, as those without any pair are dr
 
 
 def bootstrap_means(
-    index: npt.NDArray, value: npt.NDArray, resamples: int, seed: int
+    index: np.ndarray, value: np.ndarray, resamples: int, seed: int
 ) -> npt.NDArray[np.float64]:
     """Means of value (k, pairs) under resampling of perturbations with replacement: (k, resamples).
 
@@ -23,7 +23,7 @@ def bootstrap_means(
     members, local = np.unique(index, return_inverse=True)
     local = local.reshape(index.shape)
     rng = np.random.default_rng(seed)
-    out: list[npt.NDArray] = []
+    out: list[np.ndarray] = []
     for _ in range(_DRAWS * resamples):
         weight = np.bincount(rng.integers(0, len(members), len(members)), minlength=len(members))
         pair_weight = (weight[local[:, 0]] * weight[local[:, 1]]).astype(float)

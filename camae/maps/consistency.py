@@ -166,7 +166,7 @@ def _distances(a: Array, b: Array) -> Array:
     return xp.sqrt(xp.maximum(squared, 0))
 
 
-def _p_against(names: npt.NDArray, value: npt.NDArray, null: Sequence[str] | None) -> npt.NDArray:
+def _p_against(names: np.ndarray, value: np.ndarray, null: Sequence[str] | None) -> np.ndarray:
     if null is None:
         return np.full(len(names), np.nan)
     wanted = np.unique(labels(list(null), len(null), "null"))

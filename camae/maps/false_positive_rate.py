@@ -92,7 +92,7 @@ def _within(
     return rows(v, kept), name_N[kept], text[inside]
 
 
-def _unrelated_value(unit: Array, known: npt.NDArray, wanted: int) -> float:
+def _unrelated_value(unit: Array, known: np.ndarray, wanted: int) -> float:
     """The `wanted`-th smallest cosine (from 1) of the pairs that are not known; known: sorted cosines.
 
     Among all pairs it has one of the 0-based ranks wanted - 1 .. wanted - 1 + len(known), as known pairs push it up.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 FLOYD_LIMIT = 256  # positives up to which sampling without replacement goes draw by draw
 KEYS = 1 << 22  # random keys in memory at once
 
 
-def null_average_precision(n_pos: int, n_total: int, size: int, seed: int) -> npt.NDArray:
+def null_average_precision(n_pos: int, n_total: int, size: int, seed: int) -> np.ndarray:
     """Null distribution of average precision: `size` random rankings of n_pos positives among n_total (unsorted).
 
     The stream depends on (seed, n_pos, n_total) alone, so that results do not depend on what else is computed.
@@ -20,7 +19,7 @@ def null_average_precision(n_pos: int, n_total: int, size: int, seed: int) -> np
     return (np.arange(1, n_pos + 1) / (place + 1)).mean(axis=1)
 
 
-def _distinct_places(n_pos: int, n_total: int, size: int, rng: np.random.Generator) -> npt.NDArray:
+def _distinct_places(n_pos: int, n_total: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """Sampling without replacement: `size` draws of n_pos distinct places in 0 .. n_total - 1, (size, n_pos)."""
     if n_pos <= FLOYD_LIMIT and n_total > 4 * n_pos:
         place = np.empty((size, n_pos), dtype=np.int64)
@@ -37,13 +36,13 @@ def _distinct_places(n_pos: int, n_total: int, size: int, rng: np.random.Generat
     return np.concatenate(parts)
 
 
-def p_values(score: npt.NDArray, null: npt.NDArray) -> npt.NDArray:
+def p_values(score: np.ndarray, null: np.ndarray) -> np.ndarray:
     """Permutation p values (#{null >= score} + 1) / (len(null) + 1); equal up to rounding (1e-12) counts as equal."""
     above = len(null) - np.searchsorted(np.sort(null), score - 1e-12, side="left")
     return (above + 1) / (len(null) + 1)
 
 
-def q_values(p: npt.NDArray) -> npt.NDArray:
+def q_values(p: np.ndarray) -> np.ndarray:
     """Benjamini-Hochberg adjusted p values, in the order given."""
     order = np.argsort(p)
     scaled = p[order] * len(p) / np.arange(1, len(p) + 1)

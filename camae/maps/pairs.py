@@ -25,7 +25,7 @@ from camae.maps.inputs import labels, listing
 from camae.omissions import Omissions
 from camae.text_table import SUFFIXES, line_of, read_rows, read_text_table
 
-Pairs: TypeAlias = Sequence[tuple[str, str]] | npt.NDArray | pd.DataFrame
+Pairs: TypeAlias = Sequence[tuple[str, str]] | np.ndarray | pd.DataFrame
 PairSources: TypeAlias = Pairs | Mapping[str, Pairs]  # pairs of one source, or of several by name
 
 _HEADER = re.compile(

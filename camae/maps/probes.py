@@ -162,7 +162,7 @@ def linear_probe(
     }
 
 
-def _in_two_groups(label_N: npt.NDArray, split_N: npt.NDArray) -> npt.NDArray[np.intp]:
+def _in_two_groups(label_N: np.ndarray, split_N: np.ndarray) -> npt.NDArray[np.intp]:
     """Rows whose label occurs in two groups of the split. Raises CamaeError for fewer than two such labels."""
     groups_of = pd.Series(split_N).groupby(label_N).nunique()
     repeated = groups_of.index[groups_of > 1].to_numpy().astype(str)

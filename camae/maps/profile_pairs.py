@@ -109,7 +109,7 @@ def find_queries(meta: pd.DataFrame, rules: PairRules, query: npt.NDArray[np.boo
     """Every (row, label) of the `query` rows that has at least one positive, ordered by row."""
     member, label, group = _entries(meta, rules)
     differ = [codes(meta[name]) for name in rules.pos_diffby]
-    found: list[tuple[int, str, npt.NDArray]] = []
+    found: list[tuple[int, str, np.ndarray]] = []
     order = np.argsort(group, kind="stable")
     order = order[group[order] >= 0]
     for entries in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
@@ -134,7 +134,7 @@ def find_queries(meta: pd.DataFrame, rules: PairRules, query: npt.NDArray[np.boo
     return Queries(np.array([f[0] for f in found]), np.array([f[1] for f in found], dtype=object), positive)
 
 
-def _entries(meta: pd.DataFrame, rules: PairRules) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray]:
+def _entries(meta: pd.DataFrame, rules: PairRules) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(row, label) entries by the rule pos_sameby: the row, the label asked for, and the group that shares both.
 
     Rows enter once, or once for each of their labels when pos_sameby holds the multi-label column. The group is -1

@@ -50,7 +50,7 @@ class ProfileTable:
     """
 
     meta: pd.DataFrame
-    x: npt.NDArray
+    x: np.ndarray
     features: list[str]
     source: str
     omitted: Omissions
@@ -87,7 +87,7 @@ class ProfileTable:
 
 def read_profiles(
     path: str | Path, features: Sequence[str] | None = None, omitted: Omissions | None = None
-) -> tuple[pd.DataFrame, npt.NDArray]:
+) -> tuple[pd.DataFrame, np.ndarray]:
     """Read a table of profiles: metadata and features.
 
     Parameters
@@ -289,7 +289,7 @@ def _read_anndata(path: Path, features: Sequence[str] | None) -> ProfileTable:
 
 
 def _table(
-    meta: pd.DataFrame, x: npt.NDArray, names: list[str], source: str, left_out: dict[str, str]
+    meta: pd.DataFrame, x: np.ndarray, names: list[str], source: str, left_out: dict[str, str]
 ) -> ProfileTable:
     """Profiles with their metadata in the names and spellings of this package; wells are checked."""
     omitted = Omissions()

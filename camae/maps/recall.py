@@ -142,7 +142,7 @@ def _found_by_source(
     return np.split(found, np.cumsum(sizes)[:-1], axis=1)
 
 
-def found_pairs(v: Array, index: npt.NDArray, tails: Sequence[Tails]) -> npt.NDArray[np.bool_]:
+def found_pairs(v: Array, index: np.ndarray, tails: Sequence[Tails]) -> npt.NDArray[np.bool_]:
     """Which pairs are found, booleans (tails, pairs). v: (n, d); index: (pairs, 2) rows. Exact, no n x n matrix."""
     unit = unit_rows(embeddings(v, "v"))
     total = unit.shape[0] * (unit.shape[0] - 1) // 2

@@ -41,7 +41,7 @@ class Screen:
     controls. meta: all metadata. omitted: columns that are no features. notes: these and what was done to the rows.
     """
 
-    x: npt.NDArray
+    x: np.ndarray
     perturbation: npt.NDArray[np.str_]
     plate: npt.NDArray[np.str_] | None
     control: npt.NDArray[np.bool_]

@@ -6,7 +6,6 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from camae.errors import CamaeError
 from camae.maps.arrays import Array, namespace, rows, to_numpy
@@ -31,7 +30,7 @@ class Moments:
         return namespace(self.covariance).diagonal(self.covariance)
 
 
-def moments(x: Array, index: npt.NDArray) -> Moments:
+def moments(x: Array, index: np.ndarray) -> Moments:
     """Moments of the rows `index` of x (n, d), computed about their own mean, in fp64, some rows at a time."""
     parts = [index[start : start + ROWS] for start in range(0, len(index), ROWS)]
     mean = sum(rows(x, part).sum(axis=0, dtype=np.float64) for part in parts) / len(index)
@@ -42,7 +41,7 @@ def moments(x: Array, index: npt.NDArray) -> Moments:
     return Moments(len(index), mean, covariance / len(index))
 
 
-def mean_magnitude(x: Array, index: npt.NDArray | None = None) -> Array:
+def mean_magnitude(x: Array, index: np.ndarray | None = None) -> Array:
     """Mean absolute value of each feature (D,), over all rows of x or those of `index`, in fp64."""
     xp = namespace(x)
     count = x.shape[0] if index is None else len(index)

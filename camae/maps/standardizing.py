@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from camae.maps.affine import Affine, Alignment, BatchMaps, Magnitude, fit_rows
 from camae.maps.arrays import Array, namespace, rows
@@ -39,7 +38,7 @@ class Standardize(Alignment):
     scaled: ClassVar[bool] = True
 
     def _learn(
-        self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, magnitude: Magnitude
+        self, x: Array, batch: np.ndarray | None, control: np.ndarray | None, magnitude: Magnitude
     ) -> BatchMaps:
         self.rank_ = x.shape[1]
         for name, index in fit_rows(x, batch, control, needed=2 if self.scaled else 1):
@@ -90,7 +89,7 @@ class RobustizeMAD(Alignment):
     eps: float = 1e-18
 
     def _learn(
-        self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, magnitude: Magnitude
+        self, x: Array, batch: np.ndarray | None, control: np.ndarray | None, magnitude: Magnitude
     ) -> BatchMaps:
         self.rank_ = x.shape[1]
         xp = namespace(x)

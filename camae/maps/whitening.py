@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from camae.errors import CamaeError
 from camae.maps.affine import EVERY, Affine, Alignment, BatchMaps, LowRank, Magnitude, fit_rows
@@ -61,7 +60,7 @@ class PCA(Alignment):
     components: int | None = None
     rtol: float = RTOL
 
-    def _axes(self, x: Array, control: npt.NDArray | None, magnitude: Magnitude) -> tuple[Array, Array]:
+    def _axes(self, x: Array, control: np.ndarray | None, magnitude: Magnitude) -> tuple[Array, Array]:
         """mean_D and axes_DK."""
         ((_, index),) = fit_rows(x, None, control, needed=2)
         total = moments(x, index)
@@ -70,7 +69,7 @@ class PCA(Alignment):
         return total.mean, axes_DK
 
     def _learn(
-        self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, magnitude: Magnitude
+        self, x: Array, batch: np.ndarray | None, control: np.ndarray | None, magnitude: Magnitude
     ) -> BatchMaps:
         mean_D, axes_DK = self._axes(x, control, magnitude)
         yield EVERY, Affine(mean_D, axes_DK)
@@ -90,7 +89,7 @@ class PCAStandardize(PCA):
     method: ClassVar[str] = "pca_standardize"
 
     def _learn(
-        self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, magnitude: Magnitude
+        self, x: Array, batch: np.ndarray | None, control: np.ndarray | None, magnitude: Magnitude
     ) -> BatchMaps:
         _, axes_DK = self._axes(x, control, magnitude)
         for name, index in fit_rows(x, batch, control, needed=2):
@@ -148,7 +147,7 @@ class TVN(Alignment):
     rtol: float = RTOL
     components: int | None = None
 
-    def _whitener(self, x: Array, control: npt.NDArray | None, magnitude: Magnitude) -> tuple[Array, Array]:
+    def _whitener(self, x: Array, control: np.ndarray | None, magnitude: Magnitude) -> tuple[Array, Array]:
         """Steps 1 to 3 as one map: offset_D, matrix_DK."""
         if control is None:
             raise CamaeError(
@@ -167,7 +166,7 @@ class TVN(Alignment):
         return total.mean, axes_DK / scale_D[:, None] / spread_K
 
     def _learn(
-        self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, magnitude: Magnitude
+        self, x: Array, batch: np.ndarray | None, control: np.ndarray | None, magnitude: Magnitude
     ) -> BatchMaps:
         offset_D, white_DK = self._whitener(x, control, magnitude)
         if batch is None:
@@ -199,7 +198,7 @@ class TVNAndo(TVN):
     method: ClassVar[str] = "tvn_ando"
 
     def _learn(
-        self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, magnitude: Magnitude
+        self, x: Array, batch: np.ndarray | None, control: np.ndarray | None, magnitude: Magnitude
     ) -> BatchMaps:
         offset_D, white_DK = self._whitener(x, control, magnitude)
         per_batch: list[tuple[str, Array, Array, Array]] = []
@@ -258,7 +257,7 @@ class Spherize(Alignment):
     rtol: float = RTOL
 
     def _learn(
-        self, x: Array, batch: npt.NDArray | None, control: npt.NDArray | None, magnitude: Magnitude
+        self, x: Array, batch: np.ndarray | None, control: np.ndarray | None, magnitude: Magnitude
     ) -> BatchMaps:
         if self.kind not in KINDS:
             raise CamaeError(f"unknown kind of sphering '{self.kind}'; choose one of {', '.join(KINDS)}")
