@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from camae.reporting.figures import (
     save_png,
 )
 from camae.reporting.ordering import cluster_order
+from camae.reporting.style import svg
 
 
 def lines_of(figure):
@@ -122,3 +125,29 @@ def test_saved_picture_is_a_png_on_white(tmp_path):
     picture = Image.open(path).convert("RGB")
     assert picture.getpixel((0, 0)) == (255, 255, 255)
     assert [p.name for p in tmp_path.iterdir()] == ["bars.png"]
+
+
+MARKED = ["$\\foo$", "a_b$", "x^{2$", "$$", "<b>&"]
+
+
+def test_fault_18_names_are_never_formulas(tmp_path):
+    """A name with $ is drawn as it is, in SVG and in PNG, and axes still have plain numbers."""
+    scores = {name: {"value": 0.3, "se": 0.1} for name in MARKED}
+    log = [{"step": i + 1, "loss": 1 / (i + 1)} for i in range(2000)]
+    shares = {"percentile": [0, 0.5, 1] * 5, "recall": [0, 0.6, 1] * 5}
+    strongest = pd.DataFrame({"a": MARKED, "b": MARKED[::-1], "cosine": [0.1, 0.2, 0.3, -0.2, 0.5]})
+    pictures = np.random.default_rng(0).random((2, 3, 16, 16))
+    drawn = [
+        relationship_map(np.random.default_rng(0).random((5, 4)), MARKED),
+        recall_bars(scores),
+        loss_curves(dict.fromkeys(MARKED, log)),
+        recall_against_percentile(pd.DataFrame({"system": np.repeat(MARKED, 3), **shares})),
+        relationship_wheel(strongest),
+        reconstruction_grid(*[pictures] * 3, labels=MARKED[:2], channels=MARKED[2:]),
+    ]
+    for i, figure in enumerate(drawn):
+        text = svg(figure, f"figure{i}")
+        assert "mathdefault" not in text
+        shown = [name for name in MARKED if html.escape(name, quote=False) in text]
+        assert len(shown) == len(MARKED), (i, shown)
+        save_png(figure, tmp_path / f"{i}.png")
