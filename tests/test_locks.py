@@ -58,8 +58,12 @@ def test_ranks_share_and_each_runs_once(tmp_path):
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
-    code = f"import os, camae.locks as l, pathlib\nwith l.writing(pathlib.Path({str(tmp_path / 'out')!r})): os.kill(os.getpid(), 9)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    code = (
+        "import os, pathlib, sys\nfrom camae.locks import writing\n"
+        "with writing(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
+    assert done.returncode == -9
     with writing(tmp_path / "out"):
         pass
 
@@ -67,5 +71,5 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
 def test_fault_23_a_file_in_the_way(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "under"):
-        with pytest.raises(OutputError, match="file .* in the way"), writing(path):
+        with pytest.raises(OutputError, match=r"file .* in the way"), writing(path):
             pass
