@@ -1,4 +1,8 @@
-"""Replicate consistency and perturbation magnitude: do replicates agree, and does a perturbation do anything?"""
+"""Replicate consistency and perturbation magnitude: do replicates agree, and does a perturbation do anything?
+
+Sources: Celik et al. 2024, "Building, benchmarking, and exploring perturbative maps of transcriptional and
+morphological data" (EFAAR), perturbation signal consistency and magnitude; Szekely and Rizzo 2013, "Energy statistics".
+"""
 
 from __future__ import annotations
 
@@ -58,11 +62,6 @@ def consistency(
     -----
     With u_i the m rows scaled to unit length, the mean over pairs is (|sum_i u_i|^2 - m) / (m (m - 1)), which needs
     no loop over pairs. Rows of length zero do not count as agreeing with themselves. p = 1 - rank / (size of null).
-
-    References
-    ----------
-    Celik et al. 2024, "Building, benchmarking, and exploring perturbative maps of transcriptional and
-    morphological data" (EFAAR), perturbation signal consistency.
     """
     x, by_N = _replicates(x, by, meta, unit)
     directions = unit_rows(x)
@@ -122,10 +121,6 @@ def magnitude(
     -----
     With X, X' independent draws of the perturbation's rows and Y, Y' of the controls, the energy distance is
     2 E|X - Y| - E|X - X'| - E|Y - Y'|, with Euclidean distances.
-
-    References
-    ----------
-    Szekely and Rizzo 2013, "Energy statistics"; Celik et al. 2024 (EFAAR), perturbation signal magnitude.
     """
     x = embeddings(x)
     by_N, chosen = labels(by, x.shape[0], "by"), control_rows(control, x.shape[0])

@@ -1,4 +1,4 @@
-"""Recall of known relationships at a fixed false-positive rate (paper, Table 5)."""
+"""Recall of known relationships at a fixed false-positive rate (Kraus et al., CVPR 2024, Table 5)."""
 
 from __future__ import annotations
 
@@ -49,10 +49,6 @@ def recall_at_fpr(
     Notes
     -----
     The threshold is the smallest unrelated cosine that at most `fpr` of the unrelated exceed; exact.
-
-    References
-    ----------
-    Kraus et al. (CVPR 2024), Table 5.
     """
     if not 0 < fpr < 1:
         raise CamaeError(f"fpr must lie between 0 and 1, got {fpr}; 0.05 is the paper's")

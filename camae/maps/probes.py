@@ -95,8 +95,7 @@ def linear_probe(
 ) -> dict[str, float]:
     """Linear probe: accuracy of a ridge classifier of labels, tested on groups of rows that it was not fitted on.
 
-    High accuracy says that the labels are linearly separable in the embedding, in a way that carries over to other
-    plates.
+    High accuracy: the labels are linearly separable in the embedding, in a way that carries over to other plates.
 
     Parameters
     ----------
@@ -106,10 +105,8 @@ def linear_probe(
         The classes, for example perturbations.
     split : n labels or None
         Groups (plates, experiments), each held out once. None holds out the even rows, then the odd ones.
-    ridge : float
-        L2 penalty relative to the mean over features of their sum of squares in the rows fitted on.
-    penalty : float, optional
-        The L2 penalty itself, in place of `ridge`.
+    ridge, penalty : float
+        L2 penalty relative to the mean over features of their sum of squares in the rows fitted on; or itself.
     standardize : bool
         Center each feature and scale it to unit variance, as learned from the rows fitted on.
     unseen : {"drop", "count"}
@@ -124,12 +121,11 @@ def linear_probe(
     Raises
     ------
     CamaeError
-        When rows to fit on are all the same, or, with unseen="drop", when fewer than two labels occur in two groups.
+        For equal rows, or, with unseen="drop", where fewer than two labels occur in two groups.
 
     Notes
     -----
-    One-against-rest: one regression for each label on the 0/1 indicator of the label; the largest wins. The weights
-    minimize |Y - X W|^2 + penalty |W|^2 after centering.
+    One regression for each label on its 0/1 indicator, the largest wins; weights minimize |Y - X W|^2 + penalty |W|^2.
     """
     if unseen not in ("drop", "count"):
         raise CamaeError(f"unknown unseen '{unseen}'; choose 'drop' or 'count'")
@@ -142,24 +138,44 @@ def linear_probe(
     hit = np.zeros(len(kept), dtype=bool)
     for group in np.unique(split_N[kept]):
         held = split_N[kept] == group
-        if held.all():
-            continue  # nothing to fit on: all count as mistakes
-        fitted, tested = (rows(x, kept[part]).astype(np.float64) for part in (~held, held))
-        if standardize:
-            mean = fitted.mean(axis=0)
-            scale = safe_scale(fitted.std(axis=0), mean_magnitude(fitted))
-            fitted, tested = (fitted - mean) / scale, (tested - mean) / scale
-        target = namespace(x).asarray(np.eye(len(names))[code[~held]])
-        weight, offset = _ridge(fitted, target, ridge, penalty)
-        hit[held] = to_numpy((tested @ weight + offset).argmax(axis=1)) == code[held]
+        if not held.all():  # else there is nothing to fit on, and all count as mistakes
+            fitted, tested = (rows(x, kept[part]).astype(np.float64) for part in (~held, held))
+            predicted = _classified(fitted, tested, code[~held], len(names), ridge, penalty, standardize)
+            hit[held] = predicted == code[held]
+    return _accuracies(hit, code)
+
+
+def _accuracies(hit: npt.NDArray[np.bool_], code: npt.NDArray[np.intp]) -> dict[str, float]:
+    """Scores of a probe. hit: whether each row was named right; code: its label number."""
+    count = np.bincount(code)
     return {
         "accuracy": float(hit.mean()),
         "balanced_accuracy": float(pd.Series(hit).groupby(code).mean().mean()),
-        "chance": 1 / len(names),
-        "majority": float(np.bincount(code).max() / len(code)),
-        "n_labels": float(len(names)),
-        "n_rows": float(len(kept)),
+        "chance": 1 / len(count),
+        "majority": float(count.max() / len(code)),
+        "n_labels": float(len(count)),
+        "n_rows": float(len(code)),
     }
+
+
+def _classified(
+    fitted: Array,
+    tested: Array,
+    code: npt.NDArray[np.intp],
+    n_labels: int,
+    ridge: float,
+    penalty: float | None,
+    standardize: bool,
+) -> npt.NDArray[np.intp]:
+    """Label number of every tested row, by ridge regression on the rows fitted on and their label numbers `code`."""
+    if standardize:
+        mean = fitted.mean(axis=0)
+        scale = safe_scale(fitted.std(axis=0), mean_magnitude(fitted))
+        fitted, tested = (fitted - mean) / scale, (tested - mean) / scale
+    target = namespace(fitted).asarray(np.eye(n_labels)[code])
+    weight, offset = _ridge(fitted, target, ridge, penalty)
+    found: npt.NDArray[np.intp] = to_numpy((tested @ weight + offset).argmax(axis=1))
+    return found
 
 
 def _in_two_groups(label_N: np.ndarray, split_N: np.ndarray) -> npt.NDArray[np.intp]:

@@ -3,6 +3,16 @@
 Each profile (query) ranks its positives (replicates, siblings) among its negatives (controls, other targets) by
 cosine. Its average precision is compared with random rankings of the same size; the p-values of all perturbations are
 adjusted together by Benjamini-Hochberg.
+
+With the K positives of a query at the places r_1 < ... < r_K of its ranking, average precision is
+(1 / K) sum_k k / r_k: the precision at each positive, averaged. 1 means that all positives lead.
+
+The null distribution of a profile with K positives among T ranked pairs is the average precision of `null_size` random
+rankings with K and T; p = (#{null >= ap} + 1) / (null_size + 1).
+
+Sources: Chandrasekaran et al. 2024 (CPJUMP1); Kalinin et al. 2025, "A versatile information retrieval framework for
+evaluating profile strength and similarity" (copairs); McSherry and Najork 2008, "Computing information retrieval
+performance measures efficiently in the presence of tied scores"; Benjamini and Hochberg 1995.
 """
 
 from __future__ import annotations
@@ -100,9 +110,8 @@ def average_precision(
 ) -> pd.DataFrame:
     """Average precision of every profile: how far ahead of its negatives its positives are ranked by cosine.
 
-    Two profiles are a positive pair when they should look alike (replicates of a perturbation, compounds with one
-    target), and a negative pair when they should not (a perturbation and a control of its plate). Pairs that are
-    neither are left out of the ranking.
+    A positive pair should look alike (replicates of a perturbation, compounds with one target), a negative pair should
+    not (a perturbation and a control of its plate). Pairs that are neither are left out of the ranking.
 
     Parameters
     ----------
@@ -111,8 +120,8 @@ def average_precision(
     meta : DataFrame
         n rows that describe them.
     pos_sameby, pos_diffby : column name or sequence of them
-        A positive pair has the same value in every `pos_sameby` column and different values in every `pos_diffby`
-        column. A missing value is neither the same nor different; an empty text is not the same as another.
+        A positive pair agrees in every `pos_sameby` column and differs in every `pos_diffby` column. A missing value
+        does neither; an empty text does not agree with another.
     neg_sameby, neg_diffby : column name or sequence of them
         The same for negative pairs; one of the two must name a column.
     ties : {"expected", "copairs"}
@@ -122,15 +131,12 @@ def average_precision(
         Profiles that are scored; all by default. Leave controls out: they only serve as negatives.
     absolute : bool
         Rank by the absolute cosine.
-    multilabel : str, optional
+    multilabel, separator : str, optional
         Column of `pos_sameby` or `neg_diffby` that holds several labels joined by `separator` (targets of a
         compound). A profile then asks once for each of its labels; positives share this label, negatives share none.
-    separator : str
-        Between the labels of `multilabel`.
     unit : {"well", "site"}, optional
-        What is done with several rows of one well (the same Metadata_Plate and Metadata_Well) that would be a
-        positive pair: "well" averages them, "site" counts them as replicates; by default they are refused, because
-        sites of one well are no replicates.
+        Rows of one well (Metadata_Plate, Metadata_Well) that would be a positive pair: "well" averages them, "site"
+        counts them as replicates; by default they are refused, because sites of one well are no replicates.
 
     Returns
     -------
@@ -143,17 +149,6 @@ def average_precision(
     ------
     CamaeError
         For unknown columns or options, meta of another length, no positives, or no negatives.
-
-    Notes
-    -----
-    With the K positives of a query at the places r_1 < ... < r_K of its ranking, average precision is
-    (1 / K) sum_k k / r_k: the precision at each positive, averaged. 1 means that all positives lead.
-
-    References
-    ----------
-    Kalinin et al. 2025, "A versatile information retrieval framework for evaluating profile strength and
-    similarity" (copairs); McSherry and Najork 2008, "Computing information retrieval performance measures
-    efficiently in the presence of tied scores".
     """
     rules = PairRules.of(meta, pos_sameby, pos_diffby, neg_sameby, neg_diffby, multilabel, separator)
     return _average_precision(x, meta, rules, ties, query, absolute, unit)
@@ -230,15 +225,16 @@ def mean_average_precision(
 
     Notes
     -----
-    The null distribution of a profile with K positives among T ranked pairs is the average precision of `null_size`
-    random rankings with K and T. p = (#{null >= ap} + 1) / (null_size + 1). q-values are Benjamini-Hochberg's over
-    all groups.
-
-    References
-    ----------
-    Chandrasekaran et al. 2024 (CPJUMP1); Kalinin et al. 2025 (copairs); Benjamini and Hochberg 1995.
+    The null distribution and its p stand at the top of this module. q-values are Benjamini-Hochberg's over groups.
     """
     by = columns(ap, sameby, "sameby")
+    out = _group_p_values(ap, by, null_size, seed, rule)
+    out["q_value"] = q_values(out.p_value.to_numpy())
+    return out.assign(retrieved=out.q_value < threshold)
+
+
+def _group_p_values(ap: pd.DataFrame, by: list[str], null_size: int, seed: int, rule: str) -> pd.DataFrame:
+    """Groups with n_profiles, mean average_precision and p_value by `rule`."""
     size = list(zip(ap.n_pos_pairs, ap.n_total_pairs, strict=True))
     nulls = {
         key: null_average_precision(int(key[0]), int(key[1]), null_size, seed) for key in sorted(set(size))
@@ -258,8 +254,7 @@ def mean_average_precision(
         means = [np.mean([nulls[size[i]] for i in place], axis=0) for _, place in grouped.place]
         score = out.average_precision.to_numpy()
         out["p_value"] = [float(p_values(score[k], null)) for k, null in enumerate(means)]
-    out["q_value"] = q_values(out.p_value.to_numpy())
-    return out.assign(retrieved=out.q_value < threshold)
+    return out
 
 
 def _warn_of_unscored(

@@ -93,17 +93,15 @@ def run_benchmark(
     expression: gene tables for the chromosome-arm correction. tvn: whether Table 3 (recall after TVN) is made.
     arm_correction: whether it gets a second row, TVN with arms corrected; None does where both gene tables are given.
     backend: "numpy" or "cupy". unit: "well" averages sites by well, "site" counts them as replicates, None refuses
-    them. components: of the alignments with principal components, as in `maps.map_profiles`, so that `camae map`
-    gives the same recall.
+    them. components: of alignments by principal components, as in `maps.map_profiles` and so in `camae map`.
     Writes table2.csv, table3.csv, arm_bias.csv, table4.csv, curves.csv (those that apply), benchmark.json,
-    section.html, benchmark.html and left_out.csv; every table has a first column `model`. Returns what
-    benchmark.json holds.
+    section.html, benchmark.html and left_out.csv; every table has a first column `model`. Returns benchmark.json.
     Raises CamaeError or MissingFileError for unusable input, MissingBackendError when CuPy is asked for and absent.
     """
     genes = _gene_tables(arms, expression, arm_correction, tvn)
     omitted = Omissions()
     known = None if pairs is None else read_pairs_folder(pairs, omitted)
-    shared = [f"{pairs}: {line}" for line in omitted.lines()]
+    about_pairs = [f"{pairs}: {line}" for line in omitted.lines()]
     settings = _Settings(
         ScreenColumns(perturbation, plate, control, negative),
         experiment,
@@ -118,9 +116,19 @@ def run_benchmark(
         null_size,
         seed,
     )
+    tables, notes = _benchmarked(profiles_by_model(embeddings, plate), settings, about_pairs, omitted)
+    results = _write(Path(out), tables, notes)
+    omitted.write(out)
+    return results
+
+
+def _benchmarked(
+    models: Mapping[str, ProfileTable], settings: _Settings, shared: list[str], omitted: Omissions
+) -> tuple[dict[str, pd.DataFrame], dict[str, list[str]]]:
+    """Every table with the models' rows one after the other, and each model's notes; notes omissions in `omitted`."""
     tables: dict[str, list[pd.DataFrame]] = {}
     notes: dict[str, list[str]] = {}
-    for model, profiles in profiles_by_model(embeddings, plate).items():
+    for model, profiles in models.items():
         omitted.extend(profiles.omitted)
         screen = _screen(profiles, settings)
         screen.add_notes(shared)
@@ -128,10 +136,7 @@ def run_benchmark(
             table.insert(0, "model", model)
             tables.setdefault(name, []).append(table)
         notes[model] = screen.notes
-    joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-    results = _write(Path(out), joined, notes)
-    omitted.write(out)
-    return results
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}, notes
 
 
 def _gene_tables(
