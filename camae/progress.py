@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import IO, Any
 
@@ -153,6 +153,14 @@ def progress_bar(console: Console | None = None, disable: bool = False, transien
     if not disable and not is_live(console):
         return _PlainProgress(*columns, lines=PlainLines())
     return Progress(*columns, console=console, disable=disable, transient=transient)
+
+
+@contextmanager
+def count_bar(title: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+    """A bar fed by progress(done, total), which vanishes at the end; plain lines where output is no console."""
+    with progress_bar(console, transient=True) as bar:
+        task = bar.add_task(title, total=None, status="")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def plain_printer(console: Console | None = None) -> Callable[[str], None]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -69,16 +68,6 @@ def show_warning(
     if str(message) not in _noted:
         _noted.add(str(message))
         _to_stderr("note:", "yellow", str(message))
-
-
-@contextmanager
-def planes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A live bar fed by progress(done, total), plain lines where output is no console."""
-    from camae.progress import progress_bar
-
-    with progress_bar(transient=True) as bar:
-        task = bar.add_task(title, total=None, status="")
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _to_stderr(label: str, color: str, text: str) -> None:

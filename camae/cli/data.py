@@ -7,7 +7,7 @@ from typing import Annotated, Unpack
 
 import typer
 
-from camae.cli.console import planes_bar, say, say_left_out, say_table
+from camae.cli.console import say, say_left_out, say_table
 from camae.cli.options import Data, Reader, with_options
 from camae.embedding.config import ReadKeywords, ReadOptions
 
@@ -28,10 +28,11 @@ def check(
 ) -> None:
     """Find missing, damaged, wrong-sized, saturated, constant and duplicate planes; exit code 1 if there are any."""
     from camae.dataloader.screen_tools import check as checker
+    from camae.progress import count_bar
     from camae.text_table import write_csv
 
     manifest = ReadOptions(**reading).read(data)
-    with planes_bar("checking planes") as progress:
+    with count_bar("checking planes") as progress:
         problems = checker.check(manifest, progress=progress, reader=reader, known=known)
     if out is not None:
         write_csv(out, problems)
@@ -73,9 +74,10 @@ def pack(
 ) -> None:
     """Rewrite a screen to crop-friendly TIFFs that any TIFF tool reads."""
     from camae.dataloader.screen_tools import pack as packer
+    from camae.progress import count_bar
 
     manifest = ReadOptions(**reading).read(data)
-    with planes_bar("packing planes") as progress:
+    with count_bar("packing planes") as progress:
         result = packer.pack(manifest, out, codec, progress=progress, reader=reader)
     manifest.left_out.write(out)
     say_left_out(manifest.left_out, manifest.notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Annotated
 
 import typer
@@ -65,8 +66,10 @@ def _ops() -> dict[str, str]:
     import torch
 
     from camae.kernels.op_table import op_table
+    from camae.model.backends import VARIABLE
 
-    return {
+    rows = {VARIABLE: os.environ.get(VARIABLE, "") or "not set: the defaults below"}
+    return rows | {
         row.op: f"{row.default} ({row.why}); " + "; ".join(f"{b.name}: {b.why}" for b in row.backends)
         for row in op_table("cuda" if torch.cuda.is_available() else "cpu")
     }

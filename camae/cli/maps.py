@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from camae.cli.console import say, say_left_out
-from camae.cli.options import Control, Negative, Perturbation, Plate, Profiles
+from camae.cli.options import (
+    Components,
+    Control,
+    Negative,
+    Perturbation,
+    Plate,
+    Profiles,
+    Unit,
+    parse_components,
+    parse_unit,
+)
 
 
 def map_screen(
@@ -23,6 +33,8 @@ def map_screen(
     plate: Plate = "Metadata_Plate",
     control: Control = "Metadata_control_type",
     negative: Negative = "negcon",
+    unit: Unit = "well",
+    components: Components = "half_controls",
     escape_formulas: Annotated[
         bool, typer.Option(help="make cells harmless that a spreadsheet would run as formulas")
     ] = False,
@@ -48,6 +60,8 @@ def map_screen(
             plate=plate or None,
             control=control,
             negative=negative,
+            unit=parse_unit(unit),
+            components=parse_components(components),
         )
         left_out.extend(table.omitted)
         for line in result.notes:

@@ -6,12 +6,13 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import Field, fields
-from typing import Annotated, cast, get_args, get_type_hints
+from typing import Annotated, Literal, cast, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
 from camae.embedding.config import ReadOptions
+from camae.errors import CamaeError
 
 Data = Annotated[str, typer.Argument(help="manifest (CSV, Parquet) or image folder")]
 Reader = Annotated[
@@ -29,6 +30,16 @@ Perturbation = Annotated[str, typer.Option(help="column of perturbations")]
 Plate = Annotated[str, typer.Option(help="column of plates, the batches")]
 Control = Annotated[str, typer.Option(help="column that marks controls")]
 Negative = Annotated[str, typer.Option(help="its value for negative controls")]
+Unit = Annotated[
+    str, typer.Option(help="replicates: 'well' (sites are averaged) or 'site' (each site counts as one)")
+]
+Components = Annotated[
+    str,
+    typer.Option(
+        help="principal components that an alignment keeps: 'half_controls' (at most half as many as controls), 'all' "
+        "or a number"
+    ),
+]
 # Names that an option goes by besides its field's, or instead of it where it is given again for more.
 _ALIASES = {"tiles": ("--tile",)}
 _SINGULAR = {"negative_controls": "--negative-control"}
@@ -64,6 +75,24 @@ def with_options(
         return run
 
     return decorate
+
+
+def parse_unit(text: str) -> Literal["well", "site"]:
+    """Unit of replication. Raises CamaeError for another word."""
+    if text in ("well", "site"):
+        return "well" if text == "well" else "site"
+    raise CamaeError(f"--unit {text}: choose 'well' or 'site'")
+
+
+def parse_components(text: str) -> Literal["half_controls"] | int | None:
+    """Components of an alignment. Raises CamaeError for what is neither a word of it nor a number above 0."""
+    if text == "half_controls":
+        return "half_controls"
+    if text == "all":
+        return None
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise CamaeError(f"--components {text}: give 'half_controls', 'all' or a number above 0")
 
 
 class PairCommand(TyperCommand):

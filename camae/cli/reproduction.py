@@ -8,7 +8,19 @@ from typing import Annotated, Unpack
 import typer
 
 from camae.cli.console import say
-from camae.cli.options import Control, Negative, Perturbation, Plate, Profiles, Reader, with_options
+from camae.cli.options import (
+    Components,
+    Control,
+    Negative,
+    Perturbation,
+    Plate,
+    Profiles,
+    Reader,
+    Unit,
+    parse_components,
+    parse_unit,
+    with_options,
+)
 from camae.cli.settings import parse_names, parse_settings
 from camae.embedding.config import ReadKeywords, ReadOptions
 
@@ -41,7 +53,10 @@ def benchmark(
     experiment: Annotated[str | None, typer.Option(help="column of experiments")] = None,
     control: Control = "Metadata_control_type",
     negative: Negative = "negcon",
+    unit: Unit = "well",
+    components: Components = "half_controls",
     bootstrap: Annotated[int, typer.Option(help="resamples for standard errors")] = 200,
+    null_size: Annotated[int, typer.Option(help="permutations of the nulls of Table 4")] = 10_000,
     seed: Annotated[int, typer.Option(help="of resamples and permutation nulls")] = 0,
     backend: Annotated[str, typer.Option(help="'numpy' or 'cupy'")] = "numpy",
 ) -> None:
@@ -62,7 +77,10 @@ def benchmark(
         expression=expression,
         tvn=tvn,
         arm_correction=arm_correction,
+        unit=parse_unit(unit),
+        components=parse_components(components),
         bootstrap=bootstrap,
+        null_size=null_size,
         seed=seed,
         backend=backend,
     )
@@ -100,7 +118,13 @@ def paper(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="training setting of all systems")
     ] = None,
+    tiles: Annotated[str, typer.Option(help="as of camae embed")] = "grid",
+    value_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="lowest and highest possible value of the images; needed for float images"),
+    ] = None,
     reader: Reader = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="only a line for each system")] = False,
     **reading: Unpack[ReadKeywords],
 ) -> None:
     """The paper's systems on one screen: its Tables 2-5 and Figures 2, 3, 5, 6."""
@@ -120,6 +144,9 @@ def paper(
         cellprofiler=cellprofiler,
         target=target,
         recipe=parse_settings(settings),
+        tiles=tiles,
+        value_range=value_range,
         reader=reader,
+        quiet=quiet,
         reading=ReadOptions(**reading),
     )

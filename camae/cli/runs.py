@@ -11,13 +11,14 @@ from camae.cli.console import say, say_table
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="run folder")],
-    out: Annotated[Path | None, typer.Option(help="HTML file")] = None,
+    run: Annotated[list[Path], typer.Argument(help="run folder; several stand side by side")],
+    out: Annotated[Path | None, typer.Option(help="HTML file; default report.html in the first run")] = None,
+    title: Annotated[str | None, typer.Option(help="of the page")] = None,
 ) -> None:
-    """Write the HTML report of a run folder."""
+    """Write the HTML report of a run folder, or of several."""
     import camae
 
-    say(camae.report(run, out))
+    say(camae.report(run, out, title=title))
 
 
 def compare(
@@ -45,9 +46,16 @@ def convert(
     bias_layout: Annotated[
         str | None, typer.Option(help="of released weights: 'timm<=1.0.24' (default) or 'mlp'")
     ] = None,
+    channels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--channel", help="name of a channel of released weights, again for each, in their order"
+        ),
+    ] = None,
 ) -> None:
     """Write a model, released weights among them, as one safetensors file with its configuration."""
     from camae.model import weights
 
-    changes = {} if bias_layout is None else {"bias_layout": bias_layout}
+    given: dict[str, object] = {"bias_layout": bias_layout, "channels": channels}
+    changes = {name: value for name, value in given.items() if value}
     say(f"model: {weights.convert(source, destination, **changes)}")

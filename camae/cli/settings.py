@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from camae.errors import CamaeError
@@ -19,13 +20,7 @@ def parse_settings(pairs: Iterable[str] | None, option: str = "--set") -> dict[s
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise CamaeError(f"{option} {pair}: write it as name=value")
-        try:
-            value = tomllib.loads(f"x = {text}")["x"]
-        except (
-            ValueError,
-            RecursionError,
-        ):  # no TOML: a plain word; or a number or list that no setting can be
-            value = text
+        value = _value(text)
         *parents, last = key.split(".")
         table = values
         for parent in parents:
@@ -34,6 +29,14 @@ def parse_settings(pairs: Iterable[str] | None, option: str = "--set") -> dict[s
                 raise CamaeError(f"{option} {pair}: {parent} has a value already, so it cannot have parts")
         table[last] = value
     return values
+
+
+def _value(text: str) -> object:
+    """The TOML value of a text, also of `0,1` without brackets; a plain word, and what no setting can be, is text."""
+    for form in (text, f"[{text}]") if "," in text else (text,):
+        with suppress(ValueError, RecursionError):
+            return tomllib.loads(f"x = {form}")["x"]
+    return text
 
 
 def parse_names(pairs: Iterable[str] | None, option: str) -> dict[str, str]:

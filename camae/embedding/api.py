@@ -8,12 +8,13 @@ import torch
 
 from camae.embedding.config import EmbedConfig
 from camae.embedding.default_model import ModelSource, resolve_model
-from camae.embedding.encode import EncodeOptions, default_tokens_per_pass
+from camae.embedding.encode import EncodeOptions, compute_type, default_tokens_per_pass
 from camae.embedding.inputs import ImageSet, Vectors
 from camae.embedding.plan import EmbedPlan
 from camae.embedding.regions import Regions, is_one_array, regions_per_image
 from camae.embedding.validate import check_layers
 from camae.errors import CamaeError
+from camae.model.backends import BackendSettings, using_backends
 from camae.model.interface import ChannelNames, Config, Images, TransformerConfig
 
 
@@ -32,6 +33,7 @@ def embed(
     value_range: tuple[float, float] | None = EmbedConfig.value_range,
     dtype: torch.dtype | str | None = EmbedConfig.dtype,
     tokens_per_pass: int | None = EmbedConfig.tokens_per_pass,
+    backends: BackendSettings = None,
 ) -> Vectors:
     """Embed images of any channel set.
 
@@ -45,7 +47,7 @@ def embed(
         window is taken (moved into the image at its edge) and standardized, and only patches that touch the region
         are encoded; regions larger than the window get several windows, and the mean is over their tokens.
     region_size: side in px of the square that a row of a table stands for; default the whole window.
-    pool, tiles (or tile), overlap, layers, value_range, dtype, tokens_per_pass: as in `EmbedConfig`. A tile with a
+    pool, tiles (or tile), overlap, layers, value_range, dtype, tokens_per_pass, backends: as in `EmbedConfig`. A tile with a
         constant plane is left out, with a warning.
 
     Returns float32 of the input's kind and device: (D,) for one image, (B, D) for a batch or a list of equal
@@ -63,6 +65,7 @@ def embed(
         value_range=value_range,
         dtype=dtype,
         tokens_per_pass=tokens_per_pass,
+        backends=backends,
     )
     _check_region_options(config, region, region_size)
     inputs, net = ImageSet.of(images, channels), resolve_model(model)
@@ -74,9 +77,13 @@ def embed(
         per_image = regions_per_image(region, len(inputs), inputs.single)
         plan.add_regions(per_image, region_size)
     options = EncodeOptions(
-        config.pool, config.interpolate, config.dtype, check_layers(config.layers, net.config)
+        config.pool,
+        config.interpolate,
+        compute_type(net, config.dtype, net.device.type),
+        check_layers(config.layers, net.config),
     )
-    found = plan.encode(net, options, config.tokens_per_pass or default_tokens_per_pass(net))
+    with using_backends(net, config.backends):
+        found = plan.encode(net, options, config.tokens_per_pass or default_tokens_per_pass(net))
     return _arranged(found, plan, config, as_array=is_one_array(region))
 
 

@@ -5,7 +5,7 @@ Imports neither torch nor NumPy: the shell makes its options from the fields in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from camae.dataloader.manifest import Manifest
+    from camae.model.backends import BackendSettings
 
 T = TypeVar("T")
 R = TypeVar("R", bound="ReadOptions")
@@ -104,6 +105,7 @@ class EmbedOptions(TypedDict, total=False):
     layers: int | Sequence[int] | None
     value_range: tuple[float, float] | None
     dtype: torch.dtype | str | None
+    backends: BackendSettings
     level: str
     linear: str | None
     compile: bool
@@ -147,7 +149,14 @@ class EmbedConfig(ReadOptions):
     value_range: tuple[float, float] | None = _option(
         None, "lowest and highest possible value of the images; needed for float images"
     )
-    dtype: str | None = _option(None, "compute type, 'float32' (default) or 'bfloat16'")
+    dtype: str | None = _option(
+        None, "compute type, 'float32' or 'bfloat16'; default bfloat16 on a GPU, else float32"
+    )
+    backends: str | None = _option(
+        None,
+        "back-ends of the ops, such as 'attention=triton,elementwise=reference'; default those of the device, see "
+        "`camae doctor`",
+    )
     level: str = _option("well", "rows of the table: 'well' (mean over sites) or 'site'")
     # Which form of the model computes them.
     linear: str | None = _option(
@@ -241,6 +250,10 @@ class EmbedConfig(ReadOptions):
                 not (with_ray and self.rewritten),
                 "Ray workers load the model as it is: leave out linear, compile and bag_of_channels",
             ),
+            (
+                not (with_ray and self.backends),
+                "Ray workers take their back-ends from CAMAE_BACKENDS: leave out backends",
+            ),
         ]
 
     @property
@@ -260,6 +273,11 @@ def _plain(options: EmbedOptions) -> dict[str, Any]:
     dtype, device, span = options.get("dtype"), options.get("device"), plain.get("value_range")
     if isinstance(span, tuple) and all(isinstance(_number(value), int | float) for value in span):
         plain["value_range"] = tuple(float(value) for value in span)
+    backends = options.get("backends")
+    if isinstance(backends, Mapping):
+        plain["backends"] = ",".join(f"{setting}={name}" for setting, name in backends.items() if name)
+    elif backends is not None:
+        plain["backends"] = str(backends)
     if dtype is not None:
         plain["dtype"] = str(dtype).removeprefix("torch.")
     if device is not None:

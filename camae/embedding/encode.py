@@ -13,6 +13,7 @@ import torch
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.embedding.windows import Window
 from camae.errors import CamaeError
+from camae.inference.inference_block import InferenceBlock
 from camae.memory import free_memory
 from camae.model.eval_mode import eval_mode
 from camae.model.interface import Model, TokenModel, TransformerConfig
@@ -44,6 +45,18 @@ class EncodeOptions:
     interpolate: bool = False
     dtype: str | None = None
     layers: tuple[int, ...] = ()
+
+
+def compute_type(model: Model, dtype: str | None, device: str) -> str | None:
+    """The compute type of passes on a kind of device, None for float32: as asked for, or the default.
+
+    The default is bfloat16 on CUDA and float32 elsewhere. The blocks of an accelerated model have their own, and what
+    is around them is float32.
+    """
+    if dtype is not None:
+        return None if dtype == "float32" else dtype
+    accelerated = any(isinstance(module, InferenceBlock) for module in model.modules())
+    return "bfloat16" if device == "cuda" and not accelerated else None
 
 
 def default_tokens_per_pass(model: Model) -> int:

@@ -10,14 +10,15 @@ import pandas as pd
 
 from camae.dataloader.manifest import Manifest
 from camae.embedding.config import EmbedConfig
-from camae.embedding.encode import MOST_TOKENS, default_tokens_per_pass
+from camae.embedding.encode import MOST_TOKENS, compute_type, default_tokens_per_pass
 from camae.embedding.store.inputs import InputStates
-from camae.embedding.store.ledger import Ledger, claim, manifest_hash
+from camae.embedding.store.ledger import LEDGER, Ledger, claim, manifest_hash
 from camae.embedding.store.shards import merge_shards
 from camae.embedding.validate import check_layers
 from camae.embedding_table import check_wells_agree
 from camae.errors import CamaeError
 from camae.locks import merging
+from camae.model.backends import Backends
 from camae.model.interface import Model
 from camae.model.weights import model_hash
 from camae.wells import normal_well
@@ -42,6 +43,11 @@ class EmbedJob:
         with merging(self.folder):
             return self._claim()
 
+    def withdraw(self) -> None:
+        """Take the ledger back from a folder without shards: a run refused for its images has claimed nothing."""
+        if not any((self.folder / "sites").glob("part-*")):
+            (self.folder / LEDGER).unlink(missing_ok=True)
+
     def merge(self) -> pd.DataFrame | None:
         """Write and return the table when all shards are there, else None."""
         with merging(self.folder):
@@ -65,8 +71,10 @@ def prepare(
         raise CamaeError(
             "pool='per_channel' needs sites with the same channels; select them or use pool='mean'"
         )
+    on_ray_gpus = config.ray_workers > 0 and config.ray_gpus > 0
+    device = "cuda" if on_ray_gpus else model.device.type
     tokens_per_pass = config.tokens_per_pass or (
-        MOST_TOKENS["cuda"] if config.ray_workers and config.ray_gpus else default_tokens_per_pass(model)
+        MOST_TOKENS["cuda"] if on_ray_gpus else default_tokens_per_pass(model)
     )
     wanted = Ledger(
         model=model.config.name,
@@ -80,7 +88,8 @@ def prepare(
         pool=config.pool,
         layers=check_layers(config.layers, model.config),
         value_range=config.value_range,
-        dtype=None if config.dtype == "float32" else config.dtype,
+        dtype=compute_type(model, config.dtype, device),
+        backends=Backends.of(config.backends or model.backends).names(device),
         sites_per_shard=config.sites_per_shard,
         tokens_per_pass=tokens_per_pass,
     )

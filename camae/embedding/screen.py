@@ -25,6 +25,7 @@ from camae.errors import CamaeError
 from camae.inference.accelerate import accelerate
 from camae.inference.bag_of_channels import BagOfChannels
 from camae.locks import writing
+from camae.model.backends import using_backends
 from camae.model.ca_mae import CAMAE
 from camae.model.interface import Model, PlateAdaptive
 from camae.progress import progress_bar
@@ -42,7 +43,7 @@ def embed_screen(
 
     manifest: object, file, or a folder a reader knows. model: as in `camae.embed`.
     options: the fields of `EmbedConfig`, which change `config` where it is given: tiles, overlap, pool, layers,
-        value_range, dtype, level; linear, compile, bag_of_channels; sites_per_shard, tokens_per_pass; device, rank,
+        value_range, dtype, level; backends; linear, compile, bag_of_channels; sites_per_shard, tokens_per_pass; device, rank,
         world, ray_workers, ray_gpus, ray_cpus, reader, threads; anndata, quiet; format, incomplete, pattern, metadata,
         negative_controls.
 
@@ -65,10 +66,11 @@ def embed_screen(
     """
     config = EmbedConfig.of(config, **options)
     net = _in_form(resolve_model(model, config.device), config)
-    if isinstance(net, PlateAdaptive) and net.adapts_to_plates:
-        table = _embed_by_plate(manifest, net, Path(out), config)
-    else:
-        table = _embed(prepare(manifest, net, out, config), model)
+    with using_backends(net, config.backends):
+        if isinstance(net, PlateAdaptive) and net.adapts_to_plates:
+            table = _embed_by_plate(manifest, net, Path(out), config)
+        else:
+            table = _embed(prepare(manifest, net, out, config), model)
     if config.anndata and table.attrs["complete"]:
         path = table_path(Path(out), config.level)
         to_anndata(path, path.with_suffix(".h5ad"))

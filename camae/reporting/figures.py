@@ -16,7 +16,16 @@ from matplotlib.ticker import PercentFormatter
 from camae.errors import CamaeError
 from camae.reporting.ordering import cluster_order
 from camae.reporting.run_folder import Score
-from camae.reporting.style import CYCLE, INK, color, house_style, new_figure, plain_axes, save_png
+from camae.reporting.style import (
+    CYCLE,
+    INK,
+    color,
+    house_style,
+    legend_label,
+    new_figure,
+    plain_axes,
+    save_png,
+)
 
 __all__ = [
     "loss_curves",
@@ -48,7 +57,13 @@ def loss_curves(logs: Mapping[str, Log], *, x: str = "step", y: str = "loss") ->
                 )
             step, value = table[x].to_numpy(float), table[y].to_numpy(float)
             axes.plot(step, value, color=CYCLE[i % len(CYCLE)], alpha=0.25, linewidth=0.8)
-            axes.plot(step, _smooth(step, value), color=CYCLE[i % len(CYCLE)], linewidth=1.6, label=name)
+            axes.plot(
+                step,
+                _smooth(step, value),
+                color=CYCLE[i % len(CYCLE)],
+                linewidth=1.6,
+                label=legend_label(name),
+            )
             if f"val_{y}" in table:
                 held = table.dropna(subset=[f"val_{y}"])
                 axes.plot(
@@ -117,7 +132,11 @@ def recall_against_percentile(curves: pd.DataFrame, *, mark: float = 0.10) -> Fi
         for i, (name, rows) in enumerate(curves.groupby("system", sort=False)):
             rows = rows.sort_values("percentile")
             axes.plot(
-                rows["percentile"], rows["recall"], color=color(str(name), i), linewidth=1.7, label=str(name)
+                rows["percentile"],
+                rows["recall"],
+                color=color(str(name), i),
+                linewidth=1.7,
+                label=legend_label(str(name)),
             )
         axes.axvline(mark, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set(

@@ -81,6 +81,11 @@ def color(system: str, position: int) -> str:
     return SYSTEM_COLORS.get(system, CYCLE[position % len(CYCLE)])
 
 
+def legend_label(name: str) -> str:
+    """A name as legends show it: Matplotlib leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def svg(figure: Figure, name: str) -> str:
     """The figure as inline SVG that follows the page's colors. `name` keeps ids of several figures apart."""
     buffer = io.StringIO()

@@ -119,6 +119,7 @@ def test_a_copy_command_with_brackets_is_printed_whole(screen, tmp_path):
 def test_settings():
     got = parse_settings(["lr=3e-4", "a.b=[1, 2]", "a.c=word", "pattern=(?P<x>=)"])
     assert got == {"lr": 3e-4, "a": {"b": [1, 2], "c": "word"}, "pattern": "(?P<x>=)"}
+    assert parse_settings(["value_range=0,1", "freeze=a,b"]) == {"value_range": [0, 1], "freeze": "a,b"}
     assert parse_names(["w1=1"], "--channel-map") == {"w1": "1"}
     with pytest.raises(CamaeError, match="--set a: write it as name=value"):
         parse_settings(["a"])

@@ -127,7 +127,7 @@ def test_saved_picture_is_a_png_on_white(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["bars.png"]
 
 
-MARKED = ["$\\foo$", "a_b$", "x^{2$", "$$", "<b>&"]
+MARKED = ["$\\foo$", "_a_b$", "x^{2$", "$$", "<b>&"]
 
 
 def test_fault_18_names_are_never_formulas(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ class Ledger:
     model, model_hash, standardization, crop: of the model. manifest_hash: fingerprint of the manifest, which has so
     many sites. tiles, overlap, pool, layers, value_range, dtype: what the vectors are, as in `EmbedConfig`, but
     layers are counted from 0, () for the last one's output, and dtype None is float32.
-    sites_per_shard, tokens_per_pass: how the screen was split.
+    sites_per_shard, tokens_per_pass: how the screen was split. backends: of each kind of op at the first start; they
+    decide rounding alone, and another machine may continue with others.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Ledger:
     dtype: str | None
     sites_per_shard: int
     tokens_per_pass: int
+    backends: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """JSON values; layers are null when there are none, as in files of the first version."""
@@ -83,7 +85,8 @@ def claim(folder: Path, wanted: Ledger, *, any_tokens_per_pass: bool) -> Ledger:
     found = _read(path)
     if any_tokens_per_pass:
         wanted = replace(wanted, tokens_per_pass=found.tokens_per_pass)
-    if changed := [f.name for f in fields(Ledger) if getattr(found, f.name) != getattr(wanted, f.name)]:
+    compared = [f.name for f in fields(Ledger) if f.name != "backends"]
+    if changed := [name for name in compared if getattr(found, name) != getattr(wanted, name)]:
         raise CamaeError(
             f"{folder} holds embeddings made with another {', '.join(changed)}; "
             "choose another folder, output is never mixed"

@@ -22,7 +22,7 @@ from camae.maps.pairs import read_pairs
 from camae.maps.perturbation_map import ScreenMap, map_screen
 from camae.model import CAMAE, preset
 from camae.model.interface import Model
-from camae.progress import plain_printer
+from camae.progress import count_bar, plain_printer
 from camae.reporting import report
 from camae.reporting.run_folder import RunSummary, Score
 from camae.reproduction.demo.generate_screen import generate
@@ -66,7 +66,8 @@ def run_demo(
     out, say = Path(out), plain_printer(console)
     began = time.perf_counter()
     say(f"1/5 a small screen in {out / 'screen'}")
-    screen = generate(out / "screen", seed=screen_seed)
+    with count_bar("drawing wells", console) as progress:
+        screen = generate(out / "screen", seed=screen_seed, progress=progress)
     manifest = read_manifest(screen)
     pairs = read_pairs(screen / "relationships" / "demo_pairs.csv")
     runs: list[Run] = []

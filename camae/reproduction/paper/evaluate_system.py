@@ -42,7 +42,7 @@ class Plan:
     recipe: training settings of every system. tiles, value_range: as in `embed_screen`. weights: folder of ImageNet
     weights, files named after the timm model. channel_map: of fixed-channel models whose weights are given.
     bootstrap: resamples for standard errors. all_checkpoints: saved steps become outcomes of their own. reader: image
-    back-end.
+    back-end. quiet: no progress of trainings and embeddings.
     """
 
     manifest: Manifest
@@ -56,6 +56,7 @@ class Plan:
     all_checkpoints: bool = False
     value_range: ValueRange | None = None
     reader: str | None = None
+    quiet: bool = True
 
 
 class Facts(TypedDict, total=False):
@@ -186,7 +187,7 @@ def _train(system: System, plan: Plan, folder: Path) -> tuple[Run, float]:
         system.preset,
         out=folder,
         model_options=system.options,
-        quiet=True,
+        quiet=plan.quiet,
         picture_every=plan.recipe["steps"],
         keep_checkpoints=0,
         **(plan.recipe | system.recipe),
@@ -258,7 +259,7 @@ def _embedded(system: System, plan: Plan, model: Model, folder: Path) -> pd.Data
         folder,
         pool=pool,
         tiles=plan.tiles,
-        quiet=True,
+        quiet=plan.quiet,
         value_range=plan.value_range,
         reader=plan.reader,
     )

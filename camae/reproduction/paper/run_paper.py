@@ -16,7 +16,7 @@ from camae.dataloader.plane_batch import ValueRange
 from camae.embedding.config import ReadOptions
 from camae.errors import CamaeError
 from camae.maps.pairs import read_pairs_folder
-from camae.progress import plain_printer
+from camae.progress import count_bar, plain_printer
 from camae.reproduction.benchmark.benchmark_tables import PairsBySource
 from camae.reproduction.demo.generate_screen import generate
 from camae.reproduction.model_settings import TrainingSettings
@@ -71,6 +71,7 @@ def run_paper(
     recipe: Mapping[str, object] | None = None,
     reader: str | None = None,
     reading: ReadOptions | None = None,
+    quiet: bool = False,
     console: Console | None = None,
 ) -> PaperResults:
     """Train, embed and benchmark the paper's systems on one screen; returns what results.json holds.
@@ -84,13 +85,12 @@ def run_paper(
     channel_map: {model's channel: image's channel} of models whose weights are given.
     gene_sets: folder of gene lists (Table 5). cellprofiler: table of features by plate and well (Figure 6).
     target: column of targets joined by "|" (siblings of Table 4). recipe: training settings of all systems.
-    reader: image back-end. reading: how a folder is read.
+    reader: image back-end. reading: how a folder is read. quiet: only a line for each system.
 
     Writes results.json (one entry per family), paper.html, table2.csv .. table5.csv, figures, and everything that
     was trained and embedded. A second call continues. What cannot be filled says why; that is no error.
     """
-    if checkpoints not in ("last", "all"):
-        raise CamaeError(f"checkpoints {checkpoints!r} is not 'last' or 'all'")
+    _check_checkpoints(checkpoints)
     out, say, began = Path(out), plain_printer(console), time.perf_counter()
     todo, sets = chosen(size, systems), paper_tables.read_gene_sets(gene_sets)
     screen = _open_screen(data, out, quick, pairs, say, reading or ReadOptions())
@@ -98,7 +98,7 @@ def run_paper(
         screen.manifest,
         out,
         screen.pairs,
-        _training_settings(size, quick, _with_reader(recipe, reader), screen.manifest),
+        _training_settings(size, quick, _with_images(recipe, reader, value_range), screen.manifest),
         tiles=tiles,
         weights=None if weights is None else Path(weights),
         channel_map=dict(channel_map or {}),
@@ -106,6 +106,7 @@ def run_paper(
         all_checkpoints=checkpoints == "all",
         value_range=value_range,
         reader=reader,
+        quiet=quiet,
     )
     outcomes = _run_systems(todo, plan, size, say)
     tables = _tables(outcomes, screen, target, sets, null_size=500 if quick else 10_000)
@@ -113,11 +114,21 @@ def run_paper(
     results["figures"] = write_figures(outcomes, plan, cellprofiler)
     results["seconds"] = time.perf_counter() - began
     write_results(out, results, tables)
-    screen.manifest.left_out.write(out)
-    for line in (*screen.manifest.notes, *screen.manifest.left_out.lines()):
+    _say_end(say, screen.manifest, out, results)
+    return results
+
+
+def _check_checkpoints(checkpoints: str) -> None:
+    if checkpoints not in ("last", "all"):
+        raise CamaeError(f"checkpoints {checkpoints!r} is not 'last' or 'all'")
+
+
+def _say_end(say: Callable[[str], None], manifest: Manifest, out: Path, results: PaperResults) -> None:
+    """What the screen left out, listed in `out` as well, and where the results are."""
+    manifest.left_out.write(out)
+    for line in (*manifest.notes, *manifest.left_out.lines()):
         say(line)
     say(f"{results['seconds']:.0f} s: {out / 'results.json'}, {out / 'paper.html'}")
-    return results
 
 
 def _results(
@@ -162,8 +173,12 @@ def _training_settings(
     return merged
 
 
-def _with_reader(recipe: Mapping[str, object] | None, reader: str | None) -> Mapping[str, object]:
-    return {**(recipe or {}), **({} if reader is None else {"reader": reader})}
+def _with_images(
+    recipe: Mapping[str, object] | None, reader: str | None, value_range: ValueRange | None
+) -> Mapping[str, object]:
+    """Training settings with the back-end and range of the images, where the user's do not name them."""
+    given = {"reader": reader, "value_range": value_range}
+    return {name: value for name, value in given.items() if value is not None} | dict(recipe or {})
 
 
 def _open_screen(
@@ -182,10 +197,11 @@ def _open_screen(
         return _Screen(reading.read(data), Path(data).name, known)
     folder = out / ("screen-quick" if quick else "screen")
     say(f"a demo screen in {folder}")
-    if quick:
-        generate(folder, plates=2, sites=1, size=128)
-    else:
-        generate(folder)
+    with count_bar("drawing wells") as progress:
+        if quick:
+            generate(folder, plates=2, sites=1, size=128, progress=progress)
+        else:
+            generate(folder, progress=progress)
     return _Screen(read_manifest(folder), "demo screen", known or read_pairs_folder(folder / "relationships"))
 
 
