@@ -67,12 +67,12 @@ def read_arrow_table(path: str | os.PathLike[str], columns: Sequence[str] | None
         if path.suffix.lower() == ".parquet":
             check_column_names(path, pa.parquet.read_schema(path).names)
             table = pa.parquet.read_table(path, columns=None if columns is None else list(columns))
+            table.validate(full=True)  # also that its text is UTF-8
         else:
             table = _parse(path, _text_of(path, path.read_bytes()))
             table = table if columns is None else table.select(list(columns))
-    except (pa.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CamaeError(f"{path}: cannot be read as a table ({reason})") from None
+    except Exception as error:  # a damaged Parquet file raises anything
+        raise _refusal(path, error) from None
     # pandas writes the index of a table under this name; it is no column of the user's.
     return table.select([c for c in table.column_names if not c.startswith("__index_level_")])
 
@@ -86,9 +86,15 @@ def column_names(path: str | os.PathLike[str]) -> list[str]:
         raise MissingFileError(f"{path}: no such file")
     try:
         return list(pa.parquet.read_schema(path).names)
-    except (pa.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CamaeError(f"{path}: cannot be read as a table ({reason})") from None
+    except Exception as error:  # a damaged Parquet file raises anything
+        raise _refusal(path, error) from None
+
+
+def _refusal(path: Path, error: Exception) -> CamaeError:
+    if isinstance(error, CamaeError):
+        return error
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return CamaeError(f"{path}: cannot be read as a table ({reason})")
 
 
 def read_header(path: str | os.PathLike[str]) -> list[str]:

@@ -264,3 +264,19 @@ def test_fault_08_png_in_parquet_is_checked_like_a_file(tmp_path: Path) -> None:
         with pytest.raises(CamaeError, match=sentence):
             read_plane(f"{tmp_path}/a.parquet#{row}")
     assert plane_kind(str(array(tmp_path))).height == 64
+
+
+def test_parquet_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    """Found by fuzz_python_formats.py: names and cells of damaged files are no text."""
+    path = tmp_path / "sites.parquet"
+    pd.DataFrame({"Metadata_Well": ["QQQQ"], "DNA": ["WWWW"]}).to_parquet(path, compression="none")
+    sound = path.read_bytes()
+    for old, new in (
+        (b"WWWW", b"\xff\xff\xff\xff"),
+        (b"DNA", b"\xff\x96\xff"),
+        (b"Metadata_Well", b"\x96" * 13),
+    ):
+        path.write_bytes(sound.replace(old, new))
+        for data in (path, tmp_path):
+            with pytest.raises(CamaeError, match=str(tmp_path)):
+                read_manifest(data)
