@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -60,3 +61,26 @@ def pytest_terminal_summary(terminalreporter, config):
             f"no baseline for {recorder.without_baseline} rows on {name} with these versions and sizes: "
             "run with --promote (or --full) and commit bench/results"
         )
+
+
+@pytest.fixture(scope="module")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether the sizes of the tables were asked for."""
+    return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture(scope="module")
+def screen(full: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo screen, or a tiny one."""
+    if full and "CAMAE_BENCH_SCREEN" in os.environ:
+        return Path(os.environ["CAMAE_BENCH_SCREEN"])
+    from camae.reproduction.demo.generate_screen import generate
+
+    size = {} if full else {"plates": 2, "sites": 1, "size": 64}
+    return generate(tmp_path_factory.mktemp("screen") / "screen", **size)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs are kept: CAMAE_BENCH_RUNS keeps them, so that a second call continues."""
+    return Path(os.environ.get("CAMAE_BENCH_RUNS") or tmp_path_factory.mktemp("runs")).resolve()
