@@ -97,10 +97,15 @@ def _embed(job: EmbedJob, source: ModelSource | None) -> pd.DataFrame:
         mine = range(rank, len(ledger.shard_rows), world)
         found = shard_states(job.folder, ledger, job.inputs, mine)
         found.warn(job.folder, ledger, job.inputs)
-        if config.ray_workers:
-            write_shards_with_ray(job, ledger, found.unwritten, source)
-        else:
-            _write_shards(job, ledger, mine, found.unwritten)
+        try:
+            if config.ray_workers:
+                write_shards_with_ray(job, ledger, found.unwritten, source)
+            else:
+                _write_shards(job, ledger, mine, found.unwritten)
+        except CamaeError:
+            if world == 1:
+                job.withdraw()
+            raise
         table = job.merge()
         complete = table is not None
         if table is None:

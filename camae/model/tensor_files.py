@@ -126,8 +126,12 @@ def _safetensors(
             if check is not None:
                 check(metadata, {name: tuple(f.get_slice(name).get_shape()) for name in names})
             return metadata, {name: f.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise CamaeError(f"{file}: not a readable model file ({error})") from None
+    except CamaeError:
+        raise
+    except (SafetensorError, OSError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        # Shapes that the header may have and torch may not come as errors of several kinds.
+        reason = str(error).splitlines()[0]
+        raise CamaeError(f"{file}: not a readable model file ({reason})") from None
 
 
 def _torch_zip(file: Path) -> dict[str, torch.Tensor]:

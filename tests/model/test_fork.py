@@ -18,7 +18,8 @@ import numpy as np, torch
 import camae
 from camae.model import CAMAE, preset, save
 assert torch.get_num_threads() == 2
-options = {"crop": 32, "patch": 8, "width": 32, "heads": 2, "depth": 2, "decoder": {"width": 32, "depth": 1, "heads": 4}}
+decoder = {"width": 32, "depth": 1, "heads": 4}
+options = {"crop": 32, "patch": 8, "width": 32, "heads": 2, "depth": 2, "decoder": decoder}
 save(CAMAE(preset("ca_mae_vit_ti16", channels=("a", "b"), **options)), sys.argv[1])
 model = camae.load(sys.argv[1])
 images = np.random.default_rng(0).integers(0, 5000, (8, 2, 32, 32)).astype(np.uint16)

@@ -111,7 +111,7 @@ def test_fault_22_chosen_passes_change_no_loss_and_are_kept_on_resume(
     deep = {"model_options": tiny["model_options"] | {"drop_path": 0.2}, "checkpoint_every": 2}
     with pytest.warns(UserWarning, match="only stochastic depth .* drops other samples"):
         unbroken = train(screen, tmp_path / "unbroken", 4, **deep)
-    with pytest.warns(UserWarning), interrupt(3):
+    with pytest.warns(UserWarning, match="in passes"), interrupt(3):
         train(screen, tmp_path / "parts", 4, **deep)
     monkeypatch.setattr(loop, "choose_passes", lambda found, free: None)  # more memory than before
     resumed = train(screen, tmp_path / "parts", 4, **deep)

@@ -1,4 +1,4 @@
-"""Run folder: one training at a time, stopped by any signal, claimed only by a run that can start, on disks that refuse."""
+"""Run folder: one training at a time, stopped by signals, claimed by runs that can start, on disks that refuse."""
 
 import errno
 import json
