@@ -27,15 +27,23 @@ from camae.kernels.tokenize.triton import pixel_offsets, standardization
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Patches per program, by patch side, chosen by the compile-ahead figures (no spills), not by timing yet."""
+    """Patches per program by patch side, and warps, chosen by the compile-ahead figures, not by timing yet.
+
+    float_warps: for patches of 8 px of float32 planes, whose registers four warps would spill.
+    """
 
     patches_16: int
     patches_8: int
     warps: int = 4
+    float_warps: int = 8
 
     def patches(self, patch: int) -> int:
         """Patches per program for this patch side."""
         return self.patches_16 if patch == 16 else self.patches_8
+
+    def warps_for(self, patch: int, stored: torch.dtype) -> int:
+        """Warps of a program for this patch side and dtype of the planes."""
+        return self.float_warps if patch == 8 and stored.is_floating_point else self.warps
 
 
 CONFIGS = {
@@ -230,7 +238,7 @@ def reconstruction_loss(
             alpha,
             P=patch,
             BLOCK_M=block,
-            num_warps=config.warps,
+            num_warps=config.warps_for(patch, planes_KHW.dtype),
         )
     sums = parts.sum(0)
     return (1 - alpha) * sums[0] + alpha * sums[1], sums, grad_MP2
@@ -254,9 +262,10 @@ def compile_cases(arch: str) -> list[CompileCase]:
         types |= {"eps_squared": "fp32", "alpha": "fp32"}
         constants: dict[str, object] = {"P": P, "BLOCK_M": config.patches(P)}
         name, divisible = f"P{P} {stored} {working}", ("height", "width")
+        warps = config.warps_for(P, torch.float32 if stored == "fp32" else torch.uint8)
         found.append(
             CompileCase(
-                "reconstruction_loss", name, loss_kernel, types, constants, config.warps, divisible=divisible
+                "reconstruction_loss", name, loss_kernel, types, constants, warps, divisible=divisible
             )
         )
     return found
