@@ -173,7 +173,7 @@ def complete(manifest: Manifest, incomplete: str) -> Manifest:
     lacking_channels) are refused, left out or accepted, as `incomplete` says (see `read_manifest`).
     """
     lacking = lacking_channels(manifest)
-    bad = lacking.any(axis=1)
+    bad = np.asarray(lacking.any(axis=1))
     if incomplete in ("mixed", "keep") or not bad.any():
         return manifest
     reasons = _lacks(lacking, manifest.channels)
