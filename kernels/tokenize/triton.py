@@ -401,9 +401,10 @@ def plane_statistics(planes_KHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     if planes_KHW.dtype == torch.uint8 and L % 4 == 0 and config.words * LANE_PIXELS > L:
         dot = {"WORDS": config.words, "INTERPRETED": interpreting()}
         launch(byte_statistics_kernel, (K,), *arguments, **dot, num_warps=config.warps)
+    elif floating:
+        launch(float_statistics_kernel, (K,), *arguments, BLOCK=block, num_warps=config.warps)
     else:
-        kernel = float_statistics_kernel if floating else integer_statistics_kernel
-        launch(kernel, (K,), *arguments, BLOCK=block, num_warps=config.warps)
+        launch(integer_statistics_kernel, (K,), *arguments, BLOCK=block, num_warps=config.warps)
     return mean_K, var_K
 
 
