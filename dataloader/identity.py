@@ -19,6 +19,12 @@ _OF_A_WELL = {"Metadata_Perturbation": "perturbations", "Metadata_control_type":
 _KNOWN = {name.lower(): name for name in (*SITE, *_OF_A_WELL)}
 
 
+def metadata_column(name: str) -> str:
+    """Column of a table about wells as a Metadata_* column, identity columns in their one spelling."""
+    full = name if name.startswith("Metadata_") else f"Metadata_{name}"
+    return _KNOWN.get(full.lower(), full)
+
+
 def normal_columns(table: pd.DataFrame) -> pd.DataFrame:
     """Table with the identity columns in one spelling ("metadata_well" is "Metadata_Well"), wells too ("a1" is "A01").
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from camae.dataloader.datasets.common import control_type, table_named, tables_in
 from camae.dataloader.datasets.joins import Match, joined
+from camae.dataloader.identity import metadata_column
 from camae.errors import CamaeError, MissingFileError
 from camae.text_table import read_text_table
 
@@ -138,9 +139,7 @@ def _platemap(file: Path, workspace: Path, notes: list[str]) -> pd.DataFrame:
             f"{external}: none of its {len(tables)} tables has a broad_sample of {file}, as "
             f"{layout[sample][layout[sample] != ''].iloc[0]!r}"
         )
-    return layout.rename(
-        columns={c: c if c.startswith("Metadata_") else f"Metadata_{c}" for c in layout.columns}
-    )
+    return layout.rename(columns={c: metadata_column(str(c)) for c in layout.columns})
 
 
 def _once(table: pd.DataFrame, key: str, path: Path) -> pd.DataFrame:
