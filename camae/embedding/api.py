@@ -47,8 +47,8 @@ def embed(
         window is taken (moved into the image at its edge) and standardized, and only patches that touch the region
         are encoded; regions larger than the window get several windows, and the mean is over their tokens.
     region_size: side in px of the square that a row of a table stands for; default the whole window.
-    pool, tiles (or tile), overlap, layers, value_range, dtype, tokens_per_pass, backends: as in `EmbedConfig`. A tile with a
-        constant plane is left out, with a warning.
+    pool, tiles (or tile), overlap, layers, value_range, dtype, tokens_per_pass, backends: as in `EmbedConfig`. A tile
+        with a constant plane is left out, with a warning.
 
     Returns float32 of the input's kind and device: (D,) for one image, (B, D) for a batch or a list of equal
     channel counts, with "per_channel" (C, D) and (B, C, D); a list of vectors when channel counts differ. Several

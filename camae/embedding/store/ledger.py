@@ -45,10 +45,13 @@ class Ledger:
     backends: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        """JSON values; layers are null when there are none, as in files of the first version."""
+        """JSON values, as in files of the first version: layers are null when there are none, and backends absent."""
         span = self.value_range
         lists = {"layers": list(self.layers) or None, "value_range": None if span is None else list(span)}
-        return asdict(self) | lists
+        values = asdict(self) | lists
+        if not self.backends:
+            del values["backends"]
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Ledger:
