@@ -2,7 +2,8 @@
 
 Weights are packed once; LayerScale is multiplied into the output projections; norms, GELU and residual sums happen
 inside the products where the back-end can (in float32 on a CPU a block is two C++ ops), and on a GPU in the elementwise
-kernels between them; the token stream and the norms stay float32. Only the blocks are replaced: regions, layers, pooling and packing of passes work as before.
+kernels between them; the token stream and the norms stay float32. Only the blocks are replaced: regions, layers,
+pooling and packing of passes work as before.
 """
 
 from __future__ import annotations

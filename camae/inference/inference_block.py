@@ -145,7 +145,8 @@ class KernelBlock:
         self, tokens_TD: torch.Tensor, sequences: Sequences, mlp_norm: nn.LayerNorm
     ) -> torch.Tensor:
         _, qkv_T3D = self._norm_linear(tokens_TD, self.layers.norm, self.qkv, self.qkv_bias)
-        attention_TD = self._attend(*qkv_T3D.chunk(3, dim=1), sequences)
+        q, k, v = qkv_T3D.chunk(3, dim=1)
+        attention_TD = self._attend(q, k, v, sequences)
         update_TD = F.linear(attention_TD, self.proj, self.proj_bias)
         y_TD, fused_Th = self._norm_linear(tokens_TD, mlp_norm, self.mlp_in, None, update_TD)
         (mlp_TD,) = gelu_linear(
@@ -239,8 +240,8 @@ class InferenceBlock(BackendModule):
     """Transformer block for inference, called as the block it is made from. Not differentiable.
 
     kind, packed: as in `InferenceLinear`. runner: `FusedBlock` for packed float32 on a CPU that has the C++ ops, with
-    attention's default or "native" back-end; `KernelBlock` for packed ones on a GPU; else `LayerwiseBlock`. Weights are packed again when they are moved to
-    another device or the back-ends change.
+    attention's default or "native" back-end; `KernelBlock` for packed ones on a GPU; else `LayerwiseBlock`. Weights are
+    packed again when they are moved to another device or the back-ends change.
     """
 
     runner: FusedBlock | KernelBlock | LayerwiseBlock

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from camae.errors import CamaeError, MissingFileError
 from camae.files import write_atomic
 from camae.model import registry
+from camae.model.backends import Backends, BackendSettings
 from camae.model.interface import Config, CountsBlocks, Model
 from camae.model.openphenom import is_openphenom, translate
 from camae.model.tensor_files import Shapes, check_shapes, read_tensors, save_tensors
@@ -37,11 +38,18 @@ def save(model: Model, path: str | Path, **about: object) -> Path:
     return write_atomic(path, lambda p: save_tensors(tensors, p, metadata))
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu", **changes: object) -> Model:
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    backends: BackendSettings = None,
+    **changes: object,
+) -> Model:
     """Load a model: a run folder of `camae.train`, one of its checkpoints, a model file, or released weights.
 
     Released CA-MAE weights (OpenPhenom): the file as published (a torch file, whatever its name), a safetensors
     file, or a folder with one of them. What a file is shows in its content; no pickle is run.
+    backends: of the model's ops, {"attention": "triton"} or "attention=triton"; see `Backends`.
     changes: override configuration fields that hold no weights: `mask_ratio`; for released weights also
         `bias_layout` ("timm<=1.0.24", the default, or "mlp") and `channels` (default: the six RxRx stains).
         For models of a fixed channel set: `channel_map`, {model's channel: image's channel}.
@@ -60,7 +68,10 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", **changes: obj
             f"{file}: neither a camae model (no configuration in it) nor released CA-MAE weights (no tensor named "
             f"encoder.vit_backbone...); its first tensors are {', '.join(sorted(tensors)[:3]) or 'none'}"
         )
-    return build(file, config, state).to(device)
+    model = build(file, config, state)
+    if backends:
+        model.use_backends(Backends.of(backends))
+    return model.to(device)
 
 
 def _stored_config(file: Path, metadata: Mapping[str, str], changes: Mapping[str, object]) -> Config:
@@ -103,7 +114,7 @@ def convert(source: str | Path, destination: str | Path, **changes: object) -> P
         target = target / MODEL_FILE
     if target.exists():
         raise CamaeError(f"{target} exists; name another file, or delete it first")
-    model = load(source, device="cpu", **changes)
+    model = load(source, device="cpu", backends=None, **changes)
     return save(model, target, converted_from=Path(source).name)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast
 
 from camae.dataloader.mixture import Source
 from camae.locks import writing
+from camae.model.backends import Backends
 from camae.model.interface import Model
 from camae.omissions import Omissions
 from camae.training.callbacks import Callback, PictureCallback, ProbeCallback
@@ -95,6 +96,8 @@ def train(
     """
     given: dict[str, object] = {"steps": steps, "model": model}
     chosen = {name: value for name, value in given.items() if value is not None}
+    if isinstance(table := settings.get("backends"), Mapping | Backends):
+        settings["backends"] = str(Backends.of(table))
     resolved = resolve(config, **chosen, **settings)
     sources = open_data(
         data,

@@ -183,6 +183,11 @@ class TrainConfig:
         "image back-end, 'native' (the default: 8- and 16-bit), 'tifffile' (also float) or 'dali'",
         choices=("native", "tifffile", "dali"),
     )
+    backends: str | None = option(
+        None,
+        "back-ends of the ops, such as 'attention=triton,elementwise=reference'; default those of the device, see "
+        "`camae doctor`",
+    )
     probe: dict[str, object] = field(
         default_factory=dict,
         metadata={
@@ -236,6 +241,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "device",
         "reader",
         "tensorboard",
+        "backends",
         "probe",
         "recompute",
         "recompute_selective",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict
+
+import torch
 
 from camae.dataloader.mixture import Source
 from camae.errors import CamaeError, OutputError
@@ -31,7 +32,7 @@ class RunRecord(TypedDict):
     """Content of `run.json`: what ran, on what, with which data."""
 
     versions: dict[str, str]
-    backends: dict[str, str | None]
+    backends: dict[str, str]
     model: Mapping[str, object]
     parameters: int
     encoder_parameters: int
@@ -74,7 +75,7 @@ def run_record(
     """The record of a run. decoders_started_anew: channels whose decoders did not come from `init`."""
     return {
         "versions": versions(),
-        "backends": dataclasses.asdict(model.backends),
+        "backends": model.backends.names(device, torch.bfloat16 if precision == "bf16" else torch.float32),
         "model": model.config.to_dict(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),

@@ -11,6 +11,7 @@ import torch
 from camae.dataloader.mixture import Source
 from camae.errors import CamaeError
 from camae.model import registry
+from camae.model.backends import Backends
 from camae.model.ca_mae import CAMAE
 from camae.model.interface import Config, Model
 from camae.model.weights import check_state, load
@@ -46,6 +47,8 @@ def build_model(
         raise CamaeError(
             f"{config.model} trains on one data set with one channel set; ca_mae models mix them"
         )
+    if config.backends:
+        model.use_backends(Backends.of(config.backends))
     new_channels = initialize(model, config.init) if config.init else []
     model.to(device)
     model.check_channels(channels)

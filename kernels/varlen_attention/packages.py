@@ -25,7 +25,8 @@ def package_attention(
 ) -> torch.Tensor:
     """(T, H, d) by the package's kernel, with the arguments that every version of it has.
 
-    name: "torch_varlen", "flash_attn", "flash_attn_3" or "flash_attn_4". maxima: the longest sequences of queries and of keys.
+    name: "torch_varlen", "flash_attn", "flash_attn_3" or "flash_attn_4". maxima: the longest sequences of queries and
+    of keys.
     """
     if q_THd.numel() == 0 or maxima[1] == 0:
         return torch.zeros_like(q_THd)
