@@ -70,7 +70,7 @@ def test_fault_16_a_vector_that_is_no_number_is_refused(tiny_model, image, monke
         return tokens, layout
 
     monkeypatch.setattr(CAMAE, "encode", encode)
-    with pytest.raises(CamaeError, match="image 1: .* gives a vector with NaN or infinity"):
+    with pytest.raises(CamaeError, match=r"image 1: .* gives a vector with NaN or infinity"):
         camae.embed(np.stack([image, image]), ["DNA", "ER"], model=tiny_model)
 
 
