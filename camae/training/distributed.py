@@ -83,6 +83,13 @@ class World:
             dist.all_reduce(tensor, group=self._group(tensor.device))
         return tensor
 
+    def all_reduce_sums(self, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Sum of scalars over ranks, by name, in one exchange."""
+        if self.size == 1:
+            return values
+        total_N = self.all_reduce_sum(torch.stack([value.float() for value in values.values()]))
+        return dict(zip(values, total_N.unbind(), strict=True))
+
     def all_reduce_max(self, numbers: list[int]) -> list[int]:
         """Largest of each number over ranks. Goes through the hosts: no device is waited for."""
         if self.size == 1:

@@ -139,3 +139,10 @@ class EMA:
         """Replace the weights by their average."""
         for name, average in self._average.items():
             self._weights[name].copy_(average)
+
+
+def clip_gradients(model: nn.Module, limit: float) -> torch.Tensor:
+    """Clip the gradient to the norm `limit` (0: no limit), in place; returns its norm before that."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.mixture import MixedLoader, Source
@@ -35,7 +33,7 @@ from camae.training.distributed import ParallelModel, World, whole_model
 from camae.training.evaluation import validate
 from camae.training.memory_estimate import MemoryEstimate, check_fits, choose_passes, estimate, memory_errors
 from camae.training.metrics import LossBreakdown, Meter
-from camae.training.optimization import EMA, build_optimizer, learning_rate, mask_ratio_at
+from camae.training.optimization import EMA, build_optimizer, clip_gradients, learning_rate, mask_ratio_at
 from camae.training.process import Interrupts, keep_freed_pages, signal_name
 from camae.training.randomness import mask_noise, step_seed
 from camae.training.run_log import LiveTable, LogRow, RunLog, log_event
@@ -300,8 +298,8 @@ class Trainer:
             for name, value in losses.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         self._agree_over_ranks(shown)
-        sums = self._sum_over_ranks(sums)
-        grad_norm = self._clip()
+        sums = self.world.all_reduce_sums(sums)
+        grad_norm = clip_gradients(self.model, self.config.clip)
         step_unless(self.optimizer, self.spikes.judge(sums["total"], grad_norm))
         if self.ema is not None:
             self.ema.update()
@@ -367,19 +365,6 @@ class Trainer:
         self.requested = agreed[:2]
         if self.world.size > 1:
             self.parallel.drop_unused_grads([bool(s) for s in agreed[2:]])
-
-    def _sum_over_ranks(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Sum of every rank's share of the losses."""
-        if self.world.size == 1:
-            return sums
-        total_N = self.world.all_reduce_sum(torch.stack([value.float() for value in sums.values()]))
-        return dict(zip(sums, total_N.unbind(), strict=True))
-
-    def _clip(self) -> torch.Tensor:
-        """Clip the gradient in place; returns its norm over all parameters before that."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _validate(self) -> LogRow:
         # Validation keeps one ratio: losses at different ratios cannot be compared.
