@@ -49,8 +49,8 @@ def map_screen(
     from camae.text_table import write_csv
 
     pairs_left_out, left_out = Omissions(), Omissions()
-    known = maps.read_pairs_folder(pairs, pairs_left_out)
     models = profiles_by_model(profiles, plate or None)
+    known = maps.read_pairs_folder(pairs, pairs_left_out)
     strongest = []
     for model, table in models.items():
         result = perturbation_map.map_screen(
