@@ -67,8 +67,8 @@ class Row:
     """Distinct launch: what Triton compiles a binary for.
 
     kernel: module within camae.kernels and name. types: Triton type of every run-time argument. constants: compile-time
-    arguments, absent ones (None) and integers of 1 among them; a type of Triton as "tl." and its short name. divisible: integers
-    that 16 divides. unaligned: tensors whose address 16 does not divide.
+    arguments, absent ones (None) and integers of 1 among them; a type of Triton as "tl." and its short name.
+    divisible: integers that 16 divides. unaligned: tensors whose address 16 does not divide.
     """
 
     kernel: str
