@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING
 from camae.errors import CamaeError
 
 if TYPE_CHECKING:
+    from typing import Any
+
     import zarr
+
+    ZarrArray = zarr.Array[Any]
 
 LARGEST_CHUNK = 128 << 20  # bytes of one decoded chunk
 LARGEST_PLANE = 1 << 30  # bytes
@@ -33,7 +37,7 @@ def check_metadata_size(path: str | os.PathLike[str]) -> None:
             raise CamaeError(f"{file}: has {size:,} bytes, no metadata has as many: it is damaged")
 
 
-def check_array(path: str, array: zarr.Array, index: tuple[int, ...]) -> None:
+def check_array(path: str, array: ZarrArray, index: tuple[int, ...]) -> None:
     """Raise CamaeError when the plane array[index] (y, x) cannot be read within reason.
 
     Refused are dtypes other than unsigned integers and floats, planes and chunks larger than any image's, planes of a
@@ -71,7 +75,7 @@ def _bytes_below(path: str, enough: int) -> int:
     return total
 
 
-def check_chunks(path: str, array: zarr.Array, index: tuple[int, ...]) -> None:
+def check_chunks(path: str, array: ZarrArray, index: tuple[int, ...]) -> None:
     """Raise CamaeError when a chunk file of the plane says it decodes to more than a chunk holds.
 
     Looks at what the headers of Blosc, Zstandard, gzip and zlib say; arrays in shards are not looked at.

@@ -24,6 +24,8 @@ from camae.omissions import Omissions
 if TYPE_CHECKING:
     import zarr
 
+    from camae.dataloader.backends.zarr_guard import ZarrArray
+
 
 class _Located(TypedDict):
     path: str
@@ -81,7 +83,7 @@ def stores(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.suffix.lower() == ".zarr" and p.is_dir())
 
 
-def open_zarr(path: Path) -> tuple[ModuleType, zarr.Group | zarr.Array]:
+def open_zarr(path: Path) -> tuple[ModuleType, zarr.Group | ZarrArray]:
     """The module zarr, and the group or array at a path. Raises CamaeError when it cannot be opened."""
     module = optional_module("zarr", f"{path}: Zarr")
     check_metadata_size(path)

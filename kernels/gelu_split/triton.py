@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from camae.kernels._compile_ahead import CompileCase, Kernel
+from camae.kernels._compile_ahead import CompileCase
 from camae.kernels._device import architecture
-from camae.kernels._launch import launch
+from camae.kernels._launch import Kernel, launch
 
 
 @dataclass(frozen=True)
