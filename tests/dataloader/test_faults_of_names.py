@@ -1,45 +1,19 @@
-"""Numbered faults of screens as labs write them: files, wells, joins and tables that a reader must not guess at."""
+"""Numbered faults of files, wells, joins and names: what a reader must not guess at."""
 
 from __future__ import annotations
 
-import time
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import tifffile
+from screen_files import first_pixels, load_data, manifest_of, platemap, table, write
 
-from camae.dataloader import Manifest, read_manifest, read_plane
-from camae.dataloader.datasets.name_matching import match_user_pattern
-from camae.dataloader.pixel_size import pixel_size, pixel_sizes
-from camae.dataloader.read_pixels import read_site
+from camae.dataloader import Manifest, read_manifest
 from camae.dataloader.screen_tools.check import check
-from camae.dataloader.screen_tools.pack import PackResult, pack
-from camae.dataloader.screen_tools.plan import plan
+from camae.dataloader.screen_tools.pack import pack
 from camae.errors import CamaeError, MissingFileError
-
-
-def write(path: Path, value: int = 1, **options: object) -> None:
-    """A plane of 16x16 gray values that differ, the first being `value`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tifffile.imwrite(
-        path, (np.arange(256).reshape(16, 16) + value).astype(np.uint16), metadata=None, **options
-    )
-
-
-def first_pixels(manifest: Manifest, row: int = 0) -> list[int]:
-    return read_site(manifest, row)[0][:, 0, 0].tolist()
-
-
-def table(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
-
-
-# 1: rows that do not fit the header
 
 
 @pytest.mark.parametrize("name", ["m.csv", "m.CSV", "m.tsv", "m.txt", "m.csv.gz"])
@@ -64,9 +38,6 @@ def test_fault_01_names_of_columns_are_not_mended(tmp_path: Path) -> None:
     ):
         with pytest.raises(CamaeError, match=sentence):
             read_manifest(table(tmp_path / "m.csv", f"{header}\nA01,a.tif,b.tif\n"))
-
-
-# 2: files that fit no scheme
 
 
 def test_fault_02_unpadded_wells_are_wells(tmp_path: Path) -> None:
@@ -150,13 +121,6 @@ def test_fault_02_rxrx_and_tables_count_too(tmp_path: Path) -> None:
         read_manifest(tmp_path, format="rxrx19a")
 
 
-# 3: keys compared as written
-
-
-def manifest_of(rows: list[dict[str, str]]) -> Manifest:
-    return Manifest(pd.DataFrame(rows))
-
-
 def test_fault_03_wells_are_one_well_however_they_are_written(tmp_path: Path) -> None:
     text = "Metadata_Plate,Metadata_Well,DNA\n" + "".join(
         f"P,{w},{i}.tif\n" for i, w in enumerate(["A1", "a01", "A01", "r01c01"])
@@ -227,9 +191,6 @@ def test_fault_03_packed_time_points_keep_their_pixels(tmp_path: Path) -> None:
     assert [first_pixels(packed, row) for row in (0, 1)] == [[10], [20]]
 
 
-# 4: joins that match nothing
-
-
 def test_fault_04_joins_normalise_wells_and_say_what_matched(tmp_path: Path) -> None:
     for well in ("A01", "A02"):
         write(tmp_path / f"{well}.tif")
@@ -259,20 +220,6 @@ def test_fault_04_joins_normalise_wells_and_say_what_matched(tmp_path: Path) -> 
         read_manifest(data, metadata=[twice])
     with pytest.raises(CamaeError, match="no site has the perturbation 'EMPTY'"):
         read_manifest(data, metadata=[names], negative_controls=["DMSO", "EMPTY"])
-
-
-def load_data(root: Path, plate: str, folder: str, extra: str = "", header: str = "") -> Path:
-    return table(
-        root / "workspace/load_data_csv/B1" / plate / "load_data.csv",
-        f"Metadata_Plate,Metadata_Well,Metadata_Site,FileName_OrigDNA,PathName_OrigDNA{header}\n"
-        f"{plate},A1,1,r01c01f01.tiff,{folder}{extra}\n",
-    )
-
-
-def platemap(root: Path, text: str, barcodes: str = "Assay_Plate_Barcode,Plate_Map_Name\nPL1,map\n") -> Path:
-    folder = root / "workspace/metadata/platemaps/B1"
-    table(folder / "barcode_platemap.csv", barcodes)
-    return table(folder / "platemap/map.txt", text)
 
 
 @pytest.mark.parametrize(
@@ -306,9 +253,6 @@ def test_fault_04_platemaps_that_match_nothing_are_refused(tmp_path: Path) -> No
     platemap(tmp_path, "well\tgene\nA1\tMYC\n", "Assay_Plate_Barcode,Plate_Map_Name\nPL9,map\n")
     with pytest.raises(CamaeError, match="plate PL1 is not among its 1 plates"):
         read_manifest(tmp_path)
-
-
-# 5: another plate's files
 
 
 def test_fault_05_a_path_is_not_resolved_to_another_plates_files(tmp_path: Path) -> None:
@@ -355,9 +299,6 @@ def test_fault_05_two_plates_that_name_one_file_are_refused(tmp_path: Path) -> N
         read_manifest(tmp_path)
 
 
-# 6: compounds by compound
-
-
 def test_fault_06_compounds_are_not_pooled_by_their_target(tmp_path: Path) -> None:
     for i in range(1, 5):
         write(tmp_path / f"images/B1/PL1/{i}.tiff", i)
@@ -389,254 +330,3 @@ def test_fault_09_genes_named_like_missing_values_keep_their_names(tmp_path: Pat
         "Metadata_Well,gene\n" + "".join(f"A{i + 1},{n}\n" for i, n in enumerate(names)),
     )
     assert read_manifest(tmp_path, metadata=[genes]).table.Metadata_Perturbation.tolist() == names
-
-
-# 13: missing channels in a manifest
-
-
-def mixed_table(path: Path, plates: str = "PPQ") -> Path:
-    cells = ["a.tif,b.tif", "c.tif,", "d.tif,"]
-    rows = "".join(f"{p},A0{i + 1},{c}\n" for i, (p, c) in enumerate(zip(plates, cells, strict=True)))
-    for name in "abcd":
-        write(path.parent / f"{name}.tif")
-    return table(path, f"Metadata_Plate,Metadata_Well,DNA,ER\n{rows}")
-
-
-def test_fault_13_an_empty_cell_of_a_plate_is_refused(tmp_path: Path) -> None:
-    data = mixed_table(tmp_path / "m.csv")
-    with pytest.raises(
-        CamaeError, match=r"1 of 3 sites .*plate P well A02: lacks ER; pass incomplete='skip'.* or 'mixed'"
-    ):
-        read_manifest(data)
-    with pytest.warns(UserWarning, match="left out"):
-        skipped = read_manifest(data, incomplete="skip")
-    assert skipped.table.Metadata_Well.tolist() == ["A01", "A03"]
-    assert skipped.left_out.lines() == ["1 site left out: lacks ER (first: plate P well A02)"]
-    assert len(read_manifest(data, incomplete="mixed")) == 3
-    kept = read_manifest(data, incomplete="keep")
-    assert ("incomplete", 1, "lacks ER, which other sites of its plate have") in list(
-        check(kept)[["problem", "row", "detail"]].itertuples(index=False, name=None)
-    )
-    # Channels that are not asked for need not be there, and plates may differ.
-    assert len(read_manifest(data, channels=["DNA"])) == 3
-    assert len(read_manifest(mixed_table(tmp_path / "n.csv", "PQQ"))) == 3
-    with pytest.raises(CamaeError, match="must be one of error, skip, mixed, keep"):
-        read_manifest(data, incomplete="yes")
-
-
-def test_fault_13_without_plates_the_whole_manifest_has_one_set(tmp_path: Path) -> None:
-    data = mixed_table(tmp_path / "m.csv")
-    data.write_text(data.read_text().replace("Metadata_Plate", "Metadata_Line"))
-    with pytest.raises(CamaeError, match="2 of 3 sites"):
-        read_manifest(data)
-
-
-# 14, 25, 27, 37: packing
-
-
-def test_fault_14_packed_names_are_unique_on_any_file_system(tmp_path: Path) -> None:
-    channels = ["DNA 405", "DNA/405", "DNA:405", "dna_405", "DNA_405_2", "caf\u00e9", "cafe\u0301", "."]
-    row = {"Metadata_Plate": "P", "Metadata_Well": "A01", "Metadata_Site": "1"}
-    for i, channel in enumerate(channels):
-        write(tmp_path / f"{i}.tif", i)
-        row[channel] = f"{i}.tif"
-    manifest = Manifest(pd.DataFrame([row]), tmp_path)
-    packed = pack(manifest, tmp_path / "out").manifest
-    assert first_pixels(packed) == list(range(len(channels)))
-    names = [packed.path(0, c).casefold() for c in channels]
-    assert len(set(names)) == len(names)
-    long = Manifest(
-        pd.DataFrame([{"Metadata_Plate": "P" * 300, "A" * 300: "0.tif", "A" * 299 + "B": "1.tif"}]), tmp_path
-    )
-    assert first_pixels(pack(long, tmp_path / "long").manifest) == [0, 1]
-
-
-def test_fault_25_check_and_pack_read_floats_by_another_reader(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "f.tif", np.arange(256, dtype=np.float32).reshape(16, 16))
-    manifest = Manifest(pd.DataFrame([{"Metadata_Well": "A01", "DNA": "f.tif"}]), tmp_path)
-    assert check(manifest).problem.tolist() == ["unreadable"]
-    assert check(manifest, reader="tifffile").empty
-    packed = pack(manifest, tmp_path / "out", reader="tifffile").manifest
-    assert np.array_equal(
-        read_plane(packed.path(0, "DNA"), "tifffile"), read_plane(tmp_path / "f.tif", "tifffile")
-    )
-    assert plan(manifest, reader="tifffile").disk_bytes > 0
-    for tool in (
-        lambda: check(manifest, reader="dali"),
-        lambda: pack(manifest, tmp_path / "d", reader="dali"),
-    ):
-        with pytest.raises(CamaeError, match="square windows only"):
-            tool()
-    with pytest.raises(CamaeError, match="unknown image back-end"):
-        plan(manifest, reader="pillow")
-
-
-def test_fault_27_what_a_killed_pack_left_is_removed(tmp_path: Path, screen: Manifest) -> None:
-    out = tmp_path / "out"
-    left = out / "planes/P1/.A01_s1_DNA.4194305.tif"
-    write(left)
-    running = out / "planes/P1/.A01_s1_ER.1.tif"
-    write(running)
-    (out / ".manifest.4194305.parquet").touch()
-    pack(screen, out)
-    assert not left.exists()
-    assert running.exists()
-    assert not (out / ".manifest.4194305.parquet").exists()
-
-
-def test_fault_37_a_pack_that_is_slower_says_so(screen: Manifest) -> None:
-    assert "(5.0 times slower)" in str(PackResult(screen, 1, 0, 1, 1, 100.0, 20.0))
-    assert "(2.0 times as fast)" in str(PackResult(screen, 1, 0, 1, 1, 100.0, 200.0))
-
-
-# 26: time
-
-
-def test_fault_26_a_pattern_that_backtracks_is_ended(tmp_path: Path) -> None:
-    names = ["b_DNA.tif", "a" * 60 + "!.tif"]
-    began = time.perf_counter()
-    with pytest.raises(CamaeError, match=r"takes more than 1 s, at the name 'aaaa"):
-        match_user_pattern(r"(?P<channel>(a+)+)$|b", names, seconds=1)
-    assert time.perf_counter() - began < 4
-    assert match_user_pattern(r"(?P<channel>b)", names) == [{"channel": "b"}, None]
-
-
-def test_fault_26_a_table_of_100_000_columns_is_refused_at_once(tmp_path: Path) -> None:
-    header = ",".join(f"c{i}" for i in range(100_000))
-    data = table(tmp_path / "wide.csv", f"{header}\n{'a.tif,' * 99_999}a.tif\n")
-    began = time.perf_counter()
-    with pytest.raises(CamaeError, match=r"wide\.csv: the table has 100,000 columns"):
-        read_manifest(data)
-    assert time.perf_counter() - began < 2
-
-
-# 33: plans and Phenix exports
-
-
-def test_fault_33_a_phenix_plate_is_named_after_its_export(tmp_path: Path) -> None:
-    for plate in ("BR1__2020-Measurement 1", "BR2__2020-Measurement 1"):
-        write(tmp_path / plate / "Images/r01c01f01p01-ch1sk1fk1fl1.tiff")
-    assert read_manifest(tmp_path).table.Metadata_Plate.tolist() == [
-        "BR1__2020-Measurement 1",
-        "BR2__2020-Measurement 1",
-    ]
-    for inside in ("BR1__2020-Measurement 1", "BR1__2020-Measurement 1/Images"):
-        assert read_manifest(tmp_path / inside).table.Metadata_Plate.tolist() == ["BR1__2020-Measurement 1"]
-
-
-def test_fault_33_a_plan_is_made_from_the_tables_alone(tmp_path: Path) -> None:
-    root = tmp_path / "cpg0016-jump/source_4"
-    load_data(
-        root, "PL1", "/home/ubuntu/bucket/projects/x/cpg0016-jump/source_4/images/B1/images/PL1__2021/Images"
-    )
-    result = plan(read_manifest(tmp_path, incomplete="keep"), destination="data")
-    folder = "cpg0016-jump/source_4/images/B1/images/PL1__2021/Images"
-    assert result.table["where"].tolist() == ["s3"]
-    assert result.commands == [
-        f"aws s3 cp --no-sign-request --recursive s3://cellpainting-gallery/{folder}/ data/{folder} "
-        "--exclude '*' --include r01c01f01.tiff"
-    ]
-    assert "1 on S3, of unknown size" in str(result)
-
-
-# 34: CellProfiler's names
-
-
-def test_fault_34_load_data_in_cellprofilers_words(tmp_path: Path) -> None:
-    write(tmp_path / "images/PL1/a.tiff", 7)
-    data = table(
-        tmp_path / "Image.csv",
-        "ImageNumber,Image_Metadata_Plate,Image_Metadata_Well,Image_FileName_OrigDNA,Image_PathName_OrigDNA,Image_URL_OrigDNA\n"
-        "3,PL1,a1,a.tiff,/elsewhere/images/PL1,file:/elsewhere/images/PL1/a.tiff\n",
-    )
-    manifest = read_manifest(data)
-    assert manifest.channels == ("DNA",)
-    row = manifest.table.iloc[0]
-    assert (row.Metadata_Plate, row.Metadata_Well, row.Metadata_Site) == ("PL1", "A01", "3")
-    assert first_pixels(manifest) == [7]
-    by_row = table(
-        tmp_path / "load_data.csv",
-        "Metadata_Row,Metadata_Col,Metadata_FieldID,Metadata_Plate,URL_DNA\n27,5,02,PL1,file:///elsewhere/images/PL1/a.tiff\n",
-    )
-    row = read_manifest(by_row).table.iloc[0]
-    assert (row.Metadata_Well, row.Metadata_Site) == ("AA05", "02")
-    with pytest.raises(CamaeError, match="has column names and no row"):
-        read_manifest(table(tmp_path / "empty.csv", "Metadata_Well,Metadata_Site,FileName_DNA\n"))
-    both = table(
-        tmp_path / "both.csv",
-        "Metadata_Well,Image_Metadata_Well,Metadata_Site,FileName_DNA\nA1,A2,1,a.tiff\n",
-    )
-    with pytest.raises(CamaeError, match="has both Image_Metadata_Well and Metadata_Well"):
-        read_manifest(both)
-
-
-# What `data check` knows
-
-
-def test_check_names_zero_filled_planes_shared_files_and_pixel_sizes(tmp_path: Path) -> None:
-    for i, dots in enumerate((20_000, 20_000, 20_000, 40_000)):
-        write(tmp_path / f"{i}.tif", i, resolution=(dots, dots), resolutionunit="CENTIMETER")
-    tifffile.imwrite(tmp_path / "zero.tif", np.zeros((16, 16), np.uint16))
-    rows = [
-        {"Metadata_Plate": "P", "Metadata_Well": f"A0{i}", "Metadata_Site": "1", "AGP": a, "Mito": m}
-        for i, (a, m) in enumerate((("0.tif", "0.tif"), ("1.tif", "zero.tif"), ("2.tif", "3.tif")), start=1)
-    ]
-    manifest = Manifest(pd.DataFrame(rows), tmp_path)
-    found = check(manifest)
-    assert list(zip(found.row, found.channel, found.problem, strict=True)) == [
-        (1, "Mito", "constant"),
-        (2, "Mito", "pixel size"),
-        (0, "Mito", "shared file"),
-    ]
-    assert "filled with zeros" in found.detail[0]
-    assert "0.25 um, most planes of 0.5 um" in found.detail[1]
-    assert pixel_sizes(manifest).tolist() == pytest.approx([0.5, 0.5, 0.5])
-
-
-def test_pixel_sizes_of_ome_imagej_and_dots_per_inch(tmp_path: Path) -> None:
-    plane = np.ones((8, 8), np.uint16)
-    tifffile.imwrite(
-        tmp_path / "ome.tif", plane, ome=True, metadata={"PhysicalSizeX": 598, "PhysicalSizeXUnit": "nm"}
-    )
-    tifffile.imwrite(tmp_path / "ij.tif", plane, imagej=True, resolution=(1.5, 1.5), metadata={"unit": "um"})
-    tifffile.imwrite(tmp_path / "dpi.tif", plane, resolution=(72, 72), resolutionunit="INCH", metadata=None)
-    sizes = [pixel_size(str(tmp_path / f"{name}.tif")) for name in ("ome", "ij", "dpi", "gone")]
-    assert sizes == [pytest.approx(0.598), pytest.approx(1 / 1.5), None, None]
-
-
-def test_known_jump_traps(tmp_path: Path) -> None:
-    rows = []
-    for r in "ABCDEFGHI":
-        for column in range(1, 10):
-            well = f"{r}{column:02d}"
-            rows.append(
-                {
-                    "Metadata_Source": "source_4",
-                    "Metadata_Plate": "PL1",
-                    "Metadata_Well": well,
-                    "Metadata_Site": "1",
-                    "DNA": f"raw/r{ord(r) - 64:02d}c{column:02d}f01p01-ch5sk1fk1fl1.tiff",
-                    "ER": f"raw/r{ord(r) - 64:02d}c{column:02d}f01p01-ch2sk1fk1fl1.tiff",
-                    "Illum_DNA": "PL1/PL1_IllumDNA.npy",
-                    "Illum_ER": "PL1/PL1_IllumAGP.npy",
-                }
-            )
-    rows[4]["DNA"] = rows[4]["DNA"].replace("ch5", "ch1").replace("raw/", "maxproj/")
-    rows[7]["Metadata_Well"] = "X"
-    manifest = Manifest(pd.DataFrame(rows), tmp_path)
-    found = check(manifest, known="jump")
-    traps = found[found.problem != "missing"]
-    kinds = list(zip(traps.problem, traps.channel, traps.row, strict=True))
-    assert kinds == [
-        ("well name", "", 7),
-        ("wells absent", "", 0),
-        ("wells cut", "", 0),
-        ("channel order", "DNA", 4),
-        ("channel order", "ER", 0),
-        ("raw and projected", "DNA", 4),
-        ("illumination", "ER", 0),
-    ]
-    assert "number 2 in the file names, 4 is published for source_4" in traps.detail.iloc[4]
-    assert check(manifest).problem.unique().tolist() == ["missing"]
-    with pytest.raises(CamaeError, match="known='jumpy': choose one of jump"):
-        check(manifest, known="jumpy")
