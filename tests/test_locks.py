@@ -24,7 +24,7 @@ def test_a_folder_that_nothing_was_written_into_is_taken_away(tmp_path):
 
 
 def test_many_threads_in_turn_never_two_at_once(tmp_path):
-    """A lock file is removed when its folder stays empty: who waits at the old one must not hold beside a new holder."""
+    """A lock file goes with its empty folder: who waits at the old one must not hold beside a new holder."""
     inside, most, refused = [], [], []
 
     def work():
