@@ -268,10 +268,8 @@ def test_varlen_attention(recorder, setting, benchmark, case, backward):
     usable = [b.name for b in backends(device) if b.usable and b.name != backend]
     ours = [backend, *(["native"] if "native" in usable else [])]
     others = [name for name in usable if name != "native"]
-    flops = sum(
-        floors.attention_flops(n, m, q.shape[1], q.shape[2], backward)
-        for n, m in zip(lengths_q, lengths_k, strict=True)
-    )
+    shape, pairs = q.shape[1:], list(zip(lengths_q, lengths_k, strict=True))
+    flops = sum(floors.attention_flops(n, m, *shape, backward) for n, m in pairs)
     # bf16: outputs of order 1/sqrt(T) rounded at 2^-9, probabilities too.
     tolerance = 2e-2 if working == torch.bfloat16 else 1e-4
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from camae.embedding.config import EmbedConfig
+from camae.embedding.config import EmbedConfig, EmbedOptions
 from camae.embedding.default_model import ModelSource, resolve_model
 from camae.embedding.encode import EncodeOptions, compute_type, default_tokens_per_pass
 from camae.embedding.inputs import ImageSet, Vectors
@@ -15,7 +15,7 @@ from camae.embedding.regions import Regions, is_one_array, regions_per_image
 from camae.embedding.validate import check_layers
 from camae.errors import CamaeError
 from camae.model.backends import BackendSettings, using_backends
-from camae.model.interface import ChannelNames, Config, Images, TransformerConfig
+from camae.model.interface import ChannelNames, Config, Images, Model, TransformerConfig
 
 
 def embed(
@@ -56,26 +56,11 @@ def embed(
     (R, D) per image, and a list of these when there are several images.
     Raises CamaeError for whatever would give silently wrong vectors.
     """
-    config = EmbedConfig.of(
-        pool=pool,
-        tiles=tiles,
-        tile=tile,
-        overlap=overlap,
-        layers=layers,
-        value_range=value_range,
-        dtype=dtype,
-        tokens_per_pass=tokens_per_pass,
-        backends=backends,
-    )
+    chosen: EmbedOptions = {"tiles": tiles, "tile": tile, "overlap": overlap, "value_range": value_range}
+    chosen |= {"pool": pool, "layers": layers, "dtype": dtype, "tokens_per_pass": tokens_per_pass}
+    config = EmbedConfig.of(**(chosen | EmbedOptions(backends=backends)))
     _check_region_options(config, region, region_size)
-    inputs, net = ImageSet.of(images, channels), resolve_model(model)
-    inputs.check_values(net.config.standardization, config.value_range)
-    plan = EmbedPlan(net.config, inputs, config.value_range)
-    if region is None:
-        plan.add_images(config.tiles, config.overlap)
-    else:
-        per_image = regions_per_image(region, len(inputs), inputs.single)
-        plan.add_regions(per_image, region_size)
+    plan, net = _planned(ImageSet.of(images, channels), resolve_model(model), config, region, region_size)
     options = EncodeOptions(
         config.pool,
         config.interpolate,
@@ -85,6 +70,19 @@ def embed(
     with using_backends(net, config.backends):
         found = plan.encode(net, options, config.tokens_per_pass or default_tokens_per_pass(net))
     return _arranged(found, plan, config, as_array=is_one_array(region))
+
+
+def _planned(
+    inputs: ImageSet, net: Model, config: EmbedConfig, region: Regions | None, region_size: int | None
+) -> tuple[EmbedPlan, Model]:
+    """Windows of the images, or of their regions, with the model that encodes them."""
+    inputs.check_values(net.config.standardization, config.value_range)
+    plan = EmbedPlan(net.config, inputs, config.value_range)
+    if region is None:
+        plan.add_images(config.tiles, config.overlap)
+    else:
+        plan.add_regions(regions_per_image(region, len(inputs), inputs.single), region_size)
+    return plan, net
 
 
 def _check_region_options(config: EmbedConfig, region: Regions | None, region_size: int | None) -> None:

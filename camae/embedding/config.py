@@ -159,9 +159,7 @@ class EmbedConfig(ReadOptions):
     )
     level: str = _option("well", "rows of the table: 'well' (mean over sites) or 'site'")
     # Which form of the model computes them.
-    linear: str | None = _option(
-        None, "encoder rewritten for speed, with layers in 'float32' or 'bfloat16'"
-    )
+    linear: str | None = _option(None, "encoder rewritten for speed, with layers in 'float32' or 'bfloat16'")
     compile: bool = _option(False, "encoder rewritten for speed, with torch.compile")
     bag_of_channels: bool = _option(False, "each channel encoded alone: another embedding")
     # How a screen is split.

@@ -95,8 +95,6 @@ def linear_probe(
 ) -> dict[str, float]:
     """Linear probe: accuracy of a ridge classifier of labels, tested on groups of rows that it was not fitted on.
 
-    High accuracy: the labels are linearly separable in the embedding, in a way that carries over to other plates.
-
     Parameters
     ----------
     x : (n, d) array

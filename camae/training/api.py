@@ -73,10 +73,9 @@ def train(
 ) -> Run:
     """Train a CA-MAE on images of any channel set, or another of the paper's systems on a fixed one.
 
-    data: a manifest (object, CSV or Parquet) or a folder a reader knows; or several, with different channel sets
-        if need be: `[(manifest, weight), ...]`, `{name: (manifest, weight), ...}` or a TOML file with a table
-        `[name]` of `data` and `weight` each. Weights are shares of the crops; without them data sets count by
-        their sites.
+    data: a manifest (object, CSV or Parquet) or a folder a reader knows; or several, also of different channel sets:
+        `[(manifest, weight), ...]`, `{name: (manifest, weight), ...}` or a TOML file with a table `[name]` of `data`
+        and `weight` each. Weights are shares of the crops; without them data sets count by their sites.
     model: preset name (default: the configuration file's, else ca_mae_vit_b16).
     out: run folder. steps: optimizer steps. Both may also be given by position, in this order.
     config: TOML file of `TrainConfig` fields; arguments win over it, the resolved copy is kept in `out`.
@@ -90,9 +89,8 @@ def train(
     or 129; a second one ends it at once. SIGUSR1 writes a checkpoint and goes on. One training at a time writes into
     `out`. On a CPU a batch that would take much memory is computed in several passes, and `events.jsonl` says so.
     Writes `config.toml`, `run.json`, `log.jsonl`, `events.jsonl`, `bad_sites.json` when sites could not be read,
-    `checkpoints/`, `model.safetensors`, `reconstructions.npz` and pictures. Raises CamaeError with one sentence
-    for bad data or settings, for an output that cannot be written or that another process writes, and for a step that
-    does not fit into memory.
+    `checkpoints/`, `model.safetensors`, `reconstructions.npz` and pictures. Raises CamaeError for bad data or settings,
+    an output that cannot be written or that another process writes, and a step that does not fit into memory.
     """
     given: dict[str, object] = {"steps": steps, "model": model}
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -108,11 +106,11 @@ def train(
         negative_controls=negative_controls,
     )
     training, validation = split_data(sources, resolved.val)
+    left_out, notes = _left_out(sources)
     run, world = Path(out), World.join(resolved.device)
     callbacks = _callbacks(resolved, run, (validation or training)[0], quiet)
     with writing(run, world.rank, world.size, required=False):
         trained = Trainer(resolved, training, validation, run, quiet=quiet, callbacks=callbacks).run(resume)
-        left_out, notes = _left_out(sources)
         if world.rank == 0:
             left_out.write(run)
     return Run(run, trained, read_log(run / "log.jsonl"), left_out, notes)

@@ -77,18 +77,16 @@ def run_paper(
     """Train, embed and benchmark the paper's systems on one screen; returns what results.json holds.
 
     data: a screen as `camae.train` takes it; without it a demo screen is made in `out/screen`.
-    systems: names or families of `camae.reproduction.paper.paper_systems`; all of the size without them.
-    size: "smallest" (two cores) or "paper" (needs a GPU, and recipe={"steps": ...}).
-    quick: few steps, and a smaller demo screen: shows that all parts work, not how good anything is.
+    systems: names or families of `paper_systems`, default all of the size. size: "smallest" (two cores) or "paper"
+    (needs a GPU, and recipe={"steps": ...}). quick: few steps, and a smaller demo screen: shows that all parts work.
     checkpoints: "last", or "all" for a row of every saved step with its validation loss.
-    pairs: file or folder of known pairs. weights: folder of ImageNet weights named after timm's models.
-    channel_map: {model's channel: image's channel} of models whose weights are given.
-    gene_sets: folder of gene lists (Table 5). cellprofiler: table of features by plate and well (Figure 6).
-    target: column of targets joined by "|" (siblings of Table 4). recipe: training settings of all systems.
-    reader: image back-end. reading: how a folder is read. quiet: only a line for each system.
+    pairs: file or folder of known pairs. weights: folder of ImageNet weights named after timm's models; channel_map:
+    {model's channel: image's channel} of these. gene_sets: folder of gene lists (Table 5). cellprofiler: table of
+    features by plate and well (Figure 6). target: column of targets joined by "|" (siblings of Table 4). recipe:
+    training settings of all. reader: image back-end. reading: how a folder is read. quiet: a line for each system.
 
-    Writes results.json (one entry per family), paper.html, table2.csv .. table5.csv, figures, and everything that
-    was trained and embedded. A second call continues. What cannot be filled says why; that is no error.
+    Writes results.json (one entry per family), paper.html, tables, figures, and everything trained and embedded. A
+    second call continues. What cannot be filled says why; that is no error.
     """
     _check_checkpoints(checkpoints)
     out, say, began = Path(out), plain_printer(console), time.perf_counter()
@@ -112,10 +110,7 @@ def run_paper(
     tables = _tables(outcomes, screen, target, sets, null_size=500 if quick else 10_000)
     results = _results(screen, plan, size, quick, outcomes, tables)
     results["figures"] = write_figures(outcomes, plan, cellprofiler)
-    results["seconds"] = time.perf_counter() - began
-    write_results(out, results, tables)
-    _say_end(say, screen.manifest, out, results)
-    return results
+    return _written(out, results, tables, screen.manifest, began, say)
 
 
 def _check_checkpoints(checkpoints: str) -> None:
@@ -123,12 +118,22 @@ def _check_checkpoints(checkpoints: str) -> None:
         raise CamaeError(f"checkpoints {checkpoints!r} is not 'last' or 'all'")
 
 
-def _say_end(say: Callable[[str], None], manifest: Manifest, out: Path, results: PaperResults) -> None:
-    """What the screen left out, listed in `out` as well, and where the results are."""
+def _written(
+    out: Path,
+    results: PaperResults,
+    tables: Sequence[paper_tables.PaperTable],
+    manifest: Manifest,
+    began: float,
+    say: Say,
+) -> PaperResults:
+    """Write the results, and say what the screen left out and where everything is; returns the results."""
+    results["seconds"] = time.perf_counter() - began
+    write_results(out, results, tables)
     manifest.left_out.write(out)
     for line in (*manifest.notes, *manifest.left_out.lines()):
         say(line)
     say(f"{results['seconds']:.0f} s: {out / 'results.json'}, {out / 'paper.html'}")
+    return results
 
 
 def _results(
