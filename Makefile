@@ -83,7 +83,7 @@ gpu:
 	$(PYTHON) -m venv --system-site-packages .venv-gpu
 	.venv-gpu/bin/python -m pip install -q --no-index --no-build-isolation --no-deps -e .
 	.venv-gpu/bin/python -m pytest -m gpu -p no:cacheprovider
-	.venv-gpu/bin/python -m pytest bench/test_kernels.py bench/test_glue.py bench/test_step.py bench/test_embedding.py --full
+	.venv-gpu/bin/python -m pytest bench/test_kernels.py bench/test_elementwise.py bench/test_step.py bench/test_embedding.py --full
 
 # The kernels' budgets on another Triton, beside the environment's own: make aot TRITON=3.6.0
 TRITON ?= 3.6.0
