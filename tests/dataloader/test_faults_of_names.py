@@ -191,7 +191,7 @@ def test_fault_03_packed_time_points_keep_their_pixels(tmp_path: Path) -> None:
     assert [first_pixels(packed, row) for row in (0, 1)] == [[10], [20]]
 
 
-def test_fault_04_joins_normalise_wells_and_say_what_matched(tmp_path: Path) -> None:
+def test_fault_04_joins_normalize_wells_and_say_what_matched(tmp_path: Path) -> None:
     for well in ("A01", "A02"):
         write(tmp_path / f"{well}.tif")
     data = table(tmp_path / "m.csv", "Metadata_Plate,Metadata_Well,DNA\n0012,A01,A01.tif\n0012,A02,A02.tif\n")
