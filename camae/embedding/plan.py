@@ -17,7 +17,7 @@ from camae.embedding.windows import Window, constant_windows, tile_corners, tile
 from camae.errors import CamaeError
 from camae.model.interface import Config, Model
 
-_TO_CALLER = 4  # frames from a warning to the caller of `camae.embed`
+_TO_CALLER = 5  # frames from a warning to the caller of `camae.embed`
 
 
 @dataclass

@@ -32,7 +32,7 @@ _WHAT = (
     "give boolean masks (H, W) or (R, H, W), an integer label image (H, W), or a table with the columns "
     "Metadata_Cell_X and Metadata_Cell_Y (or Location_Center_X and Location_Center_Y, Nuclei_Location_Center_X ...)"
 )
-_TO_CALLER = 5  # frames from a warning to the caller of `camae.embed`
+_TO_CALLER = 6  # frames from a warning to the caller of `camae.embed`
 
 
 @dataclass(frozen=True)

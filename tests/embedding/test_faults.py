@@ -1,7 +1,7 @@
 """Faults that were found once, by their numbers: masks of many cells, NaN, names of centers, limits."""
 
 import json
-import os
+import signal
 import time
 import warnings
 
@@ -15,6 +15,7 @@ import torch
 import camae
 from camae.dataloader import Manifest
 from camae.embedding.pieces import count_pieces
+from camae.embedding.stopping import stop_after_pass
 from camae.embedding.store import shards
 from camae.embedding.store.inputs import InputStates
 from camae.errors import CamaeError, MissingBackendError
@@ -238,17 +239,27 @@ def test_options_of_another_type_are_one_sentence(screen, model, tmp_path, optio
 
 
 def test_ctrl_c_stops_after_the_pass_and_a_second_one_at_once():
-    import signal
-
-    from camae.embedding.stopping import stop_after_pass
-
-    before = signal.getsignal(signal.SIGINT)
-    with stop_after_pass() as stopped:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stopped.wait(1)
-        with pytest.raises(KeyboardInterrupt):
+    # A process that a shell started in the background ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with stop_after_pass() as stopped:
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            assert stopped.is_set()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stays_ignored_in_the_background():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_after_pass() as stopped:
+            signal.raise_signal(signal.SIGINT)
+        assert not stopped.is_set()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_states_are_in_the_metadata_of_every_shard(screen, model, tmp_path):
