@@ -9,7 +9,8 @@ from typing import overload
 
 import torch
 
-from camae.errors import CamaeError, MissingBackendError, MissingFileError
+from camae.errors import CamaeError, MissingFileError
+from camae.model.devices import check_device
 from camae.model.interface import Model
 from camae.model.weights import find_model_file, load
 
@@ -40,25 +41,6 @@ def use(model: ModelSource | None, *, device: str | torch.device | None = None) 
 def default_device() -> str:
     """The GPU of this process (LOCAL_RANK under torchrun), or the CPU where there is none."""
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """The device of this name. Raises CamaeError for a name of none, MissingBackendError for one that is not here."""
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise CamaeError(f"device {str(device)!r} is not 'cpu', 'cuda' or 'cuda:' and a number") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise MissingBackendError(
-            f"device {str(device)!r}: PyTorch finds no GPU here; take 'cpu', or see what camae doctor says"
-        )
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise MissingBackendError(
-            f"device {str(device)!r}: there are {torch.cuda.device_count()} GPUs here, cuda:0 is the first"
-        )
-    if found.type not in ("cpu", "cuda"):
-        raise CamaeError(f"device {str(device)!r}: camae runs on 'cpu' and on 'cuda'")
-    return found
 
 
 def resolve_model(model: ModelSource | None, device: str | torch.device | None = None) -> Model:

@@ -14,6 +14,7 @@ from camae.errors import CamaeError, MissingFileError
 from camae.files import write_atomic
 from camae.model import registry
 from camae.model.backends import Backends, BackendSettings
+from camae.model.devices import check_device
 from camae.model.interface import Config, CountsBlocks, Model
 from camae.model.openphenom import is_openphenom, translate
 from camae.model.tensor_files import Shapes, check_shapes, read_tensors, save_tensors
@@ -54,8 +55,10 @@ def load(
         `bias_layout` ("timm<=1.0.24", the default, or "mlp") and `channels` (default: the six RxRx stains).
         For models of a fixed channel set: `channel_map`, {model's channel: image's channel}.
     Raises CamaeError when the file is not complete: missing, unexpected and wrongly shaped tensors are listed; and for
-    a configuration that is damaged or not that of its tensors, and for weights that are no finite numbers.
+    a configuration that is damaged or not that of its tensors, and for weights that are no finite numbers;
+    MissingBackendError for a device that is not here.
     """
+    check_device(device)
     file = find_model_file(path)
     metadata, tensors = read_tensors(file, lambda m, shapes: _check_config(file, m, shapes, changes))
     if metadata.get("format") == _FORMAT:

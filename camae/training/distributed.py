@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError
 from camae.model import registry
+from camae.model.devices import check_device
 from camae.model.interface import Model
 
 if TYPE_CHECKING:
@@ -46,13 +47,10 @@ class World:
         """The world this process was launched into; process groups are made on the first call and kept.
 
         device: "cpu", "cuda" or None (CUDA where there is one). Under torchrun each process takes the GPU of its
-        LOCAL_RANK. Raises CamaeError where a node has fewer GPUs than processes.
+        LOCAL_RANK. Raises CamaeError where a node has fewer GPUs than processes, MissingBackendError without a GPU.
         """
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if torch.device(kind).type == "cuda" and not torch.cuda.is_available():
-            raise CamaeError(
-                f"device {device!r}: this machine has no CUDA device; leave device out, or give 'cpu'"
-            )
+        check_device(kind)
         launched = all(name in os.environ for name in _LAUNCHED)
         if not launched and not dist.is_initialized():
             return cls(0, 1, torch.device(kind))

@@ -8,9 +8,10 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 import camae
-from camae.errors import CamaeError
+from camae.errors import CamaeError, MissingBackendError
 from camae.model import CAMAE, load, preset, save
 from camae.model.weights import convert
+from camae.training.distributed import World
 from camae.training.warm_start import initialize
 
 
@@ -47,6 +48,20 @@ def test_loading_leaves_random_numbers_alone(tiny, tmp_path):
     torch.manual_seed(3)
     load(path)
     assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", ""])
+def test_fault_24_a_name_of_no_device_is_refused_before_the_file_is_read(tmp_path, device):
+    with pytest.raises(CamaeError, match="device"):
+        load(tmp_path / "absent", device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_fault_24_a_gpu_that_is_not_here_is_one_sentence(tmp_path):
+    with pytest.raises(MissingBackendError, match=r"device 'cuda:1'.*finds no GPU here; take 'cpu'"):
+        load(tmp_path / "absent", device="cuda:1")
+    with pytest.raises(MissingBackendError, match=r"device 'cuda'.*finds no GPU here; take 'cpu'"):
+        World.join("cuda")
 
 
 def test_convert_keeps_everything(tiny, tmp_path):
