@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from camae.embedding_table import Kind, feature_columns, select_features
 from camae.errors import CamaeError, MissingFileError
-from camae.files import write_atomic
+from camae.files import output_errors, write_atomic
 from camae.maps.affine import EVERY, Alignment
 from camae.maps.arrays import groups
 from camae.text_table import as_text, numbers
@@ -61,7 +61,8 @@ def fit_parquet(
     Raises
     ------
     CamaeError
-        For missing columns, files that differ in their features, or no controls; MissingFileError for no file.
+        For missing columns, files that differ in their features, or no controls; MissingFileError for no file;
+        OutputError where the disk of the scratch file (TMPDIR) refuses.
     """
     needed = [name for name in (batch, control) if name is not None]
     sizes = _Magnitudes()
@@ -72,7 +73,8 @@ def fit_parquet(
                 chosen = (
                     np.ones(len(x), bool) if control is None else (meta[control] == negative).to_numpy(bool)
                 )
-                x[chosen].tofile(out)
+                with output_errors(path):
+                    x[chosen].tofile(out)
                 name_N = np.full(len(x), EVERY) if batch is None else meta[batch].to_numpy(str)
                 sizes.add(x, name_N)
                 kept.append(name_N[chosen])

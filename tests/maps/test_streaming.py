@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from io import FileIO
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,8 @@ import pytest
 
 from camae import maps
 from camae.embedding_table import feature_columns, features_of, read_table
-from camae.errors import CamaeError, MissingFileError
+from camae.errors import CamaeError, MissingFileError, OutputError
+from camae.maps import streaming
 
 
 def _screen(folder, rows=1500, d=16, plates=5, files=3):
@@ -52,6 +54,13 @@ def test_new_plates_are_mapped_later_and_unknown_ones_are_named(tmp_path):
     with pytest.raises(CamaeError, match="batch P9 was not seen"):
         maps.transform_parquet(loaded, [tmp_path / "new.parquet"], tmp_path / "never.parquet")
     assert not list(tmp_path.glob("*never*"))
+
+
+def test_a_full_disk_of_scratch_files_is_one_sentence(tmp_path, monkeypatch):
+    _, paths = _screen(tmp_path)
+    monkeypatch.setattr(streaming, "open", lambda path, mode: FileIO("/dev/full", "w"), raising=False)
+    with pytest.raises(OutputError, match=r"rows\.f32 cannot be written: "):
+        maps.fit_parquet(maps.TVN(), paths)
 
 
 def test_bad_input_is_one_sentence(tmp_path):
