@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,14 @@ import tifffile
 
 BENCH = Path(__file__).parents[1] / "bench"
 DEFAULT_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_configure():
+    """Signals as in a terminal: under nohup or in the background SIGHUP and SIGINT are ignored, by children too."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
