@@ -6,7 +6,6 @@ makes an interrupted run go on where it stopped.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -27,8 +26,8 @@ from camae.dataloader.backends.addresses import refuse_remote, require, split_ad
 from camae.dataloader.identity import DEPTH, TIME
 from camae.dataloader.manifest import ILLUMINATION, Manifest
 from camae.dataloader.read_pixels import checked_reader, plane_kind, read_plane, read_window
-from camae.errors import CamaeError, MissingBackendError
-from camae.files import write_atomic
+from camae.errors import CamaeError, MissingBackendError, MissingFileError, OutputError
+from camae.files import output_error, write_atomic
 
 CODECS = ("zstd", "none")
 TILE = 256
@@ -104,7 +103,7 @@ def pack(
     jobs = [(row, channel) for row in range(len(manifest)) for channel in manifest.site_channels(row)]
     targets = _targets(manifest, jobs)
     packed = _packed_manifest(manifest, folder, targets)
-    with _writing(folder):
+    with _refused_output(folder):
         done, reused = _pack_planes(manifest, jobs, folder, targets, codec, workers, progress, reader)
         packed.write(folder / "manifest.parquet")
     return PackResult(
@@ -269,26 +268,23 @@ def _write(path: Path, pixels: np.ndarray, codec: str, reader: str | None) -> No
         if not np.array_equal(read_plane(temporary, reader), pixels):
             raise CamaeError(f"{path}: reads back differently from what was written: the disk may be failing")
 
-    with _writing(path):
-        try:
-            write_atomic(path, write)
-        except ImportError as error:
-            raise MissingBackendError(f"packing with zstd needs the package imagecodecs ({error})") from error
+    try:
+        write_atomic(path, write)
+    except ImportError as error:
+        raise MissingBackendError(f"packing with zstd needs the package imagecodecs ({error})") from error
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Translation of errors of the operating system on writing into CamaeError."""
+def _refused_output(folder: Path) -> Iterator[None]:
+    """Context in which a screen is packed: an output that the disk refuses also says that packed planes are kept."""
     try:
         yield
+    except MissingFileError:
+        raise
     except OSError as error:
-        if isinstance(error, CamaeError):
-            raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "the disk is full" if full else str(error)
-        raise CamaeError(
-            f"{path}: cannot be written ({reason}); packed planes are kept, run it again to go on"
-        ) from error
+        found = error if isinstance(error, OutputError) else output_error(folder, error)
+        sentence = f"{found}; packed planes are kept, run it again to go on"
+        raise OutputError(sentence, found.errno) from error
 
 
 def _packed_manifest(manifest: Manifest, folder: Path, targets: dict[tuple[int, str], str]) -> Manifest:

@@ -221,8 +221,7 @@ def test_fault_23_a_full_disk_at_every_write_loses_nothing(screen, tmp_path, tra
             ended.append(ends_well(train, screen, out, whole))
         assert not list(out.glob("checkpoints/.*")), number
         assert losses(train(screen, out, 4, **WRITES)) == losses(whole), number
-    assert True in ended
-    assert False in ended
+    assert set(ended) == {True, False}  # some writes cost the run nothing, others end it
 
 
 @pytest.mark.full
