@@ -13,6 +13,7 @@ import warnings
 import pytest
 import torch
 from safetensors.torch import load_file
+from slow_steps import losses, slowly
 
 from camae.errors import CamaeError
 from camae.training import checkpoint_files as checkpoints
@@ -22,20 +23,7 @@ from camae.training.optimization import build_optimizer
 from camae.training.run_log import RunLog, read_log
 from camae.training.stability import SpikeGuard, step_unless
 
-# A process whose steps leave time for signals to arrive between them.
-SLOWLY = """
-import time
-from camae.training import trainer as loop
-step = loop.Trainer._step
-def slow_step(*arguments):
-    time.sleep(0.2)
-    return step(*arguments)
-loop.Trainer._step = slow_step
-"""
-
-
-def losses(run):
-    return [row["loss"] for row in run.history]
+SLOWLY = slowly("0.2")
 
 
 def events(out):

@@ -11,6 +11,7 @@ import time
 import warnings
 
 import pytest
+from slow_steps import losses, slowly
 
 import camae
 from camae.errors import CamaeError, OutputError
@@ -19,21 +20,7 @@ from camae.training.run_log import read_log
 
 pytestmark = pytest.mark.timeout(900)
 
-# A process whose steps leave time for signals and other processes.
-SLOWLY = """
-import time
-import warnings
-from camae.training import trainer as loop
-step = loop.Trainer._step
-def slow_step(*arguments):
-    time.sleep(0.1)
-    return step(*arguments)
-loop.Trainer._step = slow_step
-"""
-
-
-def losses(run):
-    return [row["loss"] for row in run.history]
+SLOWLY = slowly("0.1")
 
 
 def steps_of(out):
@@ -102,7 +89,7 @@ def test_fault_27_signals_write_a_checkpoint_and_stop(start, screen, train, tmp_
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_fault_27_a_second_signal_stops_at_once(start, tmp_path, number):
-    slowest = SLOWLY.replace("time.sleep(0.1)", "time.sleep(0.1 if arguments[1] < 2 else 100)")
+    slowest = slowly("0.1 if arguments[1] < 2 else 100")
     process = start(tmp_path / "run", 10, before=slowest)
     wait_for_steps(process, tmp_path / "run", 2)
     time.sleep(0.3)
