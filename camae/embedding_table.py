@@ -129,7 +129,7 @@ def feature_names(table: pd.DataFrame) -> list[str]:
 
 
 def unit_of(metadata: pd.DataFrame) -> Unit:
-    """What a row of a table stands for: a "site" where wells repeat, a "well", a "treatment" without wells.
+    """Unit of replication of a table's rows: a "site" where wells repeat, a "well", a "treatment" without wells.
 
     Wells count once in each of their spellings, plate, time and depth.
     """

@@ -54,7 +54,7 @@ class CompileCase:
 
 @dataclass(frozen=True)
 class Resources:
-    """What the compiled kernel uses: a row of the budget table.
+    """Resource use of a compiled kernel: a row of the budget table.
 
     registers:    per thread.
     shared:       bytes per block.
@@ -80,7 +80,7 @@ class Resources:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What identifies the row."""
+        """Identity of the row."""
         return self.op, self.config, self.arch, self.triton
 
 

@@ -46,7 +46,7 @@ def optional_arrays(*tensors: torch.Tensor | None) -> list[FloatArray | None]:
 
 
 def bounds(*cu_seqlens: torch.Tensor) -> Sequence[npt.NDArray[np.int64]]:
-    """Where sequences begin and end, as the kernels take it."""
+    """Sequence boundaries, as the kernels take them."""
     return [x.to(torch.int64).numpy() for x in cu_seqlens]
 
 

@@ -194,7 +194,7 @@ def row_of(event: Launch, arch: str) -> Row:
 
 @dataclass
 class Recording:
-    """What a flow launched, in order, and what it copied between host and device."""
+    """Recorded kernel launches of a flow, in order, and its copies between host and device."""
 
     arch: str
     traffic: Traffic

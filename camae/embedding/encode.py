@@ -35,7 +35,7 @@ _PIXELS_PER_TOKEN = 8
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """What is taken from the encoder, and its compute type.
+    """Encoder options: pooling, positions, layers taken, and compute type.
 
     pool, interpolate: as in `EmbedConfig`. layers: outputs of these blocks, counted from 0, instead of the last one's.
     dtype: "bfloat16", or None or "float32".

@@ -199,7 +199,7 @@ def _square(y: int, x: int, shape: tuple[int, int], size: int | None) -> Region:
 
 
 def regions_per_image(region: Regions, n_images: int, single: bool) -> list[RegionSource]:
-    """What belongs to each image: `region` itself for a single image, else one entry of it for each."""
+    """Regions of each image: `region` itself for a single image, else one entry of it for each."""
     if single:
         return [cast(RegionSource, region)]
     if isinstance(region, pd.DataFrame | Mapping) or not isinstance(

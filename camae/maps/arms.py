@@ -234,7 +234,7 @@ def _by_gene(path: str | Path, name: str) -> dict[str, str]:
 
 
 def gene_matches(genes: Labels, table: Mapping[str, object], what: str) -> str:
-    """How many genes of a map a gene table has, and how many of the table's the map has.
+    """Overlap of genes: how many of the map's the table has, and how many of the table's the map has.
 
     Raises CamaeError when there is none.
     """

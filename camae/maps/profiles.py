@@ -57,7 +57,7 @@ class ProfileTable:
 
     @property
     def unit(self) -> Unit:
-        """What a row stands for: "site", "well" or "treatment"."""
+        """Unit of replication of the rows: "site", "well" or "treatment"."""
         return unit_of(self.meta)
 
     def check_finite(self) -> None:

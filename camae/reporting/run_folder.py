@@ -28,7 +28,7 @@ class Score(TypedDict):
 
 
 class RunRecord(TypedDict, total=False):
-    """What the report reads of `run.json`, the record of a training run."""
+    """Record of a training run, `run.json`, as far as the report reads it."""
 
     model: dict[str, object]
     device: str

@@ -13,7 +13,7 @@ from camae.wells import normal_well
 
 @dataclass(frozen=True)
 class Match:
-    """What a join matched: rows of both sides, and the first row of each that found none ("" for none)."""
+    """Result of a join: matched rows of both sides, and the first row of each that found none ("" for none)."""
 
     what: str
     on: tuple[str, ...]

@@ -45,7 +45,7 @@ def loss_and_gradient(
     weight_M: torch.Tensor,
     alpha: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the kernel returns, in plain torch: (2,) weighted MSE and Fourier sums, and the gradient (M, P*P).
+    """Weighted MSE and Fourier sums (2,) and the gradient (M, P*P) in plain torch, as the kernel returns them.
 
     d|F|/dx is the real part of the inverse transform of the phase, and phases of a real patch are Hermitian as its
     spectrum is: half a spectrum there and back, where autograd takes a whole complex one.

@@ -382,7 +382,7 @@ def weight_gradient_kernel(
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How tl.dot multiplies: three tf32 products for fp32 operands (as exact as fp32); no choice for 16 bits."""
+    """Input precision of tl.dot: three tf32 products for fp32 operands (as exact as fp32); no choice for 16 bits."""
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 

@@ -66,7 +66,7 @@ def attention_formulas(
     scale: float,
     grad_THd: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """What the kernels return, by formula and sequence by sequence: (out, lse), or (dq, dk, dv) for a gradient."""
+    """Attention or its gradient by formula, sequence by sequence: (out, lse), or (dq, dk, dv) for a gradient."""
     out, lse = torch.zeros_like(q_THd), q_THd.new_full(q_THd.shape[1::-1], -math.inf)
     grads = [torch.zeros_like(x) for x in (q_THd, k_SHd, v_SHd)]
     q_bounds, k_bounds = cu_q.tolist(), cu_k.tolist()
