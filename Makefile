@@ -14,7 +14,7 @@ help:
 	@echo "make docs       the documentation, strictly (site/index.html)"
 	@echo "make wheel-test sdist and wheel, installed in a clean environment and tried"
 	@echo "make bench      pytest bench/"
-	@echo "make gpu        everything that needs a GPU"
+	@echo "make gpu        everything that needs a GPU, or PART=tests|kernels|step|embed|maps|reader|tiles|profile|sanitizer"
 	@echo "make aot        compile the kernels for sm_80 and sm_90a with another Triton (TRITON=3.6.0)"
 
 $(BIN)/python:
@@ -78,12 +78,28 @@ wheel-test: $(VENV)/.dev
 	build/wheel-test/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt dist/camae-*.whl
 	cd build/wheel-test && bin/python ../../tests/packaging/smoke.py
 
-# For a machine with a GPU and its own torch, without a network: nothing is fetched, the native module is built.
+# For a machine with a GPU, its own torch and no network: camae is installed into $(PYTHON), nothing is fetched. Rows
+# and logs go to GPU_OUT. One part: make gpu PART=tests|kernels|step|embed|maps|reader|tiles|profile|sanitizer.
+GPU_OUT ?= runs/gpu
+GPU_PARTS := tests kernels step embed maps reader tiles profile sanitizer
+PART ?= $(filter-out sanitizer,$(GPU_PARTS))
+GPU_PYTEST := GPU_OUT=$(abspath $(GPU_OUT)) PYTORCH_ALLOC_CONF=expandable_segments:True $(PYTHON) -m pytest -p no:cacheprovider
+gpu-tests     := $(GPU_PYTEST) -m gpu -n 8 tests
+gpu-kernels   := $(GPU_PYTEST) bench/test_kernels.py bench/test_elementwise.py
+gpu-step      := $(GPU_PYTEST) bench/test_step.py
+gpu-embed     := $(GPU_PYTEST) bench/test_embedding.py
+gpu-maps      := $(GPU_PYTEST) bench/test_maps_gpu.py
+gpu-reader    := $(GPU_PYTEST) bench/test_reader_gpu.py
+gpu-tiles     := $(PYTHON) bench/tiles.py $(GPU_OUT)/rows/tiles.jsonl
+gpu-profile   := $(PYTHON) bench/profile_step.py $(GPU_OUT)/rows/profile.jsonl
+gpu-sanitizer := compute-sanitizer --error-exitcode 1 $(GPU_PYTEST) -m gpu -k "statistics or attention_backward" tests/kernels
+
 gpu:
-	$(PYTHON) -m venv --system-site-packages .venv-gpu
-	.venv-gpu/bin/python -m pip install -q --no-index --no-build-isolation --no-deps -e .
-	.venv-gpu/bin/python -m pytest -m gpu -p no:cacheprovider
-	.venv-gpu/bin/python -m pytest bench/test_kernels.py bench/test_elementwise.py bench/test_step.py bench/test_embedding.py --full
+	@mkdir -p $(GPU_OUT)
+	$(PYTHON) -m pip install -q --no-index --no-build-isolation --no-deps -e .
+	@failed=; $(foreach part,$(PART),($(gpu-$(part))) >$(GPU_OUT)/$(part).log 2>&1 || failed="$$failed $(part)"; \
+	    echo "== $(part)"; tail -n 25 $(GPU_OUT)/$(part).log;) \
+	if test -n "$$failed"; then echo "failed:$$failed (logs in $(GPU_OUT))"; exit 1; fi
 
 # The kernels' budgets on another Triton, beside the environment's own: make aot TRITON=3.6.0
 TRITON ?= 3.6.0

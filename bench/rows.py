@@ -25,8 +25,10 @@ import torch
 from camae.inference.inference_linear import InferenceLinear
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench" / "results"
-SCRATCH = ROOT / "runs" / "bench"
+# GPU_OUT: one folder for all that a measurement on a GPU writes, where the machine keeps nothing.
+OUT = os.environ.get("GPU_OUT")
+RESULTS = Path(OUT) / "rows" if OUT else ROOT / "bench" / "results"
+SCRATCH = Path(OUT) / "scratch" if OUT else ROOT / "runs" / "bench"
 PACKAGES = ("torch", "triton", "numpy", "flash-attn")
 FLUSH_BYTES = 256 * 2**20  # larger than any L2
 
@@ -200,19 +202,21 @@ class Recorder:
         target: str = "",
         benchmark: Any = None,
         more: Callable[[Times], dict[str, Any]] | None = None,
+        rounds: int | None = None,
     ) -> dict[str, Any]:
         """Check, time all variants interleaved, write one row for every one of ours, compare where asked.
 
-        more: further entries of a row, from its times.
+        more: further entries of a row, from its times. rounds: None: the session's.
         """
         check()
         variants = {**ours, **competitors}
         if benchmark is not None:
             benchmark.pedantic(next(iter(ours.values())), rounds=1, iterations=1, warmup_rounds=0)
         timer = time_cuda if self.device == "cuda" else time_cpu
-        times = timer(variants, self.rounds)
+        rounds = rounds or self.rounds
+        times = timer(variants, rounds)
         if self.promote:  # a baseline's spread holds the machine's slower and faster minutes too
-            times = spread_over([times, *(time.sleep(1.0) or timer(variants, self.rounds) for _ in range(2))])
+            times = spread_over([times, *(time.sleep(1.0) or timer(variants, rounds) for _ in range(2))])
         work = {
             "op": op,
             "case": case,

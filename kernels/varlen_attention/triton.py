@@ -479,11 +479,14 @@ class Problem(NamedTuple):
     scale: float
     rstd_HS: torch.Tensor | None = None
     norms: Norms | None = None
+    tiles: AttentionConfig | None = None
 
     @property
     def config(self) -> AttentionConfig:
-        """Tiles for the device, the head dim, and whether there are norms."""
-        return config_for(self.q_THd.device, self.q_THd.shape[2], self.q_THd.dtype, self.norms is not None)
+        """`tiles`, or the frozen ones for the device, the head dim, and whether there are norms."""
+        return self.tiles or config_for(
+            self.q_THd.device, self.q_THd.shape[2], self.q_THd.dtype, self.norms is not None
+        )
 
     @property
     def vectors(self) -> tuple[torch.Tensor | None, ...]:
