@@ -84,7 +84,8 @@ GPU_OUT ?= runs/gpu
 GPU_PARTS := tests kernels step embed maps reader tiles profile sanitizer
 PART ?= $(filter-out sanitizer,$(GPU_PARTS))
 GPU_PYTEST := GPU_OUT=$(abspath $(GPU_OUT)) PYTORCH_ALLOC_CONF=expandable_segments:True $(PYTHON) -m pytest -p no:cacheprovider
-gpu-tests     := $(GPU_PYTEST) -m gpu -n 8 tests
+# One test fills the card and runs alone.
+gpu-tests     := $(GPU_PYTEST) -m gpu -n 8 -k "not fits_on_one_card" tests && $(GPU_PYTEST) -m gpu -k fits_on_one_card tests/kernels
 gpu-kernels   := $(GPU_PYTEST) bench/test_kernels.py bench/test_elementwise.py
 gpu-step      := $(GPU_PYTEST) bench/test_step.py
 gpu-embed     := $(GPU_PYTEST) bench/test_embedding.py
