@@ -83,16 +83,17 @@ wheel-test: $(VENV)/.dev
 GPU_OUT ?= runs/gpu
 GPU_PARTS := tests kernels step embed maps reader tiles profile sanitizer
 PART ?= $(filter-out sanitizer,$(GPU_PARTS))
-GPU_PYTEST := GPU_OUT=$(abspath $(GPU_OUT)) PYTORCH_ALLOC_CONF=expandable_segments:True $(PYTHON) -m pytest -p no:cacheprovider
+GPU_PYTHON := GPU_OUT=$(abspath $(GPU_OUT)) PYTORCH_ALLOC_CONF=expandable_segments:True $(PYTHON)
+GPU_PYTEST := $(GPU_PYTHON) -m pytest -p no:cacheprovider
 # One test fills the card and runs alone.
-gpu-tests     := $(GPU_PYTEST) -m gpu -n 8 -k "not fits_on_one_card" tests && $(GPU_PYTEST) -m gpu -k fits_on_one_card tests/kernels
+gpu-tests     := $(GPU_PYTEST) -m gpu -n 8 -k "not fits_on_one_card" tests; first=$$?; $(GPU_PYTEST) -m gpu -k fits_on_one_card tests/kernels && exit $$first
 gpu-kernels   := $(GPU_PYTEST) bench/test_kernels.py bench/test_elementwise.py
 gpu-step      := $(GPU_PYTEST) bench/test_step.py
 gpu-embed     := $(GPU_PYTEST) bench/test_embedding.py
 gpu-maps      := $(GPU_PYTEST) bench/test_maps_gpu.py
 gpu-reader    := $(GPU_PYTEST) bench/test_reader_gpu.py
-gpu-tiles     := $(PYTHON) bench/tiles.py $(GPU_OUT)/rows/tiles.jsonl
-gpu-profile   := $(PYTHON) bench/profile_step.py $(GPU_OUT)/rows/profile.jsonl
+gpu-tiles     := $(GPU_PYTHON) bench/tiles.py $(GPU_OUT)/rows/tiles.jsonl
+gpu-profile   := $(GPU_PYTHON) bench/profile_step.py $(GPU_OUT)/rows/profile.jsonl
 gpu-sanitizer := compute-sanitizer --error-exitcode 1 $(GPU_PYTEST) -m gpu -k "statistics or attention_backward" tests/kernels
 
 gpu:
