@@ -1,13 +1,12 @@
 """Back-end dispatch: the table of every op's back-ends and defaults, and the one place where a back-end is chosen.
 
-An op calls `choose` once and gets a name. "reference" is the op's plain-torch function. "triton" is its torch.library
-op, for which `register_triton` sets the kernel of each device type: the Triton launcher on CUDA and in Triton's
-interpreter, the op's formula elsewhere (for tests of the registered gradients without a GPU).
+An op calls `choose` once and gets a name. "reference" is the op's plain-torch function. "triton" is its `KernelOp`: the
+Triton launcher on CUDA and in Triton's interpreter, the op's formula elsewhere (for tests of the registered gradients
+without a GPU).
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -80,21 +79,6 @@ def interpreting() -> bool:
     from triton import knobs
 
     return bool(knobs.runtime.interpret)
-
-
-def register_triton(op: torch.library.CustomOpDef, module: str, launcher: str) -> None:
-    """Make `launcher` of `module`, imported at the first call, the op's kernel for CUDA tensors.
-
-    In Triton's interpreter also for CPU tensors. Elsewhere the op runs the formula it was declared with. The launcher
-    has the op's signature.
-    """
-
-    def launch(*arguments: object) -> object:
-        return getattr(importlib.import_module(module), launcher)(*arguments)
-
-    op.register_kernel("cuda")(launch)
-    if interpreting():
-        op.register_kernel("cpu")(launch)
 
 
 def reference_backend(device: torch.device) -> Backend:

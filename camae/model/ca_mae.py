@@ -232,7 +232,7 @@ class CAMAE(Model):
         tokens_TD, _ = self.encode(batch, layout)
         pred_LP2 = self.decoder(tokens_TD, layout, batch.names_K)
         mask_L = torch.ones(len(pred_LP2), device=pred_LP2.device)
-        mask_L[layout.kept] = 0
+        mask_L.index_fill_(0, layout.kept, 0.0)
         totals = [c * layout.n_patches for c in layout.planes_per_sample]
         patches, masks = pred_LP2.split(totals), mask_L.split(totals)
         if len(set(totals)) > 1:

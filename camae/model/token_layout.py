@@ -74,7 +74,7 @@ class TokenLayout:
     def patch_rows(self) -> torch.Tensor:
         """Rows of tokens_TD that are patches (all but the class tokens)."""
         is_patch = torch.ones(sum(self.lengths), dtype=torch.bool, device=self.device)
-        is_patch[self.class_index] = False
+        is_patch.index_fill_(0, self.class_index, False)  # x[index] = value copies the value from the host
         return indices(is_patch, sum(self.kept_per_sample))
 
     @cached_property
@@ -88,7 +88,7 @@ class TokenLayout:
     def masked(self) -> torch.Tensor:
         """(M,) flat index plane * N + patch of every masked token, ascending."""
         is_masked = torch.ones(self.n_planes * self.n_patches, dtype=torch.bool, device=self.device)
-        is_masked[self.kept] = False
+        is_masked.index_fill_(0, self.kept, False)
         return indices(is_masked, sum(self.masked_per_sample))
 
     @cached_property
@@ -126,8 +126,8 @@ def cumulative(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 def segments(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Segment number of every row, int64: [0]*lengths[0] + [1]*lengths[1] + ..."""
-    sample_L = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    return sample_L.to(device, non_blocking=True)
+    # Repeated on the device: only the lengths travel, and with their sum given nothing is read back.
+    return torch.arange(len(lengths), device=device).repeat_interleave(_on(lengths, device), output_size=sum(lengths))
 
 
 def full_layout(batch: PlaneBatch, n_patches: int) -> TokenLayout:

@@ -8,25 +8,25 @@ import torch
 
 from camae.kernels._autograd import Context, Gradients, Maybe
 from camae.kernels._device import accumulation_dtype
-from camae.kernels._dispatch import register_triton
+from camae.kernels._kernel_op import KernelOp
 from camae.kernels.gelu_split.reference import gelu_columns_backward_formula, gelu_columns_formula
 
 TRITON = "camae.kernels.gelu_split.triton"
 
 
 @torch.library.custom_op("camae::gelu_columns", mutates_args=())
-def gelu_columns_op(fused_TF: torch.Tensor, bias_h: Maybe, hidden: int) -> torch.Tensor:
+def _gelu_columns(fused_TF: torch.Tensor, bias_h: Maybe, hidden: int) -> torch.Tensor:
     """GELU(fused[:, :hidden] + bias), (T, hidden)."""
     return gelu_columns_formula(fused_TF, bias_h, hidden)
 
 
-@gelu_columns_op.register_fake
+@_gelu_columns.register_fake
 def _(fused_TF: torch.Tensor, bias_h: Maybe, hidden: int) -> torch.Tensor:
     return fused_TF.new_empty(fused_TF.shape[0], hidden)
 
 
 @torch.library.custom_op("camae::gelu_columns_backward", mutates_args={"grad_fused_TF", "act_Th"})
-def gelu_columns_backward_op(
+def _gelu_columns_backward(
     grad_act_Th: torch.Tensor,
     fused_TF: torch.Tensor,
     bias_h: Maybe,
@@ -37,7 +37,7 @@ def gelu_columns_backward_op(
     return gelu_columns_backward_formula(grad_act_Th, fused_TF, bias_h, grad_fused_TF, act_Th)
 
 
-@gelu_columns_backward_op.register_fake
+@_gelu_columns_backward.register_fake
 def _(
     grad_act_Th: torch.Tensor,
     fused_TF: torch.Tensor,
@@ -68,8 +68,8 @@ def fused_gradient(
     return grad_TF, None if bias_h is None else grad_bias.to(bias_h.dtype)
 
 
-register_triton(gelu_columns_op, TRITON, "forward")
-register_triton(gelu_columns_backward_op, TRITON, "backward")
+gelu_columns_op = KernelOp(_gelu_columns, TRITON, "forward")
+gelu_columns_backward_op = KernelOp(_gelu_columns_backward, TRITON, "backward")
 
 
 class GeluSplit(torch.autograd.Function):

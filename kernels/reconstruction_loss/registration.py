@@ -6,7 +6,7 @@ import torch
 
 from camae.kernels._autograd import Context, Gradients, Inputs
 from camae.kernels._device import accumulation_dtype
-from camae.kernels._dispatch import register_triton
+from camae.kernels._kernel_op import KernelOp
 from camae.kernels.patches import patch_side, standardized_patches
 from camae.kernels.reconstruction_loss.reference import loss_and_gradient
 
@@ -14,7 +14,7 @@ Losses = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @torch.library.custom_op("camae::reconstruction_loss", mutates_args=())
-def reconstruction_loss_op(
+def _reconstruction_loss(
     pred_MP2: torch.Tensor,
     planes_KHW: torch.Tensor,
     plane_M: torch.Tensor,
@@ -34,7 +34,7 @@ def reconstruction_loss_op(
     return (1 - alpha) * parts[0] + alpha * parts[1], parts, grad_MP2.to(pred_MP2.dtype).contiguous()
 
 
-@reconstruction_loss_op.register_fake
+@_reconstruction_loss.register_fake
 def _(
     pred_MP2: torch.Tensor,
     planes_KHW: torch.Tensor,
@@ -64,8 +64,13 @@ def _backward(ctx: Context, grad_total: torch.Tensor, *_: torch.Tensor) -> Gradi
     return (grad_MP2 * grad_total.to(grad_MP2.dtype), *(None,) * 8)
 
 
-reconstruction_loss_op.register_autograd(_backward, setup_context=_setup_context)
-register_triton(reconstruction_loss_op, "camae.kernels.reconstruction_loss.triton", "reconstruction_loss")
+reconstruction_loss_op = KernelOp(
+    _reconstruction_loss,
+    "camae.kernels.reconstruction_loss.triton",
+    "reconstruction_loss",
+    _setup_context,
+    _backward,
+)
 
 
 class ReferenceLoss(torch.autograd.Function):

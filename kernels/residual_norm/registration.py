@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from camae.kernels._autograd import Context, Gradients, Inputs, Maybe
 from camae.kernels._device import accumulation_dtype
-from camae.kernels._dispatch import register_triton
+from camae.kernels._kernel_op import KernelOp
 from camae.kernels.residual_norm.reference import residual_norm_gradients, residual_norm_reference
 
 TRITON = "camae.kernels.residual_norm.triton"
@@ -24,7 +24,7 @@ def stream_dtype(x_TD: torch.Tensor, update_TD: Maybe, gamma_D: Maybe) -> torch.
 
 
 @torch.library.custom_op("camae::residual_norm", mutates_args=())
-def residual_norm_op(
+def _residual_norm(
     x_TD: torch.Tensor,
     update_TD: Maybe,
     gamma_D: Maybe,
@@ -45,7 +45,7 @@ def residual_norm_op(
     return y_TD, normed_TD if normed is None else normed_TD.copy_(normed)
 
 
-@residual_norm_op.register_fake
+@_residual_norm.register_fake
 def _(
     x_TD: torch.Tensor,
     update_TD: Maybe,
@@ -72,7 +72,7 @@ def empty_outputs(
 
 
 @torch.library.custom_op("camae::residual_norm_backward", mutates_args=())
-def residual_norm_backward_op(
+def _residual_norm_backward(
     grad_y_TD: Maybe,
     grad_normed_TD: Maybe,
     y_TD: torch.Tensor,
@@ -91,7 +91,7 @@ def residual_norm_backward_op(
     return grad_x.copy_(dx), grad_update if du is None else grad_update.copy_(du), sums
 
 
-@residual_norm_backward_op.register_fake
+@_residual_norm_backward.register_fake
 def _(
     grad_y_TD: Maybe,
     grad_normed_TD: Maybe,
@@ -169,6 +169,5 @@ def gradients_of(
     return tuple(None if t is None else g.to(t) for g, t in zip(found, dtypes, strict=True))
 
 
-residual_norm_op.register_autograd(_backward, setup_context=_setup_context)
-register_triton(residual_norm_op, TRITON, "residual_norm")
-register_triton(residual_norm_backward_op, TRITON, "residual_norm_backward")
+residual_norm_op = KernelOp(_residual_norm, TRITON, "residual_norm", _setup_context, _backward)
+residual_norm_backward_op = KernelOp(_residual_norm_backward, TRITON, "residual_norm_backward")

@@ -6,7 +6,7 @@ import torch
 
 from camae.kernels._autograd import Context, Gradients, Inputs
 from camae.kernels._device import accumulation_dtype
-from camae.kernels._dispatch import register_triton
+from camae.kernels._kernel_op import KernelOp
 from camae.kernels.patches import patch_side, plane_statistics_reference
 from camae.kernels.tokenize.reference import (
     samples_of_patches,
@@ -19,19 +19,19 @@ TRITON = "camae.kernels.tokenize.triton"
 
 
 @torch.library.custom_op("camae::plane_statistics", mutates_args=())
-def plane_statistics_op(planes_KHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _plane_statistics(planes_KHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance of every plane, (K,) float64 each."""
     return plane_statistics_reference(planes_KHW)
 
 
-@plane_statistics_op.register_fake
+@_plane_statistics.register_fake
 def _(planes_KHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     mean_K = planes_KHW.new_empty(planes_KHW.shape[0], dtype=torch.float64)
     return mean_K, torch.empty_like(mean_K)
 
 
 @torch.library.custom_op("camae::tokenize", mutates_args=())
-def tokenize_op(
+def _tokenize(
     planes_KHW: torch.Tensor,
     sample_K: torch.Tensor,
     keep_index: torch.Tensor | None,
@@ -49,7 +49,7 @@ def tokenize_op(
     return tokenize_reference(*arguments, eps, n_samples)
 
 
-@tokenize_op.register_fake
+@_tokenize.register_fake
 def _(
     planes_KHW: torch.Tensor,
     sample_K: torch.Tensor,
@@ -68,7 +68,7 @@ def _(
 
 
 @torch.library.custom_op("camae::tokenize_weight_gradient", mutates_args=())
-def weight_gradient_op(
+def _weight_gradient(
     planes_KHW: torch.Tensor,
     sample_K: torch.Tensor,
     keep_index: torch.Tensor | None,
@@ -85,7 +85,7 @@ def weight_gradient_op(
     )
 
 
-@weight_gradient_op.register_fake
+@_weight_gradient.register_fake
 def _(
     planes_KHW: torch.Tensor,
     sample_K: torch.Tensor,
@@ -134,7 +134,6 @@ def _backward(ctx: Context, grad_TD: torch.Tensor) -> Gradients:
     return None, None, None, weight, bias, pos, cls, None, None, None, None
 
 
-tokenize_op.register_autograd(_backward, setup_context=_setup_context)
-register_triton(plane_statistics_op, TRITON, "plane_statistics")
-register_triton(tokenize_op, TRITON, "tokenize")
-register_triton(weight_gradient_op, TRITON, "weight_gradient")
+plane_statistics_op = KernelOp(_plane_statistics, TRITON, "plane_statistics")
+tokenize_op = KernelOp(_tokenize, TRITON, "tokenize", _setup_context, _backward)
+weight_gradient_op = KernelOp(_weight_gradient, TRITON, "weight_gradient")

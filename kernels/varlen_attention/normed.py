@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from camae.kernels._autograd import Context, Gradients, Inputs
 from camae.kernels._device import accumulation_dtype
-from camae.kernels._dispatch import register_triton
+from camae.kernels._kernel_op import KernelOp
 from camae.kernels.residual_norm.reference import residual_norm_gradients
 from camae.kernels.varlen_attention.reference import attention_formulas
 
@@ -37,7 +37,7 @@ def _norm_gradient(
 
 
 @torch.library.custom_op("camae::normed_attention", mutates_args=())
-def normed_attention_op(
+def _normed_attention(
     q_THd: torch.Tensor,
     k_SHd: torch.Tensor,
     v_SHd: torch.Tensor,
@@ -61,7 +61,7 @@ def normed_attention_op(
     return out_THd, lse_HT.to(working), rstd_SH.t().contiguous()
 
 
-@normed_attention_op.register_fake
+@_normed_attention.register_fake
 def _(
     q_THd: torch.Tensor,
     k_SHd: torch.Tensor,
@@ -86,7 +86,7 @@ def _(
 
 
 @torch.library.custom_op("camae::normed_attention_backward", mutates_args=())
-def normed_attention_backward_op(
+def _normed_attention_backward(
     grad_THd: torch.Tensor,
     q_THd: torch.Tensor,
     k_SHd: torch.Tensor,
@@ -114,7 +114,7 @@ def normed_attention_backward_op(
     return dq.contiguous(), dk.contiguous(), dv, torch.stack([q_sums[0], q_sums[1], k_sums[0]])
 
 
-@normed_attention_backward_op.register_fake
+@_normed_attention_backward.register_fake
 def _(
     grad_THd: torch.Tensor,
     q_THd: torch.Tensor,
@@ -152,6 +152,5 @@ def _backward(ctx: Context, grad_THd: torch.Tensor, *_: torch.Tensor) -> Gradien
     return *grads, *sums, torch.zeros_like(k_bias_d), *[None] * 6
 
 
-normed_attention_op.register_autograd(_backward, setup_context=_setup_context)
-register_triton(normed_attention_op, TRITON, "normed_attention")
-register_triton(normed_attention_backward_op, TRITON, "normed_attention_backward")
+normed_attention_op = KernelOp(_normed_attention, TRITON, "normed_attention", _setup_context, _backward)
+normed_attention_backward_op = KernelOp(_normed_attention_backward, TRITON, "normed_attention_backward")

@@ -6,14 +6,14 @@ import torch
 
 from camae.kernels._autograd import Context, Gradients, Inputs
 from camae.kernels._device import accumulation_dtype
-from camae.kernels._dispatch import register_triton
+from camae.kernels._kernel_op import KernelOp
 from camae.kernels.varlen_attention.reference import attention_formulas
 
 TRITON = "camae.kernels.varlen_attention.triton"
 
 
 @torch.library.custom_op("camae::varlen_attention", mutates_args=())
-def attention_op(
+def _attention(
     q_THd: torch.Tensor,
     k_SHd: torch.Tensor,
     v_SHd: torch.Tensor,
@@ -30,7 +30,7 @@ def attention_op(
     return out_THd, lse_HT.to(accumulation_dtype(q_THd))
 
 
-@attention_op.register_fake
+@_attention.register_fake
 def _(
     q_THd: torch.Tensor,
     k_SHd: torch.Tensor,
@@ -46,7 +46,7 @@ def _(
 
 
 @torch.library.custom_op("camae::varlen_attention_backward", mutates_args=())
-def attention_backward_op(
+def _attention_backward(
     grad_THd: torch.Tensor,
     q_THd: torch.Tensor,
     k_SHd: torch.Tensor,
@@ -65,7 +65,7 @@ def attention_backward_op(
     return dq, dk, dv
 
 
-@attention_backward_op.register_fake
+@_attention_backward.register_fake
 def _(
     grad_THd: torch.Tensor,
     q_THd: torch.Tensor,
@@ -94,6 +94,5 @@ def _backward(ctx: Context, grad_THd: torch.Tensor, _: torch.Tensor) -> Gradient
     return (*grads, None, None, None, None, None)
 
 
-attention_op.register_autograd(_backward, setup_context=_setup_context)
-register_triton(attention_op, TRITON, "attention")
-register_triton(attention_backward_op, TRITON, "attention_backward")
+attention_op = KernelOp(_attention, TRITON, "attention", _setup_context, _backward)
+attention_backward_op = KernelOp(_attention_backward, TRITON, "attention_backward")

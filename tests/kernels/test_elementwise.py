@@ -63,7 +63,7 @@ def test_residual_norm_equals_the_definition():
 def test_residual_norm_registration(which):
     """opcheck, and gradcheck of the registered backward pass (its formulas on the CPU)."""
     arguments = parts(*PARTS[which])
-    opcheck(residual_norm_op, (*arguments, 1e-6, torch.float64))
+    opcheck(residual_norm_op.library_op, (*arguments, 1e-6, torch.float64))
     inputs = [t for t in arguments if t is not None and t.requires_grad]
 
     def run(*values):
@@ -76,10 +76,10 @@ def test_residual_norm_registration(which):
 
 def test_gelu_split_registration():
     fused, bias = normal(T, 20), normal(8, seed=1)
-    opcheck(gelu_columns_op, (fused.detach(), bias.detach(), 8))
+    opcheck(gelu_columns_op.library_op, (fused.detach(), bias.detach(), 8))
     buffers = torch.zeros(T, 20, dtype=torch.float64), torch.zeros(T, 8, dtype=torch.float64)
     grad = normal(T, 8, seed=2).detach()
-    opcheck(gelu_columns_backward_op, (grad, fused.detach(), bias.detach(), *buffers))
+    opcheck(gelu_columns_backward_op.library_op, (grad, fused.detach(), bias.detach(), *buffers))
     widths = (8, 4, 4, 4)
     assert torch.autograd.gradcheck(lambda f, b: GeluSplit.apply(f, b, widths), (fused, bias))
     act, *rest = gelu_split(fused, bias, widths)
@@ -92,7 +92,7 @@ def test_normed_attention_registration():
     tensors = [normal(n, 2, 4, seed=i) for i, n in enumerate((8, 9, 9))]
     norms = [normal(4, seed=3 + i) for i in range(4)]
     rest = (cu_q, cu_k, 5, 4, 0.4, 1e-6)
-    opcheck(normed_attention_op, (*tensors, *norms, *rest))
+    opcheck(normed_attention_op.library_op, (*tensors, *norms, *rest))
     assert torch.autograd.gradcheck(lambda *x: normed_attention_op(*x, *rest)[0], (*tensors, *norms))
 
 

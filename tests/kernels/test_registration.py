@@ -61,8 +61,8 @@ def attention_arguments():
 @pytest.mark.parametrize("keep", ["all", "random"])
 def test_opcheck_tokenize(tokenize_case, keep):
     case = tokenize_case(torch.uint16, 8, keep, width=12)
-    opcheck(tokenize_op, tokenize_arguments(case))
-    opcheck(plane_statistics_op, (case.planes_KHW,))
+    opcheck(tokenize_op.library_op, tokenize_arguments(case))
+    opcheck(plane_statistics_op.library_op, (case.planes_KHW,))
 
 
 LAUNCHERS = [
@@ -87,7 +87,7 @@ LAUNCHERS = [
 def test_a_triton_launcher_is_the_kernel_on_cuda(op, module, launcher):
     """Registered for CUDA tensors, with the op's own signature; on CPU tensors the op runs its formula."""
     pytest.importorskip("triton", reason="the kernels need triton, which is installed on Linux only")
-    schema = op._opoverload._schema
+    schema = op.library_op._opoverload._schema
     assert torch._C._dispatch_has_kernel_for_dispatch_key(schema.name, "CUDA")
     assert not torch._C._dispatch_has_kernel_for_dispatch_key(schema.name, "CPU")
     function = getattr(importlib.import_module(f"camae.kernels.{module}.triton"), launcher)
@@ -97,11 +97,11 @@ def test_a_triton_launcher_is_the_kernel_on_cuda(op, module, launcher):
 def test_opcheck_loss(loss_case):
     case = loss_case(torch.uint8, 8)
     case.pred_MP2.requires_grad_()
-    opcheck(reconstruction_loss_op, loss_arguments(case))
+    opcheck(reconstruction_loss_op.library_op, loss_arguments(case))
 
 
 def test_opcheck_attention():
-    opcheck(attention_op, attention_arguments())
+    opcheck(attention_op.library_op, attention_arguments())
 
 
 def test_gradcheck_of_every_backward(tokenize_case, loss_case):
@@ -120,7 +120,7 @@ def test_gradcheck_of_every_backward(tokenize_case, loss_case):
 def test_compiled_graph_is_whole_and_equal(loss_case):
     """torch.compile with fullgraph (Inductor's back-end needs a C++ compiler; aot_eager shows the graph)."""
     arguments = loss_arguments(loss_case(torch.uint8, 8))
-    compiled = torch.compile(reconstruction_loss_op, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(lambda *x: reconstruction_loss_op(*x), backend="aot_eager", fullgraph=True)
     for a, b in zip(compiled(*arguments), reconstruction_loss_op(*arguments), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
