@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from rows import FLUSH_BYTES, commit, device_name, versions
 
-from camae.kernels.varlen_attention.head_norm_triton import Norms, key_rstd
+from camae.kernels.varlen_attention.head_norm_triton import Norms, normed_keys
 from camae.kernels.varlen_attention.triton import (
     AttentionConfig,
     Problem,
@@ -27,6 +27,7 @@ from camae.kernels.varlen_attention.triton import (
     _key_gradient,
     _query_gradient,
     config_for,
+    separate_buffers,
 )
 
 # (name, lengths of queries and keys, heads, head dim, norms of q and k inside, backward too)
@@ -56,8 +57,10 @@ def problem_of(
     cu = [torch.tensor([0, *(pair[i] for pair in lengths)]).cumsum(0).to("cuda", torch.int32) for i in (0, 1)]
     maxima = [max(pair[i] for pair in lengths) for i in (0, 1)]
     norms = Norms(*(torch.rand(d, device="cuda", generator=g) for _ in range(3)), 1e-6) if normed else None
-    rstd_HS = key_rstd(k, 1e-6) if normed else None
-    return Problem(q, k, v, *cu, *maxima, d**-0.5, rstd_HS, norms), grad
+    rstd_HS = None
+    if normed:
+        k, rstd_HS = normed_keys(k, 1e-6)
+    return Problem(q, k, v, *cu, *maxima, d**-0.5, norms, rstd_HS), grad
 
 
 def call_of(problem: Problem, grad_THd: torch.Tensor, kernel: str, tile: Tile) -> Callable[[], object]:
@@ -66,11 +69,14 @@ def call_of(problem: Problem, grad_THd: torch.Tensor, kernel: str, tile: Tile) -
     if kernel == "forward":
         return lambda: _forward(own)
     out_THd, lse_HT = _forward(problem)
-    delta_HT = torch.empty_like(lse_HT)
-    _, folded_THd, _ = _query_gradient(problem, grad_THd, out_THd, lse_HT, delta_HT)
+    delta_HT, buffers = (
+        torch.empty_like(lse_HT),
+        separate_buffers(problem.q_THd, problem.k_SHd, problem.v_SHd),
+    )
+    folded_THd, _ = _query_gradient(problem, grad_THd, out_THd, lse_HT, delta_HT, buffers.grad_q)
     if kernel == "queries":
-        return lambda: _query_gradient(own, grad_THd, out_THd, lse_HT, delta_HT)
-    return lambda: _key_gradient(own, grad_THd, folded_THd, lse_HT, delta_HT)
+        return lambda: _query_gradient(own, grad_THd, out_THd, lse_HT, delta_HT, buffers.grad_q)
+    return lambda: _key_gradient(own, grad_THd, folded_THd, lse_HT, delta_HT, *buffers[1:])
 
 
 def work() -> list[tuple[int, str, Tile]]:

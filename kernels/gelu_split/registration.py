@@ -57,8 +57,11 @@ def fused_gradient(
     act_Th: Maybe = None,
 ) -> tuple[torch.Tensor, Maybe]:
     """Gradient of the whole product (T, F) and of the bias; fills `act_Th` with the activation where given."""
-    grad_TF = fused_TF.new_empty(fused_TF.shape)
+    shared_TF = _shared_gradient(grad_rest, fused_TF, widths)
+    grad_TF = fused_TF.new_empty(fused_TF.shape) if shared_TF is None else shared_TF
     grad_bias = gelu_columns_backward_op(grad_act_Th, fused_TF, bias_h, grad_TF, act_Th)
+    if shared_TF is not None:
+        return grad_TF, None if bias_h is None else grad_bias.to(bias_h.dtype)
     _, *rest = grad_TF.split(list(widths), dim=1)
     for columns, grad in zip(rest, grad_rest, strict=True):
         if grad is None:
@@ -66,6 +69,28 @@ def fused_gradient(
         else:
             columns.copy_(grad)
     return grad_TF, None if bias_h is None else grad_bias.to(bias_h.dtype)
+
+
+def _shared_gradient(grad_rest: Sequence[Maybe], fused_TF: torch.Tensor, widths: Sequence[int]) -> Maybe:
+    """The (T, F) buffer of which the gradients of the other columns are those columns; None where they are not.
+
+    Attention writes its gradients so (`shared_buffers` of varlen_attention).
+    """
+    (T, F), first, column = fused_TF.shape, grad_rest[0] if grad_rest else None, widths[0]
+    if first is None or first.untyped_storage().nbytes() != T * F * first.element_size():
+        return None
+    for grad, width in zip(grad_rest, widths[1:], strict=True):
+        if (
+            grad is None
+            or grad.dtype != fused_TF.dtype
+            or grad.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+            or grad.shape != (T, width)
+            or grad.stride() != (F, 1)
+            or grad.storage_offset() != column
+        ):
+            return None
+        column += width
+    return first.as_strided((T, F), (F, 1), 0)
 
 
 gelu_columns_op = KernelOp(_gelu_columns, TRITON, "forward")

@@ -1,10 +1,11 @@
-"""Triton kernels of normed attention: LayerNorm of q and k over the head dim, for one factor per score.
+"""Triton kernels of normed attention: LayerNorm of q and k over the head dim, at no cost per score.
 
-With kn = khat * kw + kb, khat = (k - mean) * rstd, the term qn . kb is the same for all keys and drops out of the
-softmax, and (qn * kw) . (k - mean) = folded . k with folded = qn * kw less its own mean. So scores are
-rstd_j * (folded_i . k_j): the key tiles stay as stored, only a query tile is transformed, once. Backward likewise: by
-u = sum_j dS_ij rstd_j k_j less its mean, dL/dqn = u * kw and dL/dkw = sum_i qn_i * u_i; dL/dkb = 0. Precision:
-`folded` is rounded as qn would be; a mean of k far above its spread would cost digits.
+With kn = khat * kw + kb, khat = (k - mean) / spread, the term qn . kb is the same for all keys and drops out of the
+softmax, and qn . (khat * kw) = folded . khat with folded = qn * kw. So one small kernel writes khat, a query tile is
+transformed once, and the loops over scores are those of attention without norms: a factor per score and key, as
+1 / spread applied there would be, cost a quarter of the forward pass on an H100. Backward, by u = sum_j dS_ij khat_j:
+dL/dqn = u * kw, dL/dkw = sum_i qn_i * u_i, dL/dkb = 0, and the key's norm is undone once per key tile. Precision:
+`folded` and khat are rounded as qn and kn would be.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import triton.language as tl
 from camae.kernels._compile_ahead import CompileCase
 from camae.kernels._launch import launch
 
-RSTD_ROWS = 64
+KEY_ROWS = 64
 
 
 class Norms(NamedTuple):
@@ -43,20 +44,21 @@ def normalized(x, eps, HEAD: tl.constexpr):
 
 @triton.jit
 def fold_norms(q, q_weight, q_bias, k_weight, eps, HEAD: tl.constexpr):
-    """(folded, qn), float32: the query tile that meets keys as they are stored, and the normed one."""
+    """(folded, qn), float32: the query tile that meets keys of norm 1, and the normed one."""
     feature = tl.arange(0, HEAD)
     unit, _ = normalized(q.to(tl.float32), eps, HEAD)
     qn = unit * tl.load(q_weight + feature)[None, :] + tl.load(q_bias + feature)[None, :]
-    folded = qn * tl.load(k_weight + feature)[None, :]
-    return folded - (tl.sum(folded, 1) / HEAD)[:, None], qn
+    return qn * tl.load(k_weight + feature)[None, :], qn
 
 
 @triton.jit
-def key_rstd_kernel(
+def key_norm_kernel(
     k,  # (S, H, d), last dim contiguous
+    normed,  # (S, H, d) contiguous, written
     key_rstd,  # (H, S) float32, written
     k_row,
     k_head,
+    heads,
     S,
     eps,
     HEAD: tl.constexpr,
@@ -64,45 +66,52 @@ def key_rstd_kernel(
 ):
     head = tl.program_id(1)
     row = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-    at = k + row[:, None] * k_row + head * k_head + tl.arange(0, HEAD)[None, :]
-    tile = tl.load(at, mask=(row < S)[:, None], other=0.0).to(tl.float32)
-    _, rstd = normalized(tile, eps, HEAD)
-    tl.store(key_rstd + head.to(tl.int64) * S + row, rstd, mask=row < S)
+    feature = tl.arange(0, HEAD)
+    at = k + row[:, None] * k_row + head * k_head + feature[None, :]
+    inside = row < S
+    unit, rstd = normalized(tl.load(at, mask=inside[:, None], other=0.0).to(tl.float32), eps, HEAD)
+    own = normed + row[:, None] * (heads * HEAD) + head * HEAD + feature[None, :]
+    tl.store(own, unit.to(normed.dtype.element_ty), mask=inside[:, None])
+    tl.store(key_rstd + head.to(tl.int64) * S + row, rstd, mask=inside)
 
 
-def key_rstd(k_SHd: torch.Tensor, eps: float) -> torch.Tensor:
-    """1 / sqrt(variance + eps) of every key, (H, S) float32."""
+def normed_keys(k_SHd: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(k - mean) / sqrt(variance + eps) of every key, (S, H, d) in k's dtype, and that factor, (H, S) float32."""
     S, H, d = k_SHd.shape
-    out_HS = k_SHd.new_empty(H, S, dtype=torch.float32)
-    rows = 32 if k_SHd.device.type == "cpu" else RSTD_ROWS
+    normed_SHd, rstd_HS = k_SHd.new_empty(S, H, d), k_SHd.new_empty(H, S, dtype=torch.float32)
+    rows = 32 if k_SHd.device.type == "cpu" else KEY_ROWS
     if S:
         launch(
-            key_rstd_kernel,
+            key_norm_kernel,
             (triton.cdiv(S, rows), H),
             k_SHd,
-            out_HS,
+            normed_SHd,
+            rstd_HS,
             *k_SHd.stride()[:2],
+            H,
             S,
             eps,
             HEAD=d,
             BLOCK_N=rows,
             num_warps=4,
         )
-    return out_HS
+    return normed_SHd, rstd_HS
 
 
-def rstd_case(head: int, dtype: str) -> CompileCase:
-    """`key_rstd_kernel` on 16-bit keys."""
+def key_norm_case(head: int, dtype: str) -> CompileCase:
+    """`key_norm_kernel` on 16-bit keys."""
     types = {
         "k": f"*{dtype}",
+        "normed": f"*{dtype}",
         "key_rstd": "*fp32",
         "k_row": "i32",
         "k_head": "i32",
+        "heads": "i32",
         "S": "i32",
         "eps": "fp32",
     }
-    constants: dict[str, object] = {"HEAD": head, "BLOCK_N": RSTD_ROWS}
-    name = f"key_rstd d{head} {dtype}, normed"
+    constants: dict[str, object] = {"HEAD": head, "BLOCK_N": KEY_ROWS}
+    name = f"key_norm d{head} {dtype}, normed"
     return CompileCase(
-        "varlen_attention", name, key_rstd_kernel, types, constants, 4, 1, ("k_row", "k_head"), False
+        "varlen_attention", name, key_norm_kernel, types, constants, 4, 1, ("k_row", "k_head"), False
     )

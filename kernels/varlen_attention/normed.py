@@ -1,8 +1,9 @@
 """torch.library ops of normed attention: LayerNorm of q and k over the head dim inside the kernels.
 
 softmax(LN(q) LN(k)^T * scale) v for every sequence, what ViTs with "qk norm" compute (Dehghani et al. 2023). The
-normed q and k never reach memory, so that only the raw projections are saved for the backward pass. Called through
-`varlen_attention(..., q_norm=, k_norm=)`; the derivation is in head_norm_triton.py.
+normed q never reaches memory and the normed k only for the length of a pass, so that only the raw projections are saved
+for the backward pass. Called through `varlen_attention(..., q_norm=, k_norm=)`; the derivation is in
+head_norm_triton.py.
 """
 
 from __future__ import annotations
@@ -51,14 +52,12 @@ def _normed_attention(
     max_k: int,
     scale: float,
     eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """out (T, H, d), log2 of the softmax denominators up to a constant by row (H, T), 1 / spread of keys (H, S)."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """out (T, H, d), and log2 of the softmax denominators up to a constant by row (H, T)."""
     q = _norm(q_THd, q_weight_d, q_bias_d, eps)
     k = _norm(k_SHd, k_weight_d, k_bias_d, eps)
     out_THd, lse_HT = attention_formulas(q, k, v_SHd.contiguous(), cu_q, cu_k, scale)
-    working = accumulation_dtype(q_THd)
-    rstd_SH = (k_SHd.to(working).var(-1, correction=0) + eps).rsqrt()
-    return out_THd, lse_HT.to(working), rstd_SH.t().contiguous()
+    return out_THd, lse_HT.to(accumulation_dtype(q_THd))
 
 
 @_normed_attention.register_fake
@@ -76,13 +75,9 @@ def _(
     max_k: int,
     scale: float,
     eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    (T, H, d), S, working = q_THd.shape, k_SHd.shape[0], accumulation_dtype(q_THd)
-    return (
-        q_THd.new_empty(T, H, d),
-        q_THd.new_empty(H, T, dtype=working),
-        q_THd.new_empty(H, S, dtype=working),
-    )
+) -> tuple[torch.Tensor, torch.Tensor]:
+    T, H, d = q_THd.shape
+    return q_THd.new_empty(T, H, d), q_THd.new_empty(H, T, dtype=accumulation_dtype(q_THd))
 
 
 @torch.library.custom_op("camae::normed_attention_backward", mutates_args=())
@@ -97,7 +92,6 @@ def _normed_attention_backward(
     k_bias_d: torch.Tensor,
     out_THd: torch.Tensor,
     lse_HT: torch.Tensor,
-    rstd_HS: torch.Tensor,
     cu_q: torch.Tensor,
     cu_k: torch.Tensor,
     max_q: int,
@@ -126,7 +120,6 @@ def _(
     k_bias_d: torch.Tensor,
     out_THd: torch.Tensor,
     lse_HT: torch.Tensor,
-    rstd_HS: torch.Tensor,
     cu_q: torch.Tensor,
     cu_k: torch.Tensor,
     max_q: int,
@@ -153,4 +146,9 @@ def _backward(ctx: Context, grad_THd: torch.Tensor, *_: torch.Tensor) -> Gradien
 
 
 normed_attention_op = KernelOp(_normed_attention, TRITON, "normed_attention", _setup_context, _backward)
-normed_attention_backward_op = KernelOp(_normed_attention_backward, TRITON, "normed_attention_backward")
+normed_attention_backward_op = KernelOp(
+    _normed_attention_backward,
+    TRITON,
+    "normed_attention_backward",
+    in_place="normed_attention_backward_in_place",
+)

@@ -3,13 +3,14 @@
 Softmax runs online in base 2 (Milakov & Gimelshein; FlashAttention-2). The backward pass computes the scores
 twice, once by query tile for dq and once by key tile for dk and dv: 7 products instead of 5, in return every sum
 has a fixed order, without atomics, and no fp32 buffer of dq exists. Imported only when the back-end is used.
-The norms of q and k, where `key_rstd` is given: head_norm_triton.py.
+The norms of q and k, where `q_weight` is given: head_norm_triton.py; k are then normed keys.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,9 +23,9 @@ from camae.kernels._launch import launch
 from camae.kernels.varlen_attention.head_norm_triton import (
     Norms,
     fold_norms,
-    key_rstd,
+    key_norm_case,
     normalized,
-    rstd_case,
+    normed_keys,
 )
 
 LOG2_E = 1.4426950408889634
@@ -117,27 +118,17 @@ def load_rows(at, valid, MASKED: tl.constexpr):
 
 @triton.jit
 def forward_step(
-    acc, top, total, q, k_at, v_at, rstd_at, left, scale_log2, BLOCK_N: tl.constexpr, MASKED: tl.constexpr
+    acc, top, total, q, k_at, v_at, left, scale_log2, BLOCK_N: tl.constexpr, MASKED: tl.constexpr
 ):
-    """One key tile of the online softmax; `left` keys remain where MASKED. Without norms scale_log2 > 0."""
+    """One key tile of the online softmax; `left` keys remain where MASKED. scale_log2 > 0."""
     valid = tl.arange(0, BLOCK_N) < left
     k = load_rows(k_at, valid, MASKED)
     v = load_rows(v_at, valid, MASKED)
     scores = tl.dot(q, tl.trans(k), input_precision="tf32x3")
-    if rstd_at is not None:
-        if MASKED:
-            rstd = tl.load(rstd_at, mask=valid, other=0.0)
-        else:
-            rstd = tl.load(rstd_at)
-        scores *= (rstd * scale_log2)[None, :]
     if MASKED:
         scores = tl.where(valid[None, :], scores, float("-inf"))
-    if rstd_at is not None:
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        p = tl.exp2(scores - new_top[:, None])
-    else:
-        new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
-        p = tl.exp2(scores * scale_log2 - new_top[:, None])  # one fma
+    new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
+    p = tl.exp2(scores * scale_log2 - new_top[:, None])  # one fma
     shrink = tl.exp2(top - new_top)
     total = total * shrink + tl.sum(p, 1)
     acc = acc * shrink[:, None]
@@ -154,10 +145,9 @@ def forward_kernel(
     lse,  # (H, T) float32, log2 of the softmax denominator, written
     cu_q,  # (B + 1,) int32
     cu_k,  # (B + 1,) int32
-    key_rstd,  # (H, S) float32, or None: no norms
-    q_weight,  # (d,) float32, with key_rstd
-    q_bias,  # (d,) float32, with key_rstd
-    k_weight,  # (d,) float32, with key_rstd
+    q_weight,  # (d,) float32, or None: no norms
+    q_bias,  # (d,) float32, with q_weight
+    k_weight,  # (d,) float32, with q_weight
     q_row,
     q_head,
     k_row,
@@ -165,7 +155,6 @@ def forward_kernel(
     v_row,
     v_head,
     T,
-    S,
     heads,
     tiles,
     scale_log2,
@@ -189,26 +178,20 @@ def forward_kernel(
     )
     k_at = k + begin_k * k_row + head * k_head + key[:, None] * k_row + feature[None, :]
     v_at = v + begin_k * v_row + head * v_head + key[:, None] * v_row + feature[None, :]
-    rstd_at = None
-    if key_rstd is not None:
+    if q_weight is not None:
         folded, _ = fold_norms(q_tile, q_weight, q_bias, k_weight, eps, HEAD)
         q_tile = folded.to(q_tile.dtype)
-        rstd_at = key_rstd + head.to(tl.int64) * S + begin_k + key
     acc = tl.zeros((BLOCK_M, HEAD), tl.float32)
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     whole = (length_k // BLOCK_N) * BLOCK_N
     for _ in range(0, whole, BLOCK_N):
-        acc, top, total = forward_step(
-            acc, top, total, q_tile, k_at, v_at, rstd_at, 0, scale_log2, BLOCK_N, False
-        )
+        acc, top, total = forward_step(acc, top, total, q_tile, k_at, v_at, 0, scale_log2, BLOCK_N, False)
         k_at += BLOCK_N * k_row
         v_at += BLOCK_N * v_row
-        if rstd_at is not None:
-            rstd_at += BLOCK_N
     if whole < length_k:
         acc, top, total = forward_step(
-            acc, top, total, q_tile, k_at, v_at, rstd_at, length_k - whole, scale_log2, BLOCK_N, True
+            acc, top, total, q_tile, k_at, v_at, length_k - whole, scale_log2, BLOCK_N, True
         )
     safe = tl.where(total > 0, total, 1.0)  # a sequence without keys gives zeros
     at = out + rows_q[:, None] * (heads * HEAD) + head * HEAD + feature[None, :]
@@ -225,9 +208,8 @@ def query_gradient_step(
     own_delta,
     k_at,
     v_at,
-    rstd_at,
     left,
-    scale,
+    scale_log2,
     BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
 ):
@@ -235,21 +217,12 @@ def query_gradient_step(
     valid = tl.arange(0, BLOCK_N) < left
     k = load_rows(k_at, valid, MASKED)
     v = load_rows(v_at, valid, MASKED)
-    factor = scale * 1.4426950408889634
-    if rstd_at is not None:
-        if MASKED:
-            rstd = tl.load(rstd_at, mask=valid, other=0.0)
-        else:
-            rstd = tl.load(rstd_at)
-        factor = (rstd * factor)[None, :]
     scores = tl.dot(q, tl.trans(k), input_precision="tf32x3")
-    p = tl.exp2(scores * factor - own_lse[:, None])
+    p = tl.exp2(scores * scale_log2 - own_lse[:, None])
     if MASKED:
         p = tl.where(valid[None, :], p, 0.0)
     slope = tl.dot(g, tl.trans(v), input_precision="tf32x3")
     ds = p * (slope - own_delta[:, None])
-    if rstd_at is not None:
-        ds *= rstd[None, :]
     return tl.dot(ds.to(k.dtype), k, acc, input_precision="tf32x3")
 
 
@@ -262,23 +235,22 @@ def query_gradient_kernel(
     grad_out,  # (T, H, d) contiguous
     lse,  # (H, T) float32
     delta,  # (H, T) float32, row sums of out * grad_out, written for the key kernel
-    grad_q,  # (T, H, d) contiguous, written
+    grad_q,  # (T, H, d), heads contiguous, written
     cu_q,  # (B + 1,) int32
     cu_k,  # (B + 1,) int32
-    key_rstd,  # (H, S) float32, or None: no norms
-    q_weight,  # (d,) float32, with key_rstd
-    q_bias,  # (d,) float32, with key_rstd
-    k_weight,  # (d,) float32, with key_rstd
-    folded,  # (T, H, d) contiguous, with key_rstd: the query tiles as they meet the keys, written
-    sums,  # (programs, 3, d) float32, with key_rstd: gradients of q_weight, q_bias, k_weight, added by program
+    q_weight,  # (d,) float32, or None: no norms
+    q_bias,  # (d,) float32, with q_weight
+    k_weight,  # (d,) float32, with q_weight
+    folded,  # (T, H, d) contiguous, with q_weight: the query tiles as they meet the keys, written
+    sums,  # (programs, 3, d) float32, with q_weight: gradients of q_weight, q_bias, k_weight, added by program
     q_row,
     q_head,
     k_row,
     k_head,
     v_row,
     v_head,
+    grad_q_row,
     T,
-    S,
     heads,
     tiles,
     scale,
@@ -307,14 +279,13 @@ def query_gradient_kernel(
     per_row = head.to(tl.int64) * T + rows_q
     tl.store(delta + per_row, own_delta, mask=inside)
     own_lse = tl.load(lse + per_row, mask=inside, other=float("inf"))
-    rstd_at = None
-    if key_rstd is not None:
+    if q_weight is not None:
         folded_tile, _ = fold_norms(q_tile, q_weight, q_bias, k_weight, eps, HEAD)
         q_tile = folded_tile.to(q_tile.dtype)
         tl.store(folded + at, q_tile, mask=inside[:, None])
-        rstd_at = key_rstd + head.to(tl.int64) * S + begin_k + key
     k_at = k + begin_k * k_row + head * k_head + key[:, None] * k_row + feature[None, :]
     v_at = v + begin_k * v_row + head * v_head + key[:, None] * v_row + feature[None, :]
+    scale_log2 = scale * 1.4426950408889634
     acc = tl.zeros((BLOCK_M, HEAD), tl.float32)
     if HEAD >= 128:  # one loop, masked: a second copy of its body would spill registers
         for begin in range(0, length_k, BLOCK_N):
@@ -326,26 +297,21 @@ def query_gradient_kernel(
                 own_delta,
                 k_at,
                 v_at,
-                rstd_at,
                 length_k - begin,
-                scale,
+                scale_log2,
                 BLOCK_N,
                 True,
             )
             k_at += BLOCK_N * k_row
             v_at += BLOCK_N * v_row
-            if rstd_at is not None:
-                rstd_at += BLOCK_N
     else:
         whole = (length_k // BLOCK_N) * BLOCK_N
         for _ in range(0, whole, BLOCK_N):
             acc = query_gradient_step(
-                acc, q_tile, g, own_lse, own_delta, k_at, v_at, rstd_at, 0, scale, BLOCK_N, False
+                acc, q_tile, g, own_lse, own_delta, k_at, v_at, 0, scale_log2, BLOCK_N, False
             )
             k_at += BLOCK_N * k_row
             v_at += BLOCK_N * v_row
-            if rstd_at is not None:
-                rstd_at += BLOCK_N
         if whole < length_k:
             acc = query_gradient_step(
                 acc,
@@ -355,15 +321,13 @@ def query_gradient_kernel(
                 own_delta,
                 k_at,
                 v_at,
-                rstd_at,
                 length_k - whole,
-                scale,
+                scale_log2,
                 BLOCK_N,
                 True,
             )
     acc *= scale
-    if key_rstd is not None:
-        acc -= (tl.sum(acc, 1) / HEAD)[:, None]
+    if q_weight is not None:
         raw = tl.load(
             q + rows_q[:, None] * q_row + head * q_head + feature[None, :], mask=inside[:, None], other=0.0
         )
@@ -378,7 +342,8 @@ def query_gradient_kernel(
         acc *= weight[None, :]
         along = tl.sum(acc * unit, 1) / HEAD
         acc = rstd_q[:, None] * (acc - (tl.sum(acc, 1) / HEAD)[:, None] - unit * along[:, None])
-    tl.store(grad_q + at, acc.to(grad_q.dtype.element_ty), mask=inside[:, None])
+    at = grad_q + rows_q[:, None] * grad_q_row + head * HEAD + feature[None, :]
+    tl.store(at, acc.to(grad_q.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit
@@ -389,8 +354,8 @@ def key_gradient_kernel(
     grad_out,  # (T, H, d) contiguous
     lse,  # (H, T) float32
     delta,  # (H, T) float32
-    grad_k,  # (S, H, d) contiguous, written
-    grad_v,  # (S, H, d) contiguous, written
+    grad_k,  # (S, H, d), heads contiguous, written
+    grad_v,  # (S, H, d), heads contiguous, written
     cu_q,  # (B + 1,) int32
     cu_k,  # (B + 1,) int32
     key_rstd,  # (H, S) float32, or None: no norms
@@ -400,6 +365,8 @@ def key_gradient_kernel(
     k_head,
     v_row,
     v_head,
+    grad_k_row,
+    grad_v_row,
     T,
     S,
     heads,
@@ -428,10 +395,7 @@ def key_gradient_kernel(
     q_at = q + begin_q * q_row + head * q_head + row[:, None] * q_row + feature[None, :]
     g_at = grad_out + (begin_q + row)[:, None] * (heads * HEAD) + head * HEAD + feature[None, :]
     per_row = head.to(tl.int64) * T + begin_q + row
-    factor = scale * 1.4426950408889634
-    if key_rstd is not None:
-        rstd_at = key_rstd + head.to(tl.int64) * S + rows_k
-        factor = (tl.load(rstd_at, mask=inside, other=0.0) * factor)[:, None]
+    scale_log2 = scale * 1.4426950408889634
     acc_k = tl.zeros((BLOCK_N, HEAD), tl.float32)
     acc_v = tl.zeros((BLOCK_N, HEAD), tl.float32)
     for begin in range(0, length_q, BLOCK_M):
@@ -442,24 +406,25 @@ def key_gradient_kernel(
             lse + per_row + begin, mask=valid, other=float("inf")
         )  # exp2(-inf) = 0 past the end
         own_delta = tl.load(delta + per_row + begin, mask=valid, other=0.0)
-        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="tf32x3") * factor
-        p = tl.exp2(scores - own_lse[None, :])
+        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="tf32x3")
+        p = tl.exp2(scores * scale_log2 - own_lse[None, :])
         acc_v = tl.dot(p.to(g.dtype), g, acc_v, input_precision="tf32x3")
         slope = tl.dot(v_tile, tl.trans(g), input_precision="tf32x3")
         ds = (p * (slope - own_delta[None, :])).to(q_tile.dtype)
         acc_k = tl.dot(ds, q_tile, acc_k, input_precision="tf32x3")
         q_at += BLOCK_M * q_row
         g_at += BLOCK_M * heads * HEAD
-    at = rows_k[:, None] * (heads * HEAD) + head * HEAD + feature[None, :]
     acc_k *= scale
     if key_rstd is not None:
-        raw = k_tile.to(tl.float32)
-        rstd = tl.load(rstd_at, mask=inside, other=0.0)
-        unit = (raw - (tl.sum(raw, 1) / HEAD)[:, None]) * rstd[:, None]
+        unit = k_tile.to(tl.float32)
+        rstd = tl.load(key_rstd + head.to(tl.int64) * S + rows_k, mask=inside, other=0.0)
         along = tl.sum(acc_k * unit, 1) / HEAD
         acc_k = rstd[:, None] * (acc_k - (tl.sum(acc_k, 1) / HEAD)[:, None] - unit * along[:, None])
-    tl.store(grad_k + at, acc_k.to(grad_k.dtype.element_ty), mask=inside[:, None])
-    tl.store(grad_v + at, acc_v.to(grad_v.dtype.element_ty), mask=inside[:, None])
+    column = head * HEAD + feature
+    at = grad_k + rows_k[:, None] * grad_k_row + column[None, :]
+    tl.store(at, acc_k.to(grad_k.dtype.element_ty), mask=inside[:, None])
+    at = grad_v + rows_k[:, None] * grad_v_row + column[None, :]
+    tl.store(at, acc_v.to(grad_v.dtype.element_ty), mask=inside[:, None])
 
 
 def _strides(*tensors: torch.Tensor) -> tuple[int, ...]:
@@ -467,7 +432,10 @@ def _strides(*tensors: torch.Tensor) -> tuple[int, ...]:
 
 
 class Problem(NamedTuple):
-    """Attention over a packed batch: q (T, H, d), k and v (S, H, d), and with norms the keys' 1 / spread (H, S)."""
+    """Attention over a packed batch: q (T, H, d), k and v (S, H, d); with norms raw queries and normed keys.
+
+    rstd_HS: 1 / spread of the raw keys, with norms; the gradient needs it. tiles: None: those of the device.
+    """
 
     q_THd: torch.Tensor
     k_SHd: torch.Tensor
@@ -477,16 +445,16 @@ class Problem(NamedTuple):
     max_q: int
     max_k: int
     scale: float
-    rstd_HS: torch.Tensor | None = None
     norms: Norms | None = None
+    rstd_HS: torch.Tensor | None = None
     tiles: AttentionConfig | None = None
 
     @property
     def config(self) -> AttentionConfig:
         """`tiles`, or the frozen ones for the device, the head dim, and whether there are norms."""
-        return self.tiles or config_for(
-            self.q_THd.device, self.q_THd.shape[2], self.q_THd.dtype, self.norms is not None
-        )
+        if self.tiles is not None:
+            return self.tiles
+        return config_for(self.q_THd.device, self.q_THd.shape[2], self.q_THd.dtype, self.norms is not None)
 
     @property
     def vectors(self) -> tuple[torch.Tensor | None, ...]:
@@ -498,6 +466,42 @@ class Problem(NamedTuple):
     def eps(self) -> float:
         """Of the norms."""
         return 0.0 if self.norms is None else self.norms.eps
+
+
+class Buffers(NamedTuple):
+    """Gradients of q (T, H, d), k and v (S, H, d) to be written, each row contiguous over heads."""
+
+    grad_q: torch.Tensor
+    grad_k: torch.Tensor
+    grad_v: torch.Tensor
+
+
+def separate_buffers(q_THd: torch.Tensor, k_SHd: torch.Tensor, v_SHd: torch.Tensor) -> Buffers:
+    """Three contiguous gradients."""
+    return Buffers(*(x.new_empty(x.shape) for x in (q_THd, k_SHd, v_SHd)))
+
+
+def shared_buffers(q_THd: torch.Tensor, k_SHd: torch.Tensor, v_SHd: torch.Tensor) -> Buffers:
+    """Gradients laid out as q, k and v are where those are columns of one (T, F) product, else three of their own.
+
+    The gradient of the product is then complete with its other columns, and no copy follows.
+    """
+    tensors = (q_THd, k_SHd, v_SHd)
+    (T, H, d), row = q_THd.shape, q_THd.stride(0)
+    whole = q_THd.untyped_storage()
+    columns = [x.storage_offset() for x in tensors]
+    is_product = (
+        T * row * q_THd.element_size() == whole.nbytes()
+        and row >= 3 * H * d
+        and all(x.untyped_storage().data_ptr() == whole.data_ptr() for x in tensors)
+        and all(x.shape == q_THd.shape and x.stride() == (row, d, 1) for x in tensors)
+        and all(b - a >= H * d for a, b in pairwise(sorted(columns)))
+        and max(columns) + H * d <= row
+    )
+    if not is_product:
+        return separate_buffers(*tensors)
+    grad_TF = q_THd.new_empty(T, row)
+    return Buffers(*(grad_TF[:, c : c + H * d].unflatten(1, (H, d)) for c in columns))
 
 
 def _tile_options(tile: Tile, head_dim: int) -> dict[str, int]:
@@ -531,11 +535,9 @@ def _forward(a: Problem) -> tuple[torch.Tensor, torch.Tensor]:
             lse_HT,
             a.cu_q,
             a.cu_k,
-            a.rstd_HS,
             *a.vectors,
             *_strides(a.q_THd, a.k_SHd, a.v_SHd),
             T,
-            a.k_SHd.shape[0],
             H,
             tiles,
             a.scale * LOG2_E,
@@ -546,28 +548,32 @@ def _forward(a: Problem) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _backward(
-    a: Problem, grad_THd: torch.Tensor, out_THd: torch.Tensor, lse_HT: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Gradients of q, k and v, contiguous, in their dtype; (3, d) of the norms' vectors. Always deterministic."""
+    a: Problem, grad_THd: torch.Tensor, out_THd: torch.Tensor, lse_HT: torch.Tensor, buffers: Buffers
+) -> torch.Tensor | None:
+    """Fill the gradients of q, k and v; return (3, d) of the norms' vectors. Always deterministic."""
     grad_THd, delta_HT = grad_THd.contiguous(), torch.empty_like(lse_HT)
-    grad_q, folded_THd, sums = _query_gradient(a, grad_THd, out_THd, lse_HT, delta_HT)
-    grad_k, grad_v = _key_gradient(a, grad_THd, folded_THd, lse_HT, delta_HT)
-    return grad_q, grad_k, grad_v, None if sums is None else sums.sum(0)
+    folded_THd, sums = _query_gradient(a, grad_THd, out_THd, lse_HT, delta_HT, buffers.grad_q)
+    _key_gradient(a, grad_THd, folded_THd, lse_HT, delta_HT, buffers.grad_k, buffers.grad_v)
+    return None if sums is None else sums.sum(0)
 
 
 def _query_gradient(
-    a: Problem, grad_THd: torch.Tensor, out_THd: torch.Tensor, lse_HT: torch.Tensor, delta_HT: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Gradient of q, the queries that meet the keys (q itself without norms), sums of the norms' gradients.
+    a: Problem,
+    grad_THd: torch.Tensor,
+    out_THd: torch.Tensor,
+    lse_HT: torch.Tensor,
+    delta_HT: torch.Tensor,
+    grad_q: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Fill the gradient of q; the queries that meet the keys (q itself without norms), sums of the norms' gradients.
 
     Fills `delta_HT`: the row sums of out * grad, (H, T) float32 (FlashAttention-2's D).
     """
     (T, H, d), B, tile = a.q_THd.shape, len(a.cu_q) - 1, a.config.queries
     tiles = triton.cdiv(a.max_q, tile.queries)
-    grad_q = a.q_THd.new_empty(T, H, d)
     folded_THd = sums = None
     if a.norms is not None:
-        folded_THd = torch.empty_like(grad_q)
+        folded_THd = a.q_THd.new_empty(T, H, d)
         # Zeros: programs past the end of a short sequence write nothing.
         sums = torch.zeros(tiles * H * B, 3, d, dtype=torch.float32, device=a.q_THd.device)
     if T and tiles:
@@ -584,29 +590,33 @@ def _query_gradient(
             grad_q,
             a.cu_q,
             a.cu_k,
-            a.rstd_HS,
             *a.vectors,
             folded_THd,
             sums,
             *_strides(a.q_THd, a.k_SHd, a.v_SHd),
+            grad_q.stride(0),
             T,
-            a.k_SHd.shape[0],
             H,
             tiles,
             a.scale,
             a.eps,
             **_tile_options(tile, d),
         )
-    return grad_q, a.q_THd if folded_THd is None else folded_THd, sums
+    return a.q_THd if folded_THd is None else folded_THd, sums
 
 
 def _key_gradient(
-    a: Problem, grad_THd: torch.Tensor, folded_THd: torch.Tensor, lse_HT: torch.Tensor, delta_HT: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of k and v."""
+    a: Problem,
+    grad_THd: torch.Tensor,
+    folded_THd: torch.Tensor,
+    lse_HT: torch.Tensor,
+    delta_HT: torch.Tensor,
+    grad_k: torch.Tensor,
+    grad_v: torch.Tensor,
+) -> None:
+    """Fill the gradients of k and v."""
     (S, H, d), B, tile = a.k_SHd.shape, len(a.cu_q) - 1, a.config.keys
     tiles = triton.cdiv(a.max_k, tile.keys)
-    grad_k, grad_v = a.k_SHd.new_empty(S, H, d), a.v_SHd.new_empty(S, H, d)
     if S and tiles:
         launch(
             key_gradient_kernel,
@@ -623,6 +633,8 @@ def _key_gradient(
             a.cu_k,
             a.rstd_HS,
             *_strides(folded_THd, a.k_SHd, a.v_SHd),
+            grad_k.stride(0),
+            grad_v.stride(0),
             a.q_THd.shape[0],
             S,
             H,
@@ -630,7 +642,6 @@ def _key_gradient(
             a.scale,
             **_tile_options(tile, d),
         )
-    return grad_k, grad_v
 
 
 def attention(
@@ -660,9 +671,11 @@ def attention_backward(
     max_k: int,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Launch both backward kernels without norms."""
+    """Launch both backward kernels without norms; three gradients of their own."""
     problem = Problem(q_THd, k_SHd, v_SHd, cu_q, cu_k, max_q, max_k, scale)
-    return _backward(problem, grad_THd, out_THd, lse_HT)[:3]
+    buffers = separate_buffers(q_THd, k_SHd, v_SHd)
+    _backward(problem, grad_THd, out_THd, lse_HT, buffers)
+    return tuple(buffers)
 
 
 def _norms(q_weight_d: torch.Tensor, q_bias_d: torch.Tensor, k_weight_d: torch.Tensor, eps: float) -> Norms:
@@ -684,12 +697,38 @@ def normed_attention(
     max_k: int,
     scale: float,
     eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Launch the kernels of the keys' spread and of the forward pass with norms."""
-    rstd_HS = key_rstd(k_SHd, eps)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launch the kernels of the keys' norm and of the forward pass with norms."""
+    normed_SHd, rstd_HS = normed_keys(k_SHd, eps)
     norms = _norms(q_weight_d, q_bias_d, k_weight_d, eps)
-    problem = Problem(q_THd, k_SHd, v_SHd, cu_q, cu_k, max_q, max_k, scale, rstd_HS, norms)
-    return *_forward(problem), rstd_HS
+    return _forward(Problem(q_THd, normed_SHd, v_SHd, cu_q, cu_k, max_q, max_k, scale, norms, rstd_HS))
+
+
+def _normed_backward(
+    buffers: Buffers,
+    grad_THd: torch.Tensor,
+    q_THd: torch.Tensor,
+    k_SHd: torch.Tensor,
+    v_SHd: torch.Tensor,
+    q_weight_d: torch.Tensor,
+    q_bias_d: torch.Tensor,
+    k_weight_d: torch.Tensor,
+    k_bias_d: torch.Tensor,
+    out_THd: torch.Tensor,
+    lse_HT: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    # The normed keys again: one pass over k, in place of saving as much as k for every layer.
+    normed_SHd, rstd_HS = normed_keys(k_SHd, eps)
+    norms = _norms(q_weight_d, q_bias_d, k_weight_d, eps)
+    problem = Problem(q_THd, normed_SHd, v_SHd, cu_q, cu_k, max_q, max_k, scale, norms, rstd_HS)
+    sums = _backward(problem, grad_THd, out_THd, lse_HT, buffers)
+    return *buffers, sums
 
 
 def normed_attention_backward(
@@ -703,7 +742,6 @@ def normed_attention_backward(
     k_bias_d: torch.Tensor,
     out_THd: torch.Tensor,
     lse_HT: torch.Tensor,
-    rstd_HS: torch.Tensor,
     cu_q: torch.Tensor,
     cu_k: torch.Tensor,
     max_q: int,
@@ -711,10 +749,19 @@ def normed_attention_backward(
     scale: float,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Launch both backward kernels with norms."""
-    norms = _norms(q_weight_d, q_bias_d, k_weight_d, eps)
-    problem = Problem(q_THd, k_SHd, v_SHd, cu_q, cu_k, max_q, max_k, scale, rstd_HS, norms)
-    return _backward(problem, grad_THd, out_THd, lse_HT)
+    """Launch both backward kernels with norms; three gradients of their own."""
+    buffers = separate_buffers(q_THd, k_SHd, v_SHd)
+    vectors = (q_weight_d, q_bias_d, k_weight_d, k_bias_d)
+    rest = (out_THd, lse_HT, cu_q, cu_k, max_q, max_k, scale, eps)
+    return _normed_backward(buffers, grad_THd, q_THd, k_SHd, v_SHd, *vectors, *rest)
+
+
+def normed_attention_backward_in_place(
+    grad_THd: torch.Tensor, q_THd: torch.Tensor, k_SHd: torch.Tensor, v_SHd: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """As `normed_attention_backward`; the gradients may be columns of one product's (`shared_buffers`)."""
+    buffers = shared_buffers(q_THd, k_SHd, v_SHd)
+    return _normed_backward(buffers, grad_THd, q_THd, k_SHd, v_SHd, *rest)
 
 
 def compile_cases(arch: str) -> list[CompileCase]:
@@ -727,7 +774,8 @@ def compile_cases(arch: str) -> list[CompileCase]:
 def _compile_cases(arch: str, head: int, normed: bool, dtype: str) -> list[CompileCase]:
     found, config = [], _config(arch, head, normed)
     strides = ("q_row", "q_head", "k_row", "k_head", "v_row", "v_head")
-    integers = dict.fromkeys((*strides, "T", "S", "heads", "tiles"), "i32")
+    written_rows = ("grad_q_row", "grad_k_row", "grad_v_row")
+    integers = dict.fromkeys((*strides, *written_rows, "T", "S", "heads", "tiles"), "i32")
     sequences = {"cu_q": "*i32", "cu_k": "*i32", "lse": "*fp32"}
     vectors = ("key_rstd", "q_weight", "q_bias", "k_weight", "sums")
     for kernel, tile, written in (
@@ -745,8 +793,17 @@ def _compile_cases(arch: str, head: int, normed: bool, dtype: str) -> list[Compi
             constants |= {n: None for n in (*vectors, "folded") if n in kernel.arg_names}
         name = f"{kernel.__name__.removesuffix('_kernel')} d{head} {dtype}{', normed' if normed else ''}"
         found.append(
-            CompileCase("varlen_attention", name, kernel, types, constants, tile.warps, tile.stages, strides)
+            CompileCase(
+                "varlen_attention",
+                name,
+                kernel,
+                types,
+                constants,
+                tile.warps,
+                tile.stages,
+                (*strides, *written_rows),
+            )
         )
     if normed:
-        found.append(rstd_case(head, dtype))
+        found.append(key_norm_case(head, dtype))
     return found

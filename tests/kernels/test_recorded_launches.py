@@ -254,7 +254,7 @@ def test_table_is_every_launch_of_every_flow(table, arch):
 BLOCK = [
     "residual_norm.forward_kernel",
     "gelu_split.forward_kernel",
-    "varlen_attention.key_rstd_kernel",
+    "varlen_attention.key_norm_kernel",
     "varlen_attention.forward_kernel",
     "residual_norm.forward_kernel",
 ]
@@ -302,7 +302,7 @@ def test_training_launches_fused_kernels_alone(tmp_path, monkeypatch):
     # One block, and one cross-attention without q/k norms.
     forward = launched[: launched.index("reconstruction_loss.loss_kernel")]
     assert forward.count("varlen_attention.forward_kernel") == 2
-    assert forward.count("varlen_attention.key_rstd_kernel") == 1
+    assert forward.count("varlen_attention.key_norm_kernel") == 1
 
 
 def test_an_unlisted_launch_is_found(table):
