@@ -12,6 +12,11 @@ def architecture(device: torch.device) -> str:
     return "sm_90" if torch.cuda.get_device_capability(device)[0] >= 9 else "sm_80"
 
 
+def multiprocessors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; 1 where kernels are interpreted."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype autocast asks for on this device, None outside autocast."""
     if device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(device.type):

@@ -18,18 +18,25 @@ from camae.kernels._launch import Kernel, launch
 
 @dataclass(frozen=True)
 class GeluConfig:
-    """Rows and columns of a tile, warps, and into how many parts the backward pass cuts the rows."""
+    """Rows and columns of a tile, and warps, of the forward and of the backward pass.
+
+    parts: into how many parts the backward pass cuts the rows. stages: how many of its loads are under way.
+    """
 
     rows: int
     columns: int
     warps: int
+    own_rows: int
+    own_columns: int
+    own_warps: int
     parts: int
+    stages: int
 
 
 CONFIGS = {
-    "sm_80": GeluConfig(rows=16, columns=256, warps=8, parts=64),
-    "sm_90": GeluConfig(rows=16, columns=256, warps=8, parts=64),
-    "interpreter": GeluConfig(rows=8, columns=32, warps=1, parts=2),
+    "sm_80": GeluConfig(16, 256, 8, 16, 256, 8, parts=64, stages=1),
+    "sm_90": GeluConfig(16, 256, 8, 16, 256, 8, parts=64, stages=1),
+    "interpreter": GeluConfig(8, 32, 1, 8, 32, 1, parts=2, stages=1),
 }
 
 
@@ -93,6 +100,7 @@ def backward_kernel(
     rows_per_part,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     part = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -101,7 +109,7 @@ def backward_kernel(
         b = tl.load(bias + column, mask=valid, other=0.0).to(tl.float32)[None, :]
         total = tl.zeros((COLUMNS,), tl.float32)
     begin = part * rows_per_part
-    for start in range(begin, tl.minimum(begin + rows_per_part, T), ROWS):
+    for start in tl.range(begin, tl.minimum(begin + rows_per_part, T), ROWS, num_stages=STAGES):
         row = (start + tl.arange(0, ROWS)).to(tl.int64)
         inside = (row < T)[:, None] & valid[None, :]
         x = tl.load(fused + row[:, None] * fused_row + column[None, :], mask=inside, other=0.0)
@@ -155,14 +163,14 @@ def backward(
     grad_act_Th = grad_act_Th.contiguous()
     bias_h = None if bias_h is None else bias_h.contiguous()
     (T, hidden), config = grad_act_Th.shape, CONFIGS[architecture(fused_TF.device)]
-    per_part = triton.cdiv(triton.cdiv(T, config.parts), config.rows) * config.rows
+    per_part = triton.cdiv(triton.cdiv(T, config.parts), config.own_rows) * config.own_rows
     parts = triton.cdiv(T, per_part) if T else 0
     shape = (0 if bias_h is None else parts, hidden)
     sums = torch.empty(shape, dtype=torch.float32, device=fused_TF.device)
     if grad_act_Th.numel():
         launch(
             backward_kernel,
-            (parts, triton.cdiv(hidden, config.columns)),
+            (parts, triton.cdiv(hidden, config.own_columns)),
             grad_act_Th,
             fused_TF,
             bias_h,
@@ -174,9 +182,10 @@ def backward(
             grad_fused_TF.stride(0),
             hidden,
             per_part,
-            ROWS=config.rows,
-            COLUMNS=config.columns,
-            num_warps=config.warps,
+            ROWS=config.own_rows,
+            COLUMNS=config.own_columns,
+            STAGES=config.stages,
+            num_warps=config.own_warps,
         )
     return sums.sum(0)
 
@@ -196,11 +205,18 @@ def _cases(config: GeluConfig, dtype: str, bias: bool) -> list[CompileCase]:
     sums = {"grad_act": f"*{dtype}", "grad_fused": f"*{dtype}", "sums": "*fp32"}
     types = {**forward_types, **sums, "grad_fused_row": "i32", "rows_per_part": "i32"}
     without_act = {n: t for n, t in types.items() if n != "act"}
+    own: dict[str, object] = {"ROWS": config.own_rows, "COLUMNS": config.own_columns, "STAGES": config.stages}
     name = f"{'bias' if bias else 'no bias'} {dtype}"
     return [
         _case(f"forward {name}", forward_kernel, forward_types, constants, config.warps),
-        _case(f"backward {name}, recomputed", backward_kernel, types, constants, config.warps),
-        _case(f"backward {name}", backward_kernel, without_act, constants | {"act": None}, config.warps),
+        _case(f"backward {name}, recomputed", backward_kernel, types, constants | own, config.own_warps),
+        _case(
+            f"backward {name}",
+            backward_kernel,
+            without_act,
+            constants | own | {"act": None},
+            config.own_warps,
+        ),
     ]
 
 

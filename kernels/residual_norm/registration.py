@@ -83,12 +83,17 @@ def _residual_norm_backward(
     weight_D: Maybe,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x in y's dtype, of the update (empty without one), and (3, D) of weight, bias and gamma."""
-    grad_x, grad_update, _ = empty_gradients(y_TD, update_TD)
+    """Gradients of x in y's dtype (empty without a norm: that of y), of the update, and (3, D).
+
+    That of the update is empty without one; the last are those of weight, bias and gamma.
+    """
+    grad_x, grad_update, _ = empty_gradients(y_TD, update_TD, weight_D)
     wide_TD = y_TD.to(accumulation_dtype(y_TD))
     residual = (update_TD, gamma_D, factor_B, segment_T)
     dx, du, sums = residual_norm_gradients(grad_y_TD, grad_normed_TD, wide_TD, *residual, weight_D, eps)
-    return grad_x.copy_(dx), grad_update if du is None else grad_update.copy_(du), sums
+    if weight_D is not None:
+        grad_x.copy_(dx)
+    return grad_x, grad_update if du is None else grad_update.copy_(du), sums
 
 
 @_residual_norm_backward.register_fake
@@ -103,14 +108,16 @@ def _(
     weight_D: Maybe,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return empty_gradients(y_TD, update_TD)
+    return empty_gradients(y_TD, update_TD, weight_D)
 
 
-def empty_gradients(y_TD: torch.Tensor, update_TD: Maybe) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, of the update, and (3, D) of weight, bias and gamma, not filled."""
+def empty_gradients(
+    y_TD: torch.Tensor, update_TD: Maybe, weight_D: Maybe
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of x, of the update, and (3, D) of weight, bias and gamma, not filled; absent ones empty."""
     grad_update = y_TD.new_empty(0) if update_TD is None else update_TD.new_empty(update_TD.shape)
     return (
-        y_TD.new_empty(y_TD.shape),
+        y_TD.new_empty((0,) if weight_D is None else y_TD.shape),
         grad_update,
         y_TD.new_empty(3, y_TD.shape[1], dtype=accumulation_dtype(y_TD)),
     )
@@ -165,7 +172,7 @@ def gradients_of(
     dx, du, sums = residual_norm_backward_op(
         grad_y_TD, grad_normed_TD, like_TD, update_TD, gamma_D, factor_B, segment_T, weight_D, eps
     )
-    found = (dx, du, sums[2], sums[0], sums[1])
+    found = (grad_y_TD if weight_D is None else dx, du, sums[2], sums[0], sums[1])
     return tuple(None if t is None else g.to(t) for g, t in zip(found, dtypes, strict=True))
 
 

@@ -13,25 +13,39 @@ import triton.language as tl
 
 from camae.kernels._autograd import Maybe
 from camae.kernels._compile_ahead import CompileCase
-from camae.kernels._device import architecture
+from camae.kernels._device import architecture, multiprocessors
 from camae.kernels._launch import launch
 from camae.kernels.residual_norm.registration import empty_gradients, empty_outputs
 
 
 @dataclass(frozen=True)
 class NormConfig:
-    """Rows of a forward program, warps, and how many backward programs share the rows (4 per multiprocessor)."""
+    """Tiles for tokens of up to `width` columns.
 
+    rows, warps: of a forward program. own_rows, own_warps, stages: rows that a backward program loads at once, its
+    warps, and how many such loads are under way. programs: backward programs per multiprocessor, which share the rows.
+    """
+
+    width: int
     rows: int
     warps: int
+    own_rows: int
+    own_warps: int
+    stages: int
     programs: int
 
 
+WIDE = 1 << 16  # columns of the widest row that one program holds
 CONFIGS = {
-    "sm_80": NormConfig(rows=4, warps=4, programs=432),
-    "sm_90": NormConfig(rows=4, warps=4, programs=528),
-    "interpreter": NormConfig(rows=4, warps=1, programs=3),
+    "sm_80": (NormConfig(512, 4, 4, 1, 4, 1, 4), NormConfig(WIDE, 4, 4, 1, 4, 1, 4)),
+    "sm_90": (NormConfig(512, 4, 4, 1, 4, 1, 4), NormConfig(WIDE, 4, 4, 1, 4, 1, 4)),
+    "interpreter": (NormConfig(WIDE, 4, 1, 2, 1, 1, 3),),
 }
+
+
+def config_for(arch: str, width: int) -> NormConfig:
+    """The frozen configuration for an architecture and a number of columns."""
+    return next(config for config in CONFIGS[arch] if width <= config.width)
 
 
 @triton.jit
@@ -86,53 +100,60 @@ def backward_kernel(
     factor,  # (B,), or None
     segment,  # (T,) int64, with factor
     weight,  # (D,), or None: no norm
-    grad_x,  # (T, D), written
+    grad_x,  # (T, D), written with weight
     grad_update,  # (T, D), or None, written
     sums,  # (programs, 3, D) float32: gradients of weight, bias and gamma, written
     T,
     D,
     eps,
+    ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     column = tl.arange(0, BLOCK_D)
     valid = column < D
-    sum_weight = tl.zeros((BLOCK_D,), tl.float32)
-    sum_bias = tl.zeros((BLOCK_D,), tl.float32)
-    sum_gamma = tl.zeros((BLOCK_D,), tl.float32)
     if weight is not None:
-        w = tl.load(weight + column, mask=valid, other=0.0).to(tl.float32)
+        sum_weight = tl.zeros((ROWS, BLOCK_D), tl.float32)
+        sum_bias = tl.zeros((ROWS, BLOCK_D), tl.float32)
+        w = tl.load(weight + column, mask=valid, other=0.0).to(tl.float32)[None, :]
     if gamma is not None:
-        scale = tl.load(gamma + column, mask=valid, other=0.0).to(tl.float32)
-    at = program.to(tl.int64) * D + column
-    for row in range(program, T, programs):
-        g = tl.zeros((BLOCK_D,), tl.float32)
+        sum_gamma = tl.zeros((ROWS, BLOCK_D), tl.float32)
+        scale = tl.load(gamma + column, mask=valid, other=0.0).to(tl.float32)[None, :]
+    for start in tl.range(program * ROWS, T, programs * ROWS, num_stages=STAGES):
+        row = start + tl.arange(0, ROWS)
+        inside = (row < T)[:, None] & valid[None, :]
+        at = row.to(tl.int64)[:, None] * D + column[None, :]
+        g = tl.zeros((ROWS, BLOCK_D), tl.float32)
         if grad_y is not None:
-            g = tl.load(grad_y + at, mask=valid, other=0.0).to(tl.float32)
+            g = tl.load(grad_y + at, mask=inside, other=0.0).to(tl.float32)
         if weight is not None:
-            value = tl.load(y + at, mask=valid, other=0.0).to(tl.float32)
-            slope = tl.load(grad_normed + at, mask=valid, other=0.0).to(tl.float32)
-            centered = tl.where(valid, value - tl.sum(value, 0) / D, 0.0)
-            rstd = tl.rsqrt(tl.sum(centered * centered, 0) / D + eps)
-            unit = centered * rstd
+            value = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+            slope = tl.load(grad_normed + at, mask=inside, other=0.0).to(tl.float32)
+            centered = tl.where(inside, value - (tl.sum(value, 1) / D)[:, None], 0.0)
+            rstd = tl.rsqrt(tl.sum(centered * centered, 1) / D + eps)
+            unit = centered * rstd[:, None]
             sum_weight += slope * unit
             sum_bias += slope
             slope *= w
-            g += rstd * (slope - tl.sum(slope, 0) / D - unit * (tl.sum(slope * unit, 0) / D))
-        tl.store(grad_x + at, g.to(grad_x.dtype.element_ty), mask=valid)
+            along = tl.sum(slope * unit, 1) / D
+            g += rstd[:, None] * (slope - (tl.sum(slope, 1) / D)[:, None] - unit * along[:, None])
+            tl.store(grad_x + at, g.to(grad_x.dtype.element_ty), mask=inside)
         if grad_update is not None:
             if factor is not None:
-                g *= tl.load(factor + tl.load(segment + row)).to(tl.float32)
+                sample = tl.load(segment + row, mask=row < T, other=0)
+                g *= tl.load(factor + sample, mask=row < T, other=0.0).to(tl.float32)[:, None]
             if gamma is not None:
-                sum_gamma += g * tl.load(update + at, mask=valid, other=0.0).to(tl.float32)
+                sum_gamma += g * tl.load(update + at, mask=inside, other=0.0).to(tl.float32)
                 g *= scale
-            tl.store(grad_update + at, g.to(grad_update.dtype.element_ty), mask=valid)
-        at += programs.to(tl.int64) * D
+            tl.store(grad_update + at, g.to(grad_update.dtype.element_ty), mask=inside)
     own = sums + program.to(tl.int64) * 3 * D + column
-    tl.store(own, sum_weight, mask=valid)
-    tl.store(own + D, sum_bias, mask=valid)
-    tl.store(own + 2 * D, sum_gamma, mask=valid)
+    if weight is not None:
+        tl.store(own, tl.sum(sum_weight, 0), mask=valid)
+        tl.store(own + D, tl.sum(sum_bias, 0), mask=valid)
+    if gamma is not None:
+        tl.store(own + 2 * D, tl.sum(sum_gamma, 0), mask=valid)
 
 
 def _contiguous(x: Maybe) -> Maybe:
@@ -154,7 +175,7 @@ def residual_norm(
     y_TD, normed_TD = empty_outputs(x_TD, update_TD, gamma_D, weight_D, working)
     inputs = (x_TD, update_TD, gamma_D, factor_B, segment_T, weight_D, bias_D)
     T, D = x_TD.shape
-    config = CONFIGS[architecture(x_TD.device)]
+    config = config_for(architecture(x_TD.device), D)
     if T:
         launch(
             forward_kernel,
@@ -183,13 +204,16 @@ def residual_norm_backward(
     weight_D: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Launch the backward kernel: gradients of x, of the update, and (3, D) of weight, bias and gamma."""
-    grad_x_TD, grad_update_TD, _ = empty_gradients(y_TD, update_TD)
+    """Launch the backward kernel: gradients of x (empty without a norm, as it is that of y), of the update, and (3, D).
+
+    The last are those of weight, bias and gamma; rows of absent ones hold nothing.
+    """
+    grad_x_TD, grad_update_TD, _ = empty_gradients(y_TD, update_TD, weight_D)
     inputs = (grad_y_TD, grad_normed_TD, y_TD, update_TD, gamma_D, factor_B, segment_T, weight_D)
-    T, D = grad_x_TD.shape
-    config = CONFIGS[architecture(grad_x_TD.device)]
-    programs = min(T, config.programs)
-    sums = torch.empty(programs, 3, D, dtype=torch.float32, device=grad_x_TD.device)
+    T, D = y_TD.shape
+    config = config_for(architecture(y_TD.device), D)
+    programs = min(triton.cdiv(T, config.own_rows), config.programs * multiprocessors(y_TD.device))
+    sums = torch.empty(programs, 3, D, dtype=torch.float32, device=y_TD.device)
     if T:
         launch(
             backward_kernel,
@@ -201,8 +225,10 @@ def residual_norm_backward(
             T,
             D,
             eps,
+            ROWS=config.own_rows,
+            STAGES=config.stages,
             BLOCK_D=triton.next_power_of_2(D),
-            num_warps=config.warps,
+            num_warps=config.own_warps,
         )
     return grad_x_TD, grad_update_TD, sums.sum(0)
 
@@ -216,7 +242,11 @@ def compile_cases(arch: str) -> list[CompileCase]:
     kinds = [(width, kind, "fp32", "bf16") for width, kind in shapes]
     kinds += [(width, kind, "fp32", "fp32") for width, kind in shapes]
     kinds += [(1024, "both", "fp32", "fp16"), (1024, "both", "bf16", "bf16")]
-    return [case for width, kind, *dtypes in kinds for case in _cases(CONFIGS[arch], width, kind, *dtypes)]
+    return [
+        case
+        for width, kind, *dtypes in kinds
+        for case in _cases(config_for(arch, width), width, kind, *dtypes)
+    ]
 
 
 def _cases(config: NormConfig, width: int, kind: str, stream: str, branch: str) -> list[CompileCase]:
@@ -235,16 +265,15 @@ def _cases(config: NormConfig, width: int, kind: str, stream: str, branch: str) 
         backward_types |= {"y": f"*{stream}", "grad_normed": f"*{branch}"}
     block = {"BLOCK_D": triton.next_power_of_2(width)}
     found = []
-    for kernel, types, tile in (
-        (forward_kernel, forward_types, block | {"ROWS": config.rows}),
-        (backward_kernel, backward_types, block),
+    own = {"ROWS": config.own_rows, "STAGES": config.stages}
+    for kernel, types, tile, warps in (
+        (forward_kernel, forward_types, block | {"ROWS": config.rows}, config.warps),
+        (backward_kernel, backward_types, block | own, config.own_warps),
     ):
         missing = {n: None for n in kernel.arg_names if n in absent and n not in types}
         constants: dict[str, object] = {**missing, **tile}
         name = f"{kernel.__name__.removesuffix('_kernel')} {kind} D{width} {stream}/{branch}"
         found.append(
-            CompileCase(
-                "residual_norm", name, kernel, types, constants, config.warps, divisible=("D",), mma=False
-            )
+            CompileCase("residual_norm", name, kernel, types, constants, warps, divisible=("D",), mma=False)
         )
     return found
