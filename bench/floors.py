@@ -170,11 +170,11 @@ def parallel_block_kept(
     """Bytes per token that a parallel block keeps for its backward pass.
 
     Always: the stream, the fused projection (7 D), attention's output and its update for LayerScale (D each), the
-    softmax denominators and the keys' 1 / spread (fp32 per head). With `keep` also the normed tokens (D) and
-    the activation (4 D). Without `fused_norms` attention keeps q and k normed (2 D) in place of the spread.
+    softmax denominators (fp32 per head). With `keep` also the normed tokens (D) and the activation (4 D). Without
+    `fused_norms` attention keeps q and k normed too (2 D).
     """
     products = 7 * width + 2 * width + (5 * width if keep else 0) + (0 if fused_norms else 2 * width)
-    return stream * width + working * products + 4 * heads * (2 if fused_norms else 1)
+    return stream * width + working * products + 4 * heads
 
 
 def sequential_block_kept(width: int, heads: int, keep: bool, stream: int = 4, working: int = 2) -> float:

@@ -36,13 +36,21 @@ SHAPES = (
     ("encoder L/16 85 %, 231", ((231, 231),) * 128, 16, 64, True, True),
     ("encoder S/16 embedding, 1537", ((1537, 1537),) * 32, 6, 64, True, False),
     ("decoder within a channel, 256", ((256, 256),) * 192, 16, 32, False, True),
-    ("decoder cross, 1536 x 1536", ((1536, 1536),) * 16, 8, 64, False, True),
-    ("decoder cross, 1536 x 384", ((1536, 384),) * 16, 8, 32, False, True),
+    ("decoder cross, 1536 x 384", ((1536, 384),) * 64, 8, 32, False, True),
 )
+STAGES = (2, 3, 4)
 SWEEP = {
-    "forward": tuple(itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4))),
-    "queries": tuple(itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3))),
-    "keys": tuple(itertools.product((32, 64, 128), (64, 128), (4, 8), (2, 3))),
+    "forward": (
+        (64, 32, 4),
+        (64, 64, 4),
+        (64, 128, 4),
+        (128, 32, 4),
+        (128, 64, 4),
+        (128, 64, 8),
+        (128, 128, 8),
+    ),
+    "queries": ((64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 4), (128, 64, 4), (128, 64, 8)),
+    "keys": ((32, 64, 4), (64, 64, 4), (128, 64, 4), (32, 128, 4), (64, 128, 8), (128, 64, 8)),
 }
 ROUNDS, PROCESSES = 10, 14
 
@@ -82,11 +90,11 @@ def call_of(problem: Problem, grad_THd: torch.Tensor, kernel: str, tile: Tile) -
 def work() -> list[tuple[int, str, Tile]]:
     """All of the sweep: number of the shape, kernel, tile."""
     return [
-        (i, kernel, Tile(*sizes))
+        (i, kernel, Tile(*sizes[0], sizes[1]))
         for i, (*_, backward) in enumerate(SHAPES)
         for kernel, tiles in SWEEP.items()
         if backward or kernel == "forward"
-        for sizes in tiles
+        for sizes in itertools.product(tiles, STAGES)
     ]
 
 

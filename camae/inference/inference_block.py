@@ -12,7 +12,6 @@ from torch import nn
 from camae.inference.inference_linear import KINDS, InferenceLinear
 from camae.kernels import transformer_block
 from camae.kernels.fused_linear import gelu_linear, norm_linear
-from camae.kernels.residual_norm import residual_norm
 from camae.kernels.transformer_block import (
     block_tail_op,
     fits,
@@ -20,8 +19,16 @@ from camae.kernels.transformer_block import (
     pack_weight,
     self_attention_op,
 )
-from camae.model.backends import BackendModule, Backends
-from camae.model.blocks import HeadNorms, ParallelBlock, Sequences, SequentialBlock, attend
+from camae.model.backends import Backends
+from camae.model.blocks import (
+    HeadNorms,
+    ParallelBlock,
+    ResidualBlock,
+    Sequences,
+    SequentialBlock,
+    Stream,
+    attend,
+)
 
 Linear = tuple[torch.Tensor, torch.Tensor]  # weight (F, D) and bias (F,)
 
@@ -124,48 +131,40 @@ class KernelBlock:
         packed = (x.to(dtype).contiguous() for x in (qkv_weight, in_weight, *weights, *biases))
         self.qkv, self.mlp_in, self.proj, self.mlp_out, self.proj_bias, self.mlp_out_bias = packed
 
-    def __call__(self, tokens_TD: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-        """Tokens (T, D) after the block."""
-        with torch.autocast(tokens_TD.device.type, torch.bfloat16, enabled=self.low):
+    def __call__(self, stream: Stream, sequences: Sequences) -> Stream:
+        """The stream after the block, its last update not added yet."""
+        with torch.autocast(stream.tokens_TD.device.type, torch.bfloat16, enabled=self.low):
             if self.layers.mlp_norm is None:
-                return self._parallel(tokens_TD, sequences)
-            return self._sequential(tokens_TD, sequences, self.layers.mlp_norm)
+                return self._parallel(stream, sequences)
+            return self._sequential(stream, sequences, self.layers.mlp_norm)
 
-    def _parallel(self, tokens_TD: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+    def _parallel(self, stream: Stream, sequences: Sequences) -> Stream:
         hidden, D = self.layers.mlp_in[0].shape
-        _, fused_TF = self._norm_linear(tokens_TD, self.layers.norm, self.qkv, self.qkv_bias)
+        tokens_TD, fused_TF = self._norm_linear(stream, self.layers.norm, self.qkv, self.qkv_bias)
         mlp_TD, q, k, v = gelu_linear(
             *(fused_TF, self.in_bias, (hidden, D, D, D), self.mlp_out, self.mlp_out_bias),
             backend=self.backends.elementwise,
         )
-        update_TD = torch.addmm(mlp_TD, self._attend(q, k, v, sequences), self.proj.t())
-        return self._add(tokens_TD, update_TD)
+        return Stream(tokens_TD, mlp_TD.addmm_(self._attend(q, k, v, sequences), self.proj.t()))
 
-    def _sequential(
-        self, tokens_TD: torch.Tensor, sequences: Sequences, mlp_norm: nn.LayerNorm
-    ) -> torch.Tensor:
-        _, qkv_T3D = self._norm_linear(tokens_TD, self.layers.norm, self.qkv, self.qkv_bias)
+    def _sequential(self, stream: Stream, sequences: Sequences, mlp_norm: nn.LayerNorm) -> Stream:
+        tokens_TD, qkv_T3D = self._norm_linear(stream, self.layers.norm, self.qkv, self.qkv_bias)
         q, k, v = qkv_T3D.chunk(3, dim=1)
         attention_TD = self._attend(q, k, v, sequences)
         update_TD = F.linear(attention_TD, self.proj, self.proj_bias)
-        y_TD, fused_Th = self._norm_linear(tokens_TD, mlp_norm, self.mlp_in, None, update_TD)
+        y_TD, fused_Th = self._norm_linear(Stream(tokens_TD, update_TD), mlp_norm, self.mlp_in, None)
         (mlp_TD,) = gelu_linear(
             *(fused_Th, self.in_bias, (fused_Th.shape[1],), self.mlp_out, self.mlp_out_bias),
             backend=self.backends.elementwise,
         )
-        return self._add(y_TD, mlp_TD)
+        return Stream(y_TD, mlp_TD)
 
     def _norm_linear(
-        self,
-        tokens_TD: torch.Tensor,
-        norm: nn.LayerNorm,
-        weight_FD: torch.Tensor,
-        bias_F: torch.Tensor | None,
-        update_TD: torch.Tensor | None = None,
+        self, stream: Stream, norm: nn.LayerNorm, weight_FD: torch.Tensor, bias_F: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return norm_linear(
-            *(tokens_TD, norm.weight, norm.bias, norm.eps, weight_FD, bias_F),
-            update_TD=update_TD,
+            *(stream.tokens_TD, norm.weight, norm.bias, norm.eps, weight_FD, bias_F),
+            update_TD=stream.update_TD,
             backend=self.backends.elementwise,
         )
 
@@ -178,9 +177,6 @@ class KernelBlock:
             norms = {"q_norm": q_norm, "k_norm": k_norm, "norm_eps": layers.q_norm.eps}
         attention = self.backends.attention
         return attend(q_TD, k_TD, v_TD, layers.heads, sequences, sequences, attention, **norms)
-
-    def _add(self, tokens_TD: torch.Tensor, update_TD: torch.Tensor) -> torch.Tensor:
-        return residual_norm(tokens_TD, update_TD, backend=self.backends.elementwise)[0]
 
 
 class FusedBlock:
@@ -236,7 +232,7 @@ class FusedBlock:
         )
 
 
-class InferenceBlock(BackendModule):
+class InferenceBlock(ResidualBlock):
     """Transformer block for inference, called as the block it is made from. Not differentiable.
 
     kind, packed: as in `InferenceLinear`. runner: `FusedBlock` for packed float32 on a CPU that has the C++ ops, with
@@ -266,9 +262,11 @@ class InferenceBlock(BackendModule):
         """Pack again."""
         self.pack()
 
-    def forward(self, tokens_TD: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-        """Tokens (T, D) after the block."""
-        return self.runner(tokens_TD, sequences)
+    def advance(self, stream: Stream, sequences: Sequences) -> Stream:
+        """The stream after the block; on a CPU the block adds its updates itself."""
+        if isinstance(self.runner, KernelBlock):
+            return self.runner(stream, sequences)
+        return Stream(self.runner(self.value(stream), sequences))
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> InferenceBlock:
         super()._apply(fn, recurse)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from camae.errors import CamaeError
-from camae.model.blocks import Block, Sequences
+from camae.model.blocks import Block, ResidualBlock, Sequences, Stream
 
 
 @runtime_checkable
@@ -19,14 +19,20 @@ class Recomputes(Protocol):
     recompute: int
 
 
-def run_block(block: nn.Module, recompute: bool, *inputs: torch.Tensor | Sequences) -> torch.Tensor:
-    """block(*inputs); with `recompute`, and where gradients are asked for, under checkpointing.
+def run_block(block: ResidualBlock, recompute: bool, stream: Stream, sequences: Sequences) -> Stream:
+    """The stream after a block; with `recompute`, and where gradients are asked for, under checkpointing.
 
-    Checkpointing restores the states of the random generators: stochastic depth draws the same numbers again.
+    Checkpointing restores the states of the random generators: stochastic depth draws the same numbers again. It
+    saves the block's input, for which the last update is added first.
     """
     if recompute and torch.is_grad_enabled():
-        return checkpoint(block, *inputs, use_reentrant=False)
-    return block(*inputs)
+        return run_checkpointed(block, Stream(block.value(stream)), sequences)
+    return block(stream, sequences)
+
+
+def run_checkpointed(module: nn.Module, *inputs: torch.Tensor | Stream | Sequences) -> Any:
+    """module(*inputs), computed again in the backward pass."""
+    return checkpoint(module, *inputs, use_reentrant=False)
 
 
 def set_recompute(model: nn.Module, every: int, selective: bool = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict, Unpack
+from typing import NamedTuple, TypedDict, Unpack, overload
 
 import torch
 from torch import nn
@@ -43,6 +43,18 @@ class DropPath(TypedDict, total=False):
 
     factor_B: torch.Tensor
     segment_T: torch.Tensor
+
+
+class Stream(NamedTuple):
+    """Residual stream between blocks: tokens (T, D), and the last block's update that is still to be added.
+
+    The next norm adds it in the same pass. tokens + gamma * update under stochastic depth is the stream's value.
+    """
+
+    tokens_TD: torch.Tensor
+    update_TD: Maybe = None
+    gamma_D: Maybe = None
+    drop_path: DropPath = DropPath()
 
 
 def initialize_linears(module: nn.Module) -> None:
@@ -91,27 +103,30 @@ class Block(BackendModule):
         self.rate = rate
         self.save_activations = True
 
+    def value(self, stream: Stream) -> torch.Tensor:
+        """Tokens (T, D) with their update added."""
+        tokens_TD, update_TD, gamma_D, drop_path = stream
+        if update_TD is None:
+            return tokens_TD
+        elementwise = self.backends.elementwise
+        return residual_norm(tokens_TD, update_TD, gamma_D, **drop_path, backend=elementwise)[0]
+
     def norm_linear(
-        self,
-        tokens_TD: torch.Tensor,
-        norm: nn.LayerNorm,
-        weight_FD: torch.Tensor,
-        bias_F: Maybe,
-        update_TD: Maybe = None,
-        **drop_path: Unpack[DropPath],
+        self, stream: Stream, norm: nn.LayerNorm, weight_FD: torch.Tensor, bias_F: Maybe
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(y, linear(norm(y))), (T, D) and (T, F), y being the tokens with their residual update."""
+        """(y, linear(norm(y))), (T, D) and (T, F), y being the stream's value."""
         return norm_linear(
-            tokens_TD,
+            stream.tokens_TD,
             norm.weight,
             norm.bias,
             norm.eps,
             weight_FD,
             bias_F,
-            update_TD=update_TD,
+            update_TD=stream.update_TD,
+            gamma_D=stream.gamma_D,
             save_activations=self.save_activations,
             backend=self.backends.elementwise,
-            **drop_path,
+            **stream.drop_path,
         )
 
     def gelu_linear(
@@ -127,13 +142,6 @@ class Block(BackendModule):
         return gelu_linear(
             fused_TF, bias_h, widths, weight_Dh, bias_D, save_activations=saved, backend=backend
         )
-
-    def add_update(
-        self, tokens_TD: torch.Tensor, update_TD: torch.Tensor, sequences: Sequences, gamma_D: Maybe = None
-    ) -> torch.Tensor:
-        """Residual sum tokens + gamma * update, the update under stochastic depth, (T, D)."""
-        drop_path = self.drop_path(sequences, tokens_TD.device)
-        return residual_norm(tokens_TD, update_TD, gamma_D, **drop_path, backend=self.backends.elementwise)[0]
 
     def bias_placement(self, bias: torch.Tensor, device: torch.device) -> tuple[Maybe, Maybe]:
         """A hidden bias as (bias of the product, bias of the GELU), one of them None.
@@ -154,7 +162,33 @@ class Block(BackendModule):
         return {"factor_B": kept_B.to(torch.float32) / (1 - self.rate), "segment_T": sequences.segment_T}
 
 
-class ParallelBlock(Block):
+class ResidualBlock(Block):
+    """Base class of blocks that take the residual stream and hand it on, their last update not added yet.
+
+    adds_update: add it inside the block, for parameters that are whole only there (FSDP).
+    """
+
+    adds_update = False
+
+    @overload
+    def forward(self, tokens: torch.Tensor, sequences: Sequences) -> torch.Tensor: ...
+
+    @overload
+    def forward(self, tokens: Stream, sequences: Sequences) -> Stream: ...
+
+    def forward(self, tokens: torch.Tensor | Stream, sequences: Sequences) -> torch.Tensor | Stream:
+        """Tokens (T, D) after the block; of a stream the stream."""
+        if isinstance(tokens, Stream):
+            stream = self.advance(tokens, sequences)
+            return Stream(self.value(stream)) if self.adds_update else stream
+        return self.value(self.advance(Stream(tokens), sequences))
+
+    def advance(self, stream: Stream, sequences: Sequences) -> Stream:
+        """The stream after the block, its last update not added yet."""
+        raise NotImplementedError
+
+
+class ParallelBlock(ResidualBlock):
     """Parallel block: x + gamma * (attention(norm(x)) + mlp(norm(x))), one norm and one fused in-projection.
 
     in_proj rows: [mlp, q, k, v]. `mlp_bias` falls on the MLP rows; with bias_layout "timm<=1.0.24" it is
@@ -180,13 +214,13 @@ class ParallelBlock(Block):
         parts = (zeros, self.mlp_bias) if self.shifted_bias else (self.mlp_bias, zeros)
         return torch.cat(parts)
 
-    def forward(self, tokens_TD: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-        """Tokens (T, D) after the block."""
-        D, hidden = self.gamma.numel(), self.mlp_bias.numel()
-        product_bias, gelu_bias = self.bias_placement(self.mlp_bias, tokens_TD.device)
+    def advance(self, stream: Stream, sequences: Sequences) -> Stream:
+        """The stream after the block, its last update not added yet."""
+        D, hidden, device = self.gamma.numel(), self.mlp_bias.numel(), stream.tokens_TD.device
+        product_bias, gelu_bias = self.bias_placement(self.mlp_bias, device)
         if product_bias is not None or self.shifted_bias:
             product_bias, gelu_bias = self.in_bias(), None
-        _, fused_TF = self.norm_linear(tokens_TD, self.in_norm, self.in_proj.weight, product_bias)
+        tokens_TD, fused_TF = self.norm_linear(stream, self.in_norm, self.in_proj.weight, product_bias)
         # Both output biases go in here, and the attention's product adds to this one's: no pass for the sum.
         out_bias = self.mlp_out_proj.bias + self.attn_out_proj.bias
         mlp_TD, q, k, v = self.gelu_linear(
@@ -199,7 +233,7 @@ class ParallelBlock(Block):
             norm_eps=self.q_norm.eps,
         )
         update_TD = torch.addmm(mlp_TD, attention_TD, self.attn_out_proj.weight.t())
-        return self.add_update(tokens_TD, update_TD, sequences, self.gamma)
+        return Stream(tokens_TD, update_TD, self.gamma, self.drop_path(sequences, device))
 
 
 class MLPBlock(Block):
@@ -210,17 +244,18 @@ class MLPBlock(Block):
 
     def mlp(
         self, tokens_TD: torch.Tensor, update_TD: Maybe, norm: nn.LayerNorm, sequences: Sequences
-    ) -> torch.Tensor:
-        """y + fc2(gelu(fc1(norm(y)))), y = tokens + update, each update under stochastic depth."""
+    ) -> Stream:
+        """y and its update fc2(gelu(fc1(norm(y)))), y = tokens + update, each update under stochastic depth."""
         device, fc1, fc2 = tokens_TD.device, self.fc1, self.fc2
         product_bias, gelu_bias = self.bias_placement(fc1.bias, device)
         drop_path: DropPath = {} if update_TD is None else self.drop_path(sequences, device)
-        y_TD, fused_TF = self.norm_linear(tokens_TD, norm, fc1.weight, product_bias, update_TD, **drop_path)
+        stream = Stream(tokens_TD, update_TD, None, drop_path)
+        y_TD, fused_TF = self.norm_linear(stream, norm, fc1.weight, product_bias)
         (mlp_TD,) = self.gelu_linear(fused_TF, gelu_bias, (fc1.out_features,), fc2.weight, fc2.bias)
-        return self.add_update(y_TD, mlp_TD, sequences)
+        return Stream(y_TD, mlp_TD, None, self.drop_path(sequences, device))
 
 
-class SequentialBlock(MLPBlock):
+class SequentialBlock(MLPBlock, ResidualBlock):
     """Pre-norm ViT block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(
@@ -241,9 +276,9 @@ class SequentialBlock(MLPBlock):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, tokens_TD: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-        """Tokens (T, D) after the block."""
-        _, qkv_T3D = self.norm_linear(tokens_TD, self.norm1, self.qkv.weight, self.qkv.bias)
+    def advance(self, stream: Stream, sequences: Sequences) -> Stream:
+        """The stream after the block, its last update not added yet."""
+        tokens_TD, qkv_T3D = self.norm_linear(stream, self.norm1, self.qkv.weight, self.qkv.bias)
         q, k, v = qkv_T3D.chunk(3, dim=1)
         attention_TD = attend(q, k, v, self.heads, sequences, sequences, self.backends.attention)
         return self.mlp(tokens_TD, self.proj(attention_TD), self.norm2, sequences)
@@ -277,11 +312,11 @@ class CrossAttention(MLPBlock):
 
     def query(self, x_TD: torch.Tensor) -> torch.Tensor:
         """Projected queries (T, width)."""
-        return self.norm_linear(x_TD, self.query_norm, self.q.weight, None)[1]
+        return self.norm_linear(Stream(x_TD), self.query_norm, self.q.weight, None)[1]
 
     def keys_values(self, x_SD: torch.Tensor) -> torch.Tensor:
         """Projected keys and values side by side (S, 2 * width)."""
-        return self.norm_linear(x_SD, self.context_norm, self.kv.weight, None)[1]
+        return self.norm_linear(Stream(x_SD), self.context_norm, self.kv.weight, None)[1]
 
     def forward(
         self,
@@ -295,5 +330,5 @@ class CrossAttention(MLPBlock):
         k, v = kv_SD.chunk(2, dim=1)
         z_TD = self.proj(attend(q_TD, k, v, self.heads, queries, keys, self.backends.attention))
         if self.residual:
-            return self.mlp(query_TD, z_TD, self.out_norm, queries)
-        return self.mlp(z_TD, None, self.out_norm, queries)
+            return self.value(self.mlp(query_TD, z_TD, self.out_norm, queries))
+        return self.value(self.mlp(z_TD, None, self.out_norm, queries))

@@ -274,8 +274,8 @@ def _weights(layout: TokenLayout, n_samples: int | None, reduction: str) -> torc
         share = masked.double() / masked.sum()
     else:
         share = torch.full((layout.n_samples,), 1.0 / (n_samples or layout.n_samples), dtype=torch.float64)
-    weights = (share / decoded.clamp(min=1)).repeat_interleave(decoded)
-    return weights.to(layout.device, non_blocking=True)
+    share, decoded = (x.to(layout.device, non_blocking=True) for x in (share / decoded.clamp(min=1), decoded))
+    return share.repeat_interleave(decoded, output_size=sum(layout.decoded.per_sample))
 
 
 register(ModelFamily(DEFAULT, CAMAE, ModelConfig, preset))

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from camae.errors import CamaeError
-from camae.model.activation_checkpointing import run_block
+from camae.model.activation_checkpointing import run_block, run_checkpointed
 from camae.model.backends import BackendModule, Backends
-from camae.model.blocks import CrossAttention, Sequences, SequentialBlock, initialize_linears
+from camae.model.blocks import CrossAttention, Sequences, SequentialBlock, Stream, initialize_linears
 from camae.model.config import ModelConfig
 from camae.model.local_start import start_local
 from camae.model.positions import sincos_positions
@@ -206,8 +206,12 @@ class Decoder(BackendModule):
             # The first block's queries are mask tokens: projected once per step.
             q_MD = rows(cross.query) if i == 0 else cross.query(x_MD)
             kv_SD, keys = self._context(cross, query, layout)
-            x_MD = run_block(cross, self.recompute > 0, x_MD, q_MD, kv_SD, queries, keys)
+            x_MD = self._run_cross(cross, x_MD, q_MD, kv_SD, queries, keys)
         return x_MD
+
+    def _run_cross(self, cross: CrossAttention, *inputs: torch.Tensor | Sequences) -> torch.Tensor:
+        run = self.recompute > 0 and torch.is_grad_enabled()
+        return run_checkpointed(cross, *inputs) if run else cross(*inputs)
 
     def _cross(self, query: DecoderTokens, layout: TokenLayout, planes: PlaneGroups) -> torch.Tensor:
         """Features (K*N, width): every patch looks at the context of its sample."""
@@ -225,7 +229,7 @@ class Decoder(BackendModule):
             queries = Sequences(cumulative(lengths, device), lengths)
             kv_SD, keys = self._context(cross, query, layout)
             x_TD = x_KND.flatten(0, 1)
-            out = run_block(cross, self.recompute > 0, x_TD, cross.query(x_TD), kv_SD, queries, keys)
+            out = self._run_cross(cross, x_TD, cross.query(x_TD), kv_SD, queries, keys)
             return out.unflatten(0, (-1, N))
 
         return planes.apply(one_channel, query.assembled().unflatten(0, (-1, N))).flatten(0, 1)
@@ -234,7 +238,7 @@ class Decoder(BackendModule):
         """Planes of one channel through its own blocks: self-attention within the plane."""
         K, N = x_KND.shape[:2]
         sequences = Sequences(cumulative((N,) * K, x_KND.device), (N,) * K)
-        x_TD = x_KND.flatten(0, 1)
-        for block in cast(nn.ModuleList, self.stacks[c]):
-            x_TD = run_block(block, self.recompute > 0, x_TD, sequences)
-        return x_TD.unflatten(0, (K, N))
+        stream = Stream(x_KND.flatten(0, 1))
+        for block in cast(list[SequentialBlock], self.stacks[c]):
+            stream = run_block(block, self.recompute > 0, stream, sequences)
+        return block.value(stream).unflatten(0, (K, N))

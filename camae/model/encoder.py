@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import nn
@@ -12,7 +13,14 @@ from camae.errors import CamaeError
 from camae.kernels.tokenize import tokenize
 from camae.model.activation_checkpointing import run_block
 from camae.model.backends import BackendModule, Backends
-from camae.model.blocks import ParallelBlock, Sequences, SequentialBlock, initialize_linears
+from camae.model.blocks import (
+    ParallelBlock,
+    ResidualBlock,
+    Sequences,
+    SequentialBlock,
+    Stream,
+    initialize_linears,
+)
 from camae.model.config import ModelConfig
 from camae.model.positions import sincos_positions
 from camae.model.token_layout import TokenLayout
@@ -85,13 +93,15 @@ class TransformerEncoder(BackendModule):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Tokens (T, D) after the last block, without the last norm, and after the blocks numbered `layers`."""
         sequences = Sequences(layout.cu_seqlens, layout.lengths, layout.sample_T)
-        outputs = []
-        for i, block in enumerate(self.blocks):
+        outputs, stream = [], Stream(tokens_TD)
+        for i, block in enumerate(cast(list[ResidualBlock], self.blocks)):
             recompute = self.recompute > 0 and i % self.recompute == 0
-            tokens_TD = run_block(block, recompute, tokens_TD, sequences)
+            stream = run_block(block, recompute, stream, sequences)
+            if i in layers or i + 1 == len(self.blocks):
+                stream = Stream(block.value(stream))
             if i in layers:
-                outputs.append(tokens_TD)
-        return tokens_TD, outputs
+                outputs.append(stream.tokens_TD)
+        return stream.tokens_TD, outputs
 
 
 class Encoder(TransformerEncoder):

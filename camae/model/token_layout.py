@@ -127,7 +127,9 @@ def cumulative(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
 def segments(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Segment number of every row, int64: [0]*lengths[0] + [1]*lengths[1] + ..."""
     # Repeated on the device: only the lengths travel, and with their sum given nothing is read back.
-    return torch.arange(len(lengths), device=device).repeat_interleave(_on(lengths, device), output_size=sum(lengths))
+    return torch.arange(len(lengths), device=device).repeat_interleave(
+        _on(lengths, device), output_size=sum(lengths)
+    )
 
 
 def full_layout(batch: PlaneBatch, n_patches: int) -> TokenLayout:

@@ -226,6 +226,7 @@ def _fully_shard(net: ZeroGradForUnusedChannels, world: World, bf16: bool) -> FS
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for block in getattr(net.model.encoder, "blocks", ()):
+        block.adds_update = True  # LayerScale is freed when the block ends
         fully_shard(block, mesh=mesh, mp_policy=policy)
     return fully_shard(net, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
 

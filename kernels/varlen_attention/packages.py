@@ -60,9 +60,16 @@ def cudnn_attention(
     lengths_k: Sequence[int],
     scale: float | None,
 ) -> torch.Tensor:
-    """(T, H, d) by cuDNN: SDPA over groups of equal lengths, with no other kernel allowed."""
+    """(T, H, d) by cuDNN: SDPA over groups of equal lengths, with no other kernel allowed.
+
+    Raises CamaeError for sequences of one token, which cuDNN does not take.
+    """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
+    if 1 in lengths_q or 1 in lengths_k:
+        raise CamaeError(
+            "cuDNN's attention takes no sequence of one token; use backend='triton' or backend='reference'"
+        )
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         return varlen_attention_reference(q_THd, k_SHd, v_SHd, lengths_q, lengths_k, scale)
 

@@ -61,15 +61,16 @@ CONFIGS = {
     ("sm_90", 16): AttentionConfig(
         Tile(128, 128, 4, 3), queries=Tile(128, 64, 4, 2), keys=Tile(64, 128, 8, 2)
     ),
-    ("sm_90", 32): AttentionConfig(Tile(128, 32, 4, 3), queries=Tile(64, 64, 4, 2), keys=Tile(32, 64, 4, 2)),
-    ("sm_90", 64): AttentionConfig(Tile(128, 64, 8, 3), queries=Tile(64, 64, 4, 2), keys=Tile(32, 64, 4, 2)),
+    ("sm_90", 32): AttentionConfig(
+        Tile(128, 32, 4, 3), queries=Tile(128, 32, 4, 3), keys=Tile(32, 128, 4, 3)
+    ),
+    ("sm_90", 64): AttentionConfig(Tile(128, 64, 8, 3), queries=Tile(64, 64, 4, 3), keys=Tile(64, 64, 4, 3)),
     ("sm_90", 128): AttentionConfig(Tile(128, 64, 8, 3), queries=Tile(64, 64, 8, 2), keys=Tile(64, 64, 8, 2)),
 }
 # With norms of q and k inside, where the tiles above would spill registers or leave one block on a multiprocessor.
 NORMED = {
     ("sm_80", 32): replace(CONFIGS["sm_80", 32], queries=Tile(64, 32, 4, 2)),
     ("sm_90", 16): replace(CONFIGS["sm_90", 16], forward=Tile(128, 64, 4, 3)),
-    ("sm_90", 64): replace(CONFIGS["sm_90", 64], forward=Tile(64, 64, 4, 3), queries=Tile(64, 32, 4, 2)),
     ("sm_90", 128): replace(CONFIGS["sm_90", 128], forward=Tile(64, 64, 8, 3), keys=Tile(32, 64, 8, 2)),
 }
 _INTERPRETER = AttentionConfig(Tile(32, 16, 1, 1), queries=Tile(16, 32, 1, 1), keys=Tile(32, 16, 1, 1))
@@ -675,7 +676,7 @@ def attention_backward(
     problem = Problem(q_THd, k_SHd, v_SHd, cu_q, cu_k, max_q, max_k, scale)
     buffers = separate_buffers(q_THd, k_SHd, v_SHd)
     _backward(problem, grad_THd, out_THd, lse_HT, buffers)
-    return tuple(buffers)
+    return buffers.grad_q, buffers.grad_k, buffers.grad_v
 
 
 def _norms(q_weight_d: torch.Tensor, q_bias_d: torch.Tensor, k_weight_d: torch.Tensor, eps: float) -> Norms:
@@ -751,8 +752,8 @@ def normed_attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Launch both backward kernels with norms; three gradients of their own."""
     buffers = separate_buffers(q_THd, k_SHd, v_SHd)
+    rest: tuple[Any, ...] = (out_THd, lse_HT, cu_q, cu_k, max_q, max_k, scale, eps)
     vectors = (q_weight_d, q_bias_d, k_weight_d, k_bias_d)
-    rest = (out_THd, lse_HT, cu_q, cu_k, max_q, max_k, scale, eps)
     return _normed_backward(buffers, grad_THd, q_THd, k_SHd, v_SHd, *vectors, *rest)
 
 

@@ -13,7 +13,7 @@ from camae.inference.inference_block import KernelBlock, LayerwiseBlock, block_l
 from camae.kernels.transformer_block import instructions
 from camae.model import CAMAE, preset, save
 from camae.model.backends import Backends
-from camae.model.blocks import Sequences
+from camae.model.blocks import Sequences, Stream
 from camae.model.token_layout import full_layout
 from camae.model.weights import model_hash
 
@@ -112,7 +112,7 @@ def test_block_of_a_gpu_is_the_layerwise_one(build, picture, kind, changes):
         for block in model.encoder.blocks:
             layers = block_layers(block)
             expected = LayerwiseBlock(layers, kind, False, backends)(x, sequences)
-            got = KernelBlock(layers, kind, backends)(x, sequences)
+            got = block.value(KernelBlock(layers, kind, backends)(Stream(x), sequences))
             exact = block(x, sequences)
             assert got.dtype == torch.float32
             # As near the block itself as layer by layer, to a factor of two and a rounding of the largest value.

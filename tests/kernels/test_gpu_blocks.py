@@ -51,6 +51,7 @@ def test_residual_norm(width, tokens):
         with torch.autocast("cuda", torch.bfloat16, enabled=working == torch.bfloat16):
             residual = (x, update, gamma, factor, segment)
             y, normed = residual_norm(*residual, weight, bias, eps=1e-6, backend=backend)
+            normed = normed.to(working)  # what the product that follows takes
         loss = (y * normal(tokens, width, seed=6)).sum() + (normed * normal(tokens, width, seed=7)).sum()
         return y, normed, *torch.autograd.grad(loss, (x, update, gamma, weight, bias))
 
@@ -63,7 +64,7 @@ def test_gelu_split():
     def run(backend, stream, working):
         fused = normal(3001, sum(widths)).to(working).requires_grad_()
         bias = normal(widths[0], seed=1).to(stream).requires_grad_()
-        parts = gelu_split(fused, bias, widths, backend=backend)
+        parts = [part.to(working) for part in gelu_split(fused, bias, widths, backend=backend)]
         loss = sum((p * normal(*p.shape, seed=i)).sum() for i, p in enumerate(parts))
         return *parts, *torch.autograd.grad(loss, (fused, bias))
 
