@@ -1,6 +1,6 @@
 """Profile of a training step and of an embedding pass on a GPU: device time by kernel, and the time it was idle.
 
-Shell: `python bench/profile_step.py OUT.json`. A row per case: milliseconds a step, busy share, and the largest
+Shell: `python bench/profile_step.py OUT.jsonl [CASE]`, CASE a part of the names wanted. A row per case: milliseconds a step, busy share, and the largest
 kernels with their calls and milliseconds.
 """
 
@@ -72,11 +72,13 @@ def profiled(run: Callable[[], object]) -> dict[str, object]:
     return {"ms": wall * 1e3, "busy": busy / wall, "kernels": kernels}
 
 
-def main(out: Path) -> None:
+def main(out: Path, only: str) -> None:
     """Profile every case; write a row each and print the ten largest kernels."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a") as file:
         for case, make in CASES.items():
+            if only not in case:
+                continue
             row = profiled(make())
             about = {"case": case, "device": device_name("cuda"), "versions": versions(), "commit": commit()}
             file.write(json.dumps(about | row) + "\n")
@@ -87,4 +89,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "")
