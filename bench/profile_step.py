@@ -1,7 +1,7 @@
 """Profile of a training step and of an embedding pass on a GPU: device time by kernel, and the time it was idle.
 
-Shell: `python bench/profile_step.py OUT.jsonl [CASE]`, CASE a part of the names wanted. A row per case: milliseconds a step, busy share, and the largest
-kernels with their calls and milliseconds.
+Shell: `python bench/profile_step.py OUT.jsonl [CASE]`, CASE a part of the names wanted. A row per case: milliseconds a
+step, busy share, and the largest kernels with their calls and milliseconds.
 """
 
 from __future__ import annotations
