@@ -25,17 +25,18 @@ from camae.kernels.residual_norm import triton as norm
 
 # (tokens, width): the encoder of L/16 at 85 % with 128 crops, of S/16 embedding 64 crops, a decoder of width 512
 SIZES = ((29_568, 1024), (98_368, 384), (98_304, 512))
-NORM_FORWARD = tuple(itertools.product((1, 2, 4, 8, 16), (1, 2, 4, 8)))
-NORM_BACKWARD = tuple(itertools.product((1, 2, 4), (1, 2, 4, 8), (1, 2, 3), (2, 4, 8)))
-GELU_FORWARD = tuple(itertools.product((4, 8, 16, 32), (128, 256, 512), (4, 8)))
-GELU_BACKWARD = tuple(itertools.product((4, 8, 16), (128, 256, 512), (4, 8), (64, 256), (1, 2, 3)))
+NORM_FORWARD = tuple(itertools.product((1, 2, 4, 8), (1, 2, 4, 8)))
+NORM_BACKWARD = tuple(itertools.product((1, 2, 4), (1, 2, 4, 8), (1, 2), (2, 4, 8, 16)))
+GELU_FORWARD = tuple(itertools.product((4, 8, 16), (128, 256, 512, 1024), (4, 8)))
+GELU_BACKWARD = tuple(itertools.product((4, 8, 16), (128, 256, 512), (4, 8), (64, 256), (1, 2)))
+FEW = 64  # tokens that are enough to compile for
 Case = tuple[str, tuple[int, int], Any, Callable[[], object], float]
 
 
-def cases() -> Iterator[Case]:
-    """(kernel, size, configuration, call under it, bytes) of the whole sweep."""
+def cases(most: int) -> Iterator[Case]:
+    """(kernel, size, configuration, call under it, bytes) of the whole sweep, of at most so many tokens."""
     arch = architecture(torch.device("cuda"))
-    for T, D in SIZES:
+    for T, D in ((min(tokens, most), width) for tokens, width in SIZES):
         x, y, grad = (torch.randn(T, D, device="cuda") for _ in range(3))
         update, branch = (torch.randn(T, D, device="cuda").bfloat16() for _ in range(2))
         gamma, weight, bias = (torch.randn(D, device="cuda") for _ in range(3))
@@ -99,7 +100,7 @@ def under(config: Any, call: Callable[[], object]) -> Callable[[], object]:
 
 def compile_share(part: int) -> None:
     """Launch once what falls to this process, so that its binary is in Triton's cache."""
-    for number, (_, _, config, call, _) in enumerate(cases()):
+    for number, (_, _, config, call, _) in enumerate(cases(FEW)):
         if number % PROCESSES == part:
             try:
                 under(config, call)()
@@ -118,7 +119,7 @@ def main(out: Path) -> None:
     found: dict[tuple[str, tuple[int, int]], list[tuple[float, bool, Any, float]]] = {}
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a") as file:
-        for kernel, size, config, call, size_bytes in cases():
+        for kernel, size, config, call, size_bytes in cases(1 << 30):
             row = {"kernel": kernel, "size": size, "config": vars(config)}
             try:
                 seconds = seconds_of(under(config, call), flush)
@@ -135,7 +136,7 @@ def main(out: Path) -> None:
         rows.sort(key=lambda row: row[0])
         own = next((seconds for seconds, is_shipped, *_ in rows if is_shipped), float("nan"))
         print(f"{kernel} {size}: shipped {own * 1e6:.0f} us", flush=True)
-        for seconds, _, config, size_bytes in rows[:3]:
+        for seconds, _, config, size_bytes in rows[:4]:
             print(
                 f"    {seconds * 1e6:.0f} us {size_bytes / seconds / 1e12:.2f} TB/s {list(vars(config).values())}"
             )

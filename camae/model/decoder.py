@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from camae.errors import CamaeError
+from camae.kernels._autograd import Context, Gradients
 from camae.model.activation_checkpointing import run_block, run_checkpointed
 from camae.model.backends import BackendModule, Backends
 from camae.model.blocks import CrossAttention, Sequences, SequentialBlock, Stream, initialize_linears
@@ -48,6 +49,22 @@ class DecoderTokens:
         return blank_LD.index_copy(0, self.kept_V, self.visible_VD)
 
 
+class Permute(torch.autograd.Function):
+    """Permutation of the first dim: x[order_K], its gradient by the inverse permutation, a copy instead of sums."""
+
+    @staticmethod
+    def forward(
+        ctx: Context, x_K: torch.Tensor, order_K: torch.Tensor, inverse_K: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(inverse_K)
+        return x_K.index_select(0, order_K)
+
+    @staticmethod
+    def backward(ctx: Context, *grads: torch.Tensor) -> Gradients:
+        (inverse_K,) = ctx.saved_tensors
+        return grads[0].index_select(0, inverse_K), None, None
+
+
 class PlaneGroups:
     """Planes of a batch grouped by decoder.
 
@@ -67,19 +84,21 @@ class PlaneGroups:
 
         self.local_K = on_device([local[c] for c in decoder_K])
         self.present_C = on_device(self.present)
-        self.groups = [on_device(planes) for planes in by_decoder]
         order = [k for planes in by_decoder for k in planes]
+        self.order_K = on_device(order)
         self.inverse_K = on_device(sorted(range(len(order)), key=order.__getitem__))
 
     def apply(self, function: Callable[..., torch.Tensor], planes_KND: torch.Tensor) -> torch.Tensor:
         """Apply function(decoder, (planes, N, D), planes' numbers) to every group; results in the planes' order."""
         if len(self.present) == 1:
             return function(self.present[0], planes_KND, self.lists[0])
+        by_decoder_KND = Permute.apply(planes_KND, self.order_K, self.inverse_K)
+        groups = by_decoder_KND.split([len(numbers) for numbers in self.lists])
         parts = [
-            function(c, planes_KND.index_select(0, rows), numbers)
-            for c, rows, numbers in zip(self.present, self.groups, self.lists, strict=True)
+            function(c, group, numbers)
+            for c, group, numbers in zip(self.present, groups, self.lists, strict=True)
         ]
-        return torch.cat(parts).index_select(0, self.inverse_K)
+        return Permute.apply(torch.cat(parts), self.inverse_K, self.order_K)
 
 
 class Decoder(BackendModule):

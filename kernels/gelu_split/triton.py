@@ -85,7 +85,7 @@ def forward_kernel(
     tl.store(act + row[:, None] * hidden + column[None, :], value.to(act.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_per_part"])
 def backward_kernel(
     grad_act,  # (T, hidden) contiguous
     fused,  # (T, >= hidden), last dim contiguous
@@ -223,5 +223,5 @@ def _cases(config: GeluConfig, dtype: str, bias: bool) -> list[CompileCase]:
 def _case(
     name: str, kernel: Kernel, types: dict[str, str], constants: dict[str, object], warps: int
 ) -> CompileCase:
-    divisible = ("fused_row", "grad_fused_row", "hidden", "rows_per_part")
+    divisible = ("fused_row", "grad_fused_row", "hidden")
     return CompileCase("gelu_split", name, kernel, types, constants, warps, divisible=divisible, mma=False)

@@ -170,9 +170,9 @@ class Chunks:
         counts = torch.tensor([triton.cdiv(n, CHUNK) for n in sizes])
         owner = torch.repeat_interleave(torch.arange(len(sizes)), counts)
         starts = counts.cumsum(0) - counts
-        self.sizes = torch.tensor(sizes, dtype=torch.int64).to(device)
-        self.owner = owner.to(torch.int32).to(device)
-        self.first = ((torch.arange(len(owner)) - starts[owner]) * CHUNK).to(device)
+        self.sizes = torch.tensor(sizes, dtype=torch.int64).to(device, non_blocking=True)
+        self.owner = owner.to(torch.int32).to(device, non_blocking=True)
+        self.first = ((torch.arange(len(owner)) - starts[owner]) * CHUNK).to(device, non_blocking=True)
         self.count, self.device = len(owner), device
 
 

@@ -44,11 +44,19 @@ class Tile:
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Tiles by kernel for one architecture and head dim, chosen by the compile-ahead figures, not by timing."""
+    """Tiles by kernel for one architecture and head dim.
+
+    sm_90 at head dims 32 and 64: the fastest without spills of a sweep on an H100 (bench/tiles.py). The others by
+    compile-ahead figures alone. short: of the forward pass over at most SHORT keys; None: as for longer ones.
+    """
 
     forward: Tile
     queries: Tile
     keys: Tile
+    short: Tile | None = None
+
+
+SHORT = 512
 
 
 CONFIGS = {
@@ -62,15 +70,20 @@ CONFIGS = {
         Tile(128, 128, 4, 3), queries=Tile(128, 64, 4, 2), keys=Tile(64, 128, 8, 2)
     ),
     ("sm_90", 32): AttentionConfig(
-        Tile(128, 32, 4, 3), queries=Tile(128, 32, 4, 3), keys=Tile(32, 128, 4, 3)
+        Tile(128, 32, 4, 4), queries=Tile(128, 32, 4, 4), keys=Tile(32, 128, 4, 3)
     ),
-    ("sm_90", 64): AttentionConfig(Tile(128, 64, 8, 3), queries=Tile(64, 64, 4, 3), keys=Tile(64, 64, 4, 3)),
+    ("sm_90", 64): AttentionConfig(
+        Tile(128, 64, 8, 3), queries=Tile(128, 64, 8, 3), keys=Tile(32, 64, 4, 2), short=Tile(128, 32, 4, 4)
+    ),
     ("sm_90", 128): AttentionConfig(Tile(128, 64, 8, 3), queries=Tile(64, 64, 8, 2), keys=Tile(64, 64, 8, 2)),
 }
 # With norms of q and k inside, where the tiles above would spill registers or leave one block on a multiprocessor.
 NORMED = {
     ("sm_80", 32): replace(CONFIGS["sm_80", 32], queries=Tile(64, 32, 4, 2)),
     ("sm_90", 16): replace(CONFIGS["sm_90", 16], forward=Tile(128, 64, 4, 3)),
+    ("sm_90", 64): AttentionConfig(
+        Tile(64, 128, 4, 3), queries=Tile(64, 32, 4, 4), keys=Tile(64, 64, 4, 3), short=Tile(128, 32, 4, 4)
+    ),
     ("sm_90", 128): replace(CONFIGS["sm_90", 128], forward=Tile(64, 64, 8, 3), keys=Tile(32, 64, 8, 2)),
 }
 _INTERPRETER = AttentionConfig(Tile(32, 16, 1, 1), queries=Tile(16, 32, 1, 1), keys=Tile(32, 16, 1, 1))
@@ -415,17 +428,19 @@ def key_gradient_kernel(
         acc_k = tl.dot(ds, q_tile, acc_k, input_precision="tf32x3")
         q_at += BLOCK_M * q_row
         g_at += BLOCK_M * heads * HEAD
+    column = head * HEAD + feature
+    at = grad_v + rows_k[:, None] * grad_v_row + column[None, :]
+    tl.store(at, acc_v.to(grad_v.dtype.element_ty), mask=inside[:, None])  # first: its registers are needed
     acc_k *= scale
     if key_rstd is not None:
-        unit = k_tile.to(tl.float32)
+        unit = tl.load(
+            k + rows_k[:, None] * k_row + head * k_head + feature[None, :], mask=inside[:, None], other=0.0
+        ).to(tl.float32)
         rstd = tl.load(key_rstd + head.to(tl.int64) * S + rows_k, mask=inside, other=0.0)
         along = tl.sum(acc_k * unit, 1) / HEAD
         acc_k = rstd[:, None] * (acc_k - (tl.sum(acc_k, 1) / HEAD)[:, None] - unit * along[:, None])
-    column = head * HEAD + feature
     at = grad_k + rows_k[:, None] * grad_k_row + column[None, :]
     tl.store(at, acc_k.to(grad_k.dtype.element_ty), mask=inside[:, None])
-    at = grad_v + rows_k[:, None] * grad_v_row + column[None, :]
-    tl.store(at, acc_v.to(grad_v.dtype.element_ty), mask=inside[:, None])
 
 
 def _strides(*tensors: torch.Tensor) -> tuple[int, ...]:
@@ -521,7 +536,8 @@ def _forward(a: Problem) -> tuple[torch.Tensor, torch.Tensor]:
         raise CamaeError(
             f"varlen_attention: the kernel needs scale > 0, not {a.scale}; use backend='reference'"
         )
-    (T, H, d), tile = a.q_THd.shape, a.config.forward
+    (T, H, d), config = a.q_THd.shape, a.config
+    tile = config.short if config.short is not None and a.max_k <= SHORT else config.forward
     out_THd = a.q_THd.new_empty(T, H, d)
     lse_HT = a.q_THd.new_empty(H, T, dtype=torch.float32)
     tiles = triton.cdiv(a.max_q, tile.queries)
@@ -779,7 +795,9 @@ def _compile_cases(arch: str, head: int, normed: bool, dtype: str) -> list[Compi
     integers = dict.fromkeys((*strides, *written_rows, "T", "S", "heads", "tiles"), "i32")
     sequences = {"cu_q": "*i32", "cu_k": "*i32", "lse": "*fp32"}
     vectors = ("key_rstd", "q_weight", "q_bias", "k_weight", "sums")
+    short = [] if config.short is None else [(forward_kernel, config.short, ("q", "k", "v", "out"))]
     for kernel, tile, written in (
+        *short,
         (forward_kernel, config.forward, ("q", "k", "v", "out")),
         (query_gradient_kernel, config.queries, ("q", "k", "v", "out", "grad_out", "grad_q")),
         (key_gradient_kernel, config.keys, ("q", "k", "v", "grad_out", "grad_k", "grad_v")),
@@ -793,6 +811,7 @@ def _compile_cases(arch: str, head: int, normed: bool, dtype: str) -> list[Compi
         else:
             constants |= {n: None for n in (*vectors, "folded") if n in kernel.arg_names}
         name = f"{kernel.__name__.removesuffix('_kernel')} d{head} {dtype}{', normed' if normed else ''}"
+        name += ", short" if tile is config.short else ""
         found.append(
             CompileCase(
                 "varlen_attention",
