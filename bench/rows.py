@@ -91,13 +91,15 @@ def versions() -> dict[str, str]:
 
 @lru_cache
 def commit() -> str:
-    """The short commit, with + where files differ from it; the variable CAMAE_COMMIT where there is no git."""
+    """The short commit, with + where files differ from it; CAMAE_COMMIT where that is set (a copy without history)."""
+    if "CAMAE_COMMIT" in os.environ:
+        return os.environ["CAMAE_COMMIT"]
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except FileNotFoundError:
         found = ""
-    return found or os.environ.get("CAMAE_COMMIT", "unknown")
+    return found or "unknown"
 
 
 def time_cpu(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
