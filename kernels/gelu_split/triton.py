@@ -35,7 +35,7 @@ class GeluConfig:
 
 CONFIGS = {
     "sm_80": GeluConfig(16, 256, 8, 16, 256, 8, parts=64, stages=1),
-    "sm_90": GeluConfig(16, 256, 8, 16, 256, 8, parts=64, stages=1),
+    "sm_90": GeluConfig(4, 512, 8, 8, 512, 4, parts=256, stages=2),
     "interpreter": GeluConfig(8, 32, 1, 8, 32, 1, parts=2, stages=1),
 }
 

@@ -38,7 +38,7 @@ class NormConfig:
 WIDE = 1 << 16  # columns of the widest row that one program holds
 CONFIGS = {
     "sm_80": (NormConfig(512, 4, 4, 1, 4, 1, 4), NormConfig(WIDE, 4, 4, 1, 4, 1, 4)),
-    "sm_90": (NormConfig(512, 4, 4, 1, 4, 1, 4), NormConfig(WIDE, 4, 4, 1, 4, 1, 4)),
+    "sm_90": (NormConfig(512, 4, 2, 1, 4, 2, 8), NormConfig(WIDE, 1, 8, 1, 8, 2, 4)),
     "interpreter": (NormConfig(WIDE, 4, 1, 2, 1, 1, 3),),
 }
 
