@@ -109,6 +109,7 @@ AOT := build/aot-$(TRITON)
 aot: $(VENV)/.dev
 	test -d $(AOT)/triton || $(PIP) install -q --no-deps --target $(AOT) triton==$(TRITON)
 	PYTHONPATH=$(AOT) TRITON_CACHE_DIR=$(AOT)/cache $(BIN)/python -m camae.kernels._compile_ahead tests/kernels/budgets.json
+	PYTHONPATH=$(AOT) TRITON_CACHE_DIR=$(AOT)/cache $(BIN)/python -m camae.kernels._recorder
 
 clean:
 	rm -rf build dist site runs .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

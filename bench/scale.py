@@ -2,9 +2,9 @@
 
 `python bench/scale.py` writes SCALE.md.
 
-Reading is measured (rows of bench/results). GPU speed is computed from the data sheet's limits at a stated
-utilization until rows of that GPU exist; nothing computed is called measured. `python bench/scale.py --help` lists
-what can be set for another screen.
+Reading is measured (rows of bench/results). GPU hours are computed from the data sheet's limits at a stated
+utilization, beside which stands the measured one; nothing computed is called measured. `python bench/scale.py --help`
+lists what can be set for another screen.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from floors import (
     encoder_flops,
     small_decoder_flops,
 )
+from targets import GPU, RESULTS
 
-RESULTS = Path(__file__).parent / "results"
 GPUS = (1, 8, 128)
 
 
@@ -127,6 +127,17 @@ def read_seconds_per_crop(results: Path = RESULTS, case: str = "zstd, tiles 256"
     return found
 
 
+def _measured_utilization(results: Path = RESULTS) -> str:
+    """What rows of an H100 say of the assumed utilization."""
+    shares = []
+    for line in (results / GPU / "embedding.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        rate = max(row["crops_per_second"].values())
+        shape = next(s for s in EMBEDDING if row["case"].startswith(s.name))
+        shares.append(f"{row['case'].split(',')[0]} {rate * encoder_flops(shape) / H100.bf16:.0%}")
+    return f"embedding measured on one H100: {', '.join(shares)}"
+
+
 def encoder_parameters(shape: Shape) -> float:
     """12 D^2 per block and the tokenizer; norms and biases are left out."""
     return shape.depth * 12 * shape.width**2 + shape.patch**2 * shape.width
@@ -199,9 +210,10 @@ def document(work: Work | None = None, read: float | None = None) -> str:
         f'{work.crops_embedded / 1e6:,.0f} M crops, the paper\'s "approximately 140 million". Training: '
         f"{work.epochs} passes of one crop per field, {work.crops_trained / 1e6:,.0f} M crops, an assumption; batches "
         f"of {work.batch:,}, the small decoder.\n",
-        f"Measured: decoding, {1e3 * read:.2f} CPU-ms per crop (reader row `zstd, tiles 256` of two CPU cores). **Not "
-        "measured: every GPU figure.** Those are the encoder's FLOPs over the data sheet's dense bf16 peak at "
-        f"{Site().utilization:.0%} utilization, an assumption; {Site().cores} CPU cores per GPU, a store that gives "
+        f"Measured: decoding, {1e3 * read:.2f} CPU-ms per crop (reader row `zstd, tiles 256` of two CPU cores). GPU "
+        "hours are the encoder's FLOPs over the data sheet's dense bf16 peak at "
+        f"{Site().utilization:.0%} utilization, an assumption ({_measured_utilization()}); {Site().cores} CPU cores "
+        "per GPU, a store that gives "
         f"{Site().storage / 1e9:.0f} GB/s to all nodes together and links of {Site().link / 1e9:.0f} GB/s per GPU are "
         "assumptions too. The four parts overlap: the longest is the wall clock.\n",
     ]

@@ -37,11 +37,14 @@ class Traffic:
     """Copies between host and device.
 
     to_device: bytes of every copy to the device from pageable memory. reads: bytes of every copy or scalar that the
-    host took from the device, each of which waits for it. pinned: page-locked tensors, by the address of their storage.
+    host took from the device, each of which waits for it. waits: ops that stop the host until the device has a copy of
+    host memory: copies without non_blocking, and a number put at indices. pinned: page-locked tensors, by the address
+    of their storage.
     """
 
     to_device: list[int] = field(default_factory=list)
     reads: list[int] = field(default_factory=list)
+    waits: list[str] = field(default_factory=list)
     pinned: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def pin(self, x: torch.Tensor, *_: object) -> torch.Tensor:
@@ -91,6 +94,16 @@ class _StandInMode(TorchDispatchMode):
     def _any_fake(inputs: Sequence[torch.Tensor]) -> bool:
         return any(isinstance(x, FakeTensor) for x in inputs)
 
+    def _waits(self, func: OpOverload, args: tuple[object, ...], options: Mapping[str, object]) -> bool:
+        """Whether the host waits for an op that takes a tensor or a number of its own."""
+        name = func._schema.name.removeprefix("aten::")
+        if "index_put" in name:  # x[indices] = number: the number is copied to the device
+            return cast(torch.Tensor, args[2]).ndim == 0
+        inputs = [x for x in tree_leaves((args, dict(options))) if isinstance(x, torch.Tensor)]
+        if name not in ("copy_", "_to_copy") or all(isinstance(x, FakeTensor) or x.is_meta for x in inputs):
+            return False
+        return not (name == "copy_" and len(args) > 2 and args[2]) and not options.get("non_blocking")
+
     def _scalar(self, x: torch.Tensor) -> bool | int | float:
         """1, True or 1.0 for a value that cannot be known."""
         self.traffic.reads.append(x.element_size())
@@ -109,6 +122,8 @@ class _StandInMode(TorchDispatchMode):
                 self.traffic.copied(x)
             return self.fake.from_tensor(x)
 
+        if self._waits(func, args, options):
+            self.traffic.waits.append(str(func))
         args, options = tree_map(as_fake, (args, options))
         with self.fake:
             result = func(*args, **options)

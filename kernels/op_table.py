@@ -23,7 +23,7 @@ class OpRow:
 
 
 _WHY = {
-    "triton": "our kernels; on this kind of device not yet timed against others",
+    "triton": "our kernels; their times on an H100 stand in bench/FLOORS.md",
     "reference": "plain torch: the form for a device without kernels",
     "native": "our C++ kernel, faster than SDPA on the CPUs measured",
 }

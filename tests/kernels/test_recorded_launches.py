@@ -249,8 +249,9 @@ def test_table_is_every_launch_of_every_flow(table, arch):
     assert [str(row) for row in table.rows if row.arch == arch and row not in rows] == [], anew
 
 
-# A block's forward pass: norm, product, bias + GELU, product, spread of the keys, attention with both norms inside,
-# product, residual sum. Nothing in between but products: no pass over q and k in fp32.
+# A block's forward pass: norm, product, bias + GELU, product, norm of the keys, attention with both norms inside,
+# product, residual sum (of a block before another: in that one's norm). Nothing in between but products: no pass over q
+# and k in fp32.
 BLOCK = [
     "residual_norm.forward_kernel",
     "gelu_split.forward_kernel",
@@ -260,6 +261,7 @@ BLOCK = [
 ]
 BLOCK_BACKWARD = [
     "residual_norm.backward_kernel",
+    "varlen_attention.key_norm_kernel",
     "varlen_attention.query_gradient_kernel",
     "varlen_attention.key_gradient_kernel",
     "gelu_split.backward_kernel",
@@ -296,13 +298,46 @@ def test_training_launches_fused_kernels_alone(tmp_path, monkeypatch):
     launched = kernels_of(lambda: camae.train(screen, "ca_mae_vit_b16", out=tmp_path / "run", **settings))
     assert launched[:7] == ["tokenize.integer_statistics_kernel", "tokenize.tokenize_kernel", *BLOCK]
     end = launched.index("tokenize.weight_gradient_kernel")
-    assert sorted(launched[end - 5 : end]) == sorted(BLOCK_BACKWARD)
+    assert sorted(launched[end - len(BLOCK_BACKWARD) : end]) == sorted(BLOCK_BACKWARD)
     assert set(launched[end + 1 :]) <= {"lion.lion_kernel", "lion.square_kernel"} | set(launched[:end])
     assert launched.count("reconstruction_loss.loss_kernel") == 1
     # One block, and one cross-attention without q/k norms.
     forward = launched[: launched.index("reconstruction_loss.loss_kernel")]
     assert forward.count("varlen_attention.forward_kernel") == 2
     assert forward.count("varlen_attention.key_norm_kernel") == 1
+
+
+@pytest.mark.parametrize("optimizer", ["lion", "adamw"])
+def test_steps_between_logged_ones_wait_for_nothing(tmp_path, monkeypatch, optimizer):
+    """No read from the device, and no copy to it that the host waits for, from the third step on."""
+    from camae.training.trainer import Trainer
+
+    step, watched = Trainer._step, []
+
+    def counted(self, n, batches):
+        traffic = found.traffic
+        before = len(traffic.reads) + len(traffic.waits)
+        result = step(self, n, batches)
+        if n > 2 and not self._is_logged(n + 1):
+            watched.append((n, (traffic.reads + traffic.waits)[before:]))
+        return result
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+    screen = write_screen(tmp_path / "screen")
+    options = {"depth": 1, "decoder": {"cross_attention": "shared", "depth": 1}}
+    settings = {"model_options": options, "batch_size": 4, "quiet": True, "steps": 8, "log_every": 8}
+    with recording("sm_90") as found:
+        camae.train(
+            screen, "ca_mae_vit_b16", out=tmp_path / "run", device=DEVICE, optimizer=optimizer, **settings
+        )
+        # The control: what the watched steps must not do is seen where it is done.
+        before = len(found.traffic.waits)
+        x = torch.zeros(4, device=DEVICE)
+        x[torch.tensor([1]).to(DEVICE, non_blocking=True)] = 0.0
+        torch.zeros(2).to(DEVICE)
+        assert len(found.traffic.waits) == before + 2
+    assert len(watched) > 3
+    assert all(not waits for _, waits in watched), watched
 
 
 def test_an_unlisted_launch_is_found(table):
