@@ -17,10 +17,15 @@ def default_block(x_ND: Array) -> int:
     return 1024 if namespace(x_ND) is np else 8192
 
 
+def pair_blocks(x_ND: Array, block: int) -> Iterator[tuple[Array, bool]]:
+    """Cosines of rows i.. with rows j.. (rows, columns), j >= i; True for a block of the diagonal (pairs above it)."""
+    for i in range(0, x_ND.shape[0], block):
+        for j in range(i, x_ND.shape[0], block):
+            yield x_ND[i : i + block] @ x_ND[j : j + block].T, i == j
+
+
 def pair_values(x_ND: Array, block: int) -> Iterator[Array]:
     """The cosines of all unordered pairs (i < j), flat, block by block."""
     xp = namespace(x_ND)
-    for i in range(0, x_ND.shape[0], block):
-        for j in range(i, x_ND.shape[0], block):
-            cosines = x_ND[i : i + block] @ x_ND[j : j + block].T
-            yield cosines[~xp.tri(cosines.shape[0], dtype=bool)] if i == j else cosines.reshape(-1)
+    for cosines, diagonal in pair_blocks(x_ND, block):
+        yield cosines[~xp.tri(cosines.shape[0], dtype=bool)] if diagonal else cosines.reshape(-1)

@@ -8,13 +8,14 @@ sorts those. Memory is one block and what is collected, whatever n is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from camae.kernels.arrays.cosine_tails.blocks import Array, pair_values
+from camae.kernels.arrays.cosine_tails.device_windows import device_windows, has_kernels
 from camae.kernels.arrays.namespaces import namespace, to_numpy
 
 Ints = npt.NDArray[np.int64]
@@ -81,24 +82,30 @@ class PairSelection:
             return {}
         xp, dtype = namespace(self.x_ND), self.x_ND.dtype.type
         limits = [(dtype(low), dtype(high)) for low, high in windows]
-        below = [0] * len(limits)  # on a GPU these become arrays there, read back once at the end
+        counted = device_windows(self.x_ND, self.block, limits) if has_kernels(xp) else self._windows(limits)
+        if counted is None:  # a tie of many pairs: bins need less memory
+            return {}
+        found = {}
+        for rank, (count, collected) in zip(wanted.tolist(), counted, strict=True):
+            place = rank - count
+            if 0 <= place < collected.size:
+                found[rank] = float(xp.partition(collected, place)[place])
+        return found
+
+    def _windows(self, limits: Sequence[tuple[np.floating, np.floating]]) -> list[tuple[int, Array]] | None:
+        """Pairs below each window and the values inside it; None where those are more than `COLLECT`."""
+        xp = namespace(self.x_ND)
+        below, gathered = [0] * len(limits), 0
         inside: list[list[Array]] = [[] for _ in limits]
-        gathered = 0
         for values in pair_values(self.x_ND, self.block):
             for k, (low, high) in enumerate(limits):
                 under = values < low
                 below[k] += xp.count_nonzero(under)
                 inside[k].append(values[~under & (values <= high)])
                 gathered += inside[k][-1].size
-            if gathered > COLLECT:  # a tie of many pairs: bins need less memory
-                return {}
-        found = {}
-        for rank, count, parts in zip(wanted.tolist(), below, inside, strict=True):
-            collected = xp.concatenate(parts)
-            place = rank - int(count)
-            if 0 <= place < collected.size:
-                found[rank] = float(xp.partition(collected, place)[place])
-        return found
+            if gathered > COLLECT:
+                return None
+        return [(int(count), xp.concatenate(parts)) for count, parts in zip(below, inside, strict=True)]
 
     def members(self, levels: Levels) -> Iterator[Array]:
         """The pair values that lie in the given bin of every level."""
