@@ -36,7 +36,8 @@ MOMENT = (
 SITE = (*WELL, "Metadata_Site", *MOMENT)
 _KEY, _UNIT_KEY = b"camae", b"camae_unit"
 
-_EMBEDDING = re.compile(r"emb_\d+")
+_EMBEDDING = re.compile(r"emb_(.+_)?\d+")  # emb_0000, emb_sd_0000, emb_DNA_mean_0000
+_INTENSITY = re.compile(r"intensity_.+_(mean|sd|q\d\d)")  # beside embeddings, from intensity=True
 _COMPARTMENT = re.compile(r"(Cells|Cytoplasm|Nuclei)_.+")
 _IMAGE = re.compile(r"Image_.+")
 # Identifiers, places, paths and counters of CellProfiler, pandas and bare tables: numbers, but no features.
@@ -80,9 +81,9 @@ def select_features(
 
     names: all columns. kind, whole: what a column holds, and whether its numbers are all whole; asked only where
         the names do not tell.
-    Features are the emb_#### columns; without them those of CellProfiler's compartments (Cells_, Cytoplasm_,
-    Nuclei_, and Image_ beside them); without them all columns of floating-point numbers. Metadata, identifiers,
-    places and paths are never features.
+    Features are the emb_#### columns (also emb_mean_####) and the intensity_ columns beside them; without them those
+    of CellProfiler's compartments (Cells_, Cytoplasm_, Nuclei_, and Image_ beside them); without them all columns of
+    floating-point numbers. Metadata, identifiers, places and paths are never features.
     Returns the features in the table's order, and name -> reason for each column of numbers that is left out.
     """
     left_out: dict[str, str] = {}
@@ -96,6 +97,8 @@ def select_features(
         else:
             candidates.append(name)
     features = [name for name in candidates if _EMBEDDING.fullmatch(name)]
+    if features:
+        features = [n for n in candidates if _EMBEDDING.fullmatch(n) or _INTENSITY.fullmatch(n)]
     reason = "a number beside the emb_#### columns"
     if not features and any(_COMPARTMENT.fullmatch(name) for name in candidates):
         features = [n for n in candidates if _COMPARTMENT.fullmatch(n) or _IMAGE.fullmatch(n)]
@@ -145,11 +148,15 @@ def has_regions(metadata: pd.DataFrame) -> bool:
     return any(_REGION.fullmatch(str(name)) for name in metadata.columns)
 
 
-def make_table(metadata: pd.DataFrame, vectors_ND: np.ndarray) -> pd.DataFrame:
-    """Table of metadata (N rows), as text, beside float32 vectors (N, D)."""
+def make_table(
+    metadata: pd.DataFrame, vectors_ND: np.ndarray, columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Table of metadata (N rows), as text, beside float32 vectors (N, D) in `columns`, by default emb_0000 ...."""
     plain = metadata.reset_index(drop=True)
     text = pd.DataFrame({name: as_text(plain[name]) for name in plain.columns}, index=plain.index)
-    features = pd.DataFrame(vectors_ND.astype(np.float32), columns=feature_columns(vectors_ND.shape[1]))
+    features = pd.DataFrame(
+        vectors_ND.astype(np.float32), columns=list(columns or feature_columns(vectors_ND.shape[1]))
+    )
     return pd.concat([text, features], axis=1)
 
 

@@ -10,12 +10,14 @@ from camae.embedding.config import EmbedConfig, EmbedOptions
 from camae.embedding.default_model import ModelSource, resolve_model
 from camae.embedding.encode import EncodeOptions, compute_type, default_tokens_per_pass
 from camae.embedding.inputs import ImageSet, Vectors
+from camae.embedding.intensity import STATISTICS
 from camae.embedding.plan import EmbedPlan
 from camae.embedding.regions import Regions, is_one_array, regions_per_image
 from camae.embedding.validate import check_layers
 from camae.errors import CamaeError
 from camae.model.backends import BackendSettings, using_backends
 from camae.model.interface import ChannelNames, Config, Images, Model, TransformerConfig
+from camae.model.pooling import MOMENTS, PER_CHANNEL
 
 
 def embed(
@@ -33,6 +35,7 @@ def embed(
     value_range: tuple[float, float] | None = EmbedConfig.value_range,
     dtype: torch.dtype | str | None = EmbedConfig.dtype,
     tokens_per_pass: int | None = EmbedConfig.tokens_per_pass,
+    intensity: bool = EmbedConfig.intensity,
     backends: BackendSettings = None,
 ) -> Vectors:
     """Embed images of any channel set.
@@ -49,15 +52,20 @@ def embed(
     region_size: side in px of the square that a row of a table stands for; default the whole window.
     pool, tiles (or tile), overlap, layers, value_range, dtype, tokens_per_pass, backends: as in `EmbedConfig`. A tile
         with a constant plane is left out, with a warning.
+    intensity: put statistics of the planes' stored values after each vector (`camae.embedding.intensity_names`), of
+        each tile and then averaged, or of the region's own pixels.
 
     Returns float32 of the input's kind and device: (D,) for one image, (B, D) for a batch or a list of equal
-    channel counts, with "per_channel" (C, D) and (B, C, D); a list of vectors when channel counts differ. Several
-    layers add an axis before these last ones: (B, L, D), (B, L, C, D). With regions (D,) for a single mask, else
-    (R, D) per image, and a list of these when there are several images.
+    channel counts, with "per_channel" (C, D) and (B, C, D); a list of vectors when channel counts differ. "moments"
+    have 2D values, means and then standard deviations. With intensity the last axis is longer by 7C (all statistics
+    of a channel, then the next), with a pooling per channel by 7. Several layers add an axis before these last ones:
+    (B, L, D), (B, L, C, D). With regions (D,) for a single mask, else (R, D) per image, and a list of these when
+    there are several images.
     Raises CamaeError for whatever would give silently wrong vectors.
     """
     chosen: EmbedOptions = {"tiles": tiles, "tile": tile, "overlap": overlap, "value_range": value_range}
     chosen |= {"pool": pool, "layers": layers, "dtype": dtype, "tokens_per_pass": tokens_per_pass}
+    chosen["intensity"] = intensity
     config = EmbedConfig.of(**(chosen | EmbedOptions(backends=backends)))
     _check_region_options(config, region, region_size)
     plan, net = _planned(ImageSet.of(images, channels), resolve_model(model), config, region, region_size)
@@ -77,7 +85,7 @@ def _planned(
 ) -> tuple[EmbedPlan, Model]:
     """Windows of the images, or of their regions, with the model that encodes them."""
     inputs.check_values(net.config.standardization, config.value_range)
-    plan = EmbedPlan(net.config, inputs, config.value_range)
+    plan = EmbedPlan(net.config, inputs, config.value_range, config.intensity)
     if region is None:
         plan.add_images(config.tiles, config.overlap)
     else:
@@ -112,6 +120,10 @@ def _arranged(
 def _no_vectors(model: Config, config: EmbedConfig, n_channels: int) -> torch.Tensor:
     """The vectors of an image without regions: (0, D), with layers and channels as asked for."""
     layers = (len(config.layers),) if isinstance(config.layers, tuple) else ()
-    planes = (n_channels,) if config.pool == "per_channel" else ()
+    per_channel = config.pool in PER_CHANNEL
+    planes = (n_channels,) if per_channel else ()
     width = model.width if isinstance(model, TransformerConfig) else 0
+    width *= 2 if config.pool in MOMENTS else 1
+    if config.intensity:
+        width += len(STATISTICS) * (1 if per_channel else n_channels)
     return torch.empty(0, *layers, *planes, width)

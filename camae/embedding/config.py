@@ -102,6 +102,7 @@ class EmbedOptions(TypedDict, total=False):
     tiles: str | None
     overlap: float
     pool: str
+    intensity: bool
     layers: int | Sequence[int] | None
     value_range: tuple[float, float] | None
     dtype: torch.dtype | str | None
@@ -140,7 +141,15 @@ class EmbedConfig(ReadOptions):
         "positions); default 'grid' for a screen, and for single images none, which takes the model's crop alone",
     )
     overlap: float = _option(0.0, "least share of a tile that neighbors of 'cover' have in common")
-    pool: str = _option("mean", "'mean' over patch tokens, 'cls' (class token) or 'per_channel'")
+    pool: str = _option(
+        "mean",
+        "'mean' over patch tokens, 'cls' (class token), 'per_channel' (a mean for each channel), 'moments' (mean and "
+        "standard deviation over patch tokens) or 'moments_per_channel'",
+    )
+    intensity: bool = _option(
+        False,
+        "also mean, standard deviation and quantiles of each plane before standardization, in the images' units",
+    )
     layers: int | tuple[int, ...] | None = _option(
         None,
         "encoder block to take the output of instead of the last one, before the final norm: counted from 0 or, "
@@ -218,6 +227,11 @@ class EmbedConfig(ReadOptions):
             ),
             (0 <= self.overlap < 1, f"overlap {self.overlap} is not a share of a tile in [0, 1)"),
             (self.pool in POOLS, f"pool {self.pool!r} is not one of {', '.join(POOLS)}"),
+            (
+                not (self.intensity and isinstance(self.layers, tuple) and len(self.layers) > 1),
+                "intensity=True goes with the output of one layer, because intensities are the same for all: give one "
+                "number in layers",
+            ),
             (
                 self.value_range is None or self.value_range[0] < self.value_range[1],
                 f"value_range {self.value_range} is empty: give the lowest and the highest possible value, in this "

@@ -17,7 +17,7 @@ from camae.inference.inference_block import InferenceBlock
 from camae.memory import free_memory
 from camae.model.eval_mode import eval_mode
 from camae.model.interface import Model, TokenModel, TransformerConfig
-from camae.model.pooling import average, pool_tokens
+from camae.model.pooling import combine, pool_tokens
 from camae.model.token_layout import TokenLayout
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ def pack(
 
 
 class WindowMeans:
-    """Weighted means of window vectors, gathered by vector index."""
+    """Weighted means of window vectors, gathered by vector index; moments are those of all windows' tokens."""
 
     def __init__(self, pool: str, patch: int):
         self.pool, self.patch = pool, patch
@@ -121,7 +121,7 @@ class WindowMeans:
     def pop(self, vector_index: int) -> tuple[torch.Tensor, int]:
         """The mean of a vector's windows, and how many there were; they are forgotten."""
         vectors, weights = self._vectors.pop(vector_index), self._weights.pop(vector_index)
-        return average(vectors, weights), len(vectors)
+        return combine(vectors, weights, self.pool), len(vectors)
 
 
 def encode_windows(

@@ -20,6 +20,7 @@ from camae.errors import CamaeError
 from camae.locks import merging
 from camae.model.backends import Backends
 from camae.model.interface import Model
+from camae.model.pooling import MOMENTS, PER_CHANNEL
 from camae.model.weights import model_hash
 from camae.wells import normal_well
 
@@ -67,10 +68,11 @@ def prepare(
     manifest = config.read(data)
     if config.level == "well":
         _check_wells(manifest)
-    if config.pool == "per_channel" and not _same_channels(manifest):
-        raise CamaeError(
-            "pool='per_channel' needs sites with the same channels; select them or use pool='mean'"
-        )
+    by_channel = f"pool={config.pool!r}" if config.pool in PER_CHANNEL else "intensity=True"
+    if (config.intensity or config.pool in PER_CHANNEL) and not _same_channels(manifest):
+        pool = "moments" if config.pool in MOMENTS else "mean"
+        instead = f"use pool={pool!r}" if config.pool in PER_CHANNEL else "leave it out"
+        raise CamaeError(f"{by_channel} needs sites with the same channels; select them or {instead}")
     on_ray_gpus = config.ray_workers > 0 and config.ray_gpus > 0
     device = "cuda" if on_ray_gpus else model.device.type
     tokens_per_pass = config.tokens_per_pass or (
@@ -86,6 +88,7 @@ def prepare(
         tiles=config.tiles or "grid",
         overlap=config.overlap,
         pool=config.pool,
+        intensity=config.intensity,
         layers=check_layers(config.layers, model.config),
         value_range=config.value_range,
         dtype=compute_type(model, config.dtype, device),

@@ -12,6 +12,7 @@ from camae.dataloader.plane_batch import ValueRange
 from camae.embedding.encode import EncodeOptions, encode_windows
 from camae.embedding.finite import all_finite, not_finite, suspect_channels
 from camae.embedding.inputs import ImageSet
+from camae.embedding.intensity import plane_intensity, with_intensity
 from camae.embedding.regions import Region, RegionSource, read_regions
 from camae.embedding.windows import Window, constant_windows, tile_corners, tile_windows
 from camae.errors import CamaeError
@@ -24,15 +25,18 @@ _TO_CALLER = 5  # frames from a warning to the caller of `camae.embed`
 class EmbedPlan:
     """Windows of every output vector.
 
-    counts: vectors of each image; None where it has one without an axis for regions.
+    counts: vectors of each image; None where it has one without an axis for regions. intensity: put intensity
+    statistics after each vector; intensities: those of each vector, (C, 7) float64.
     """
 
     config: Config
     images: ImageSet
     value_range: ValueRange | None
+    intensity: bool = False
     windows: list[Window] = field(default_factory=list)
     counts: list[int | None] = field(default_factory=list)
     n_vectors: int = 0
+    intensities: list[torch.Tensor] = field(default_factory=list)
 
     def add_images(self, tiles: str | None, overlap: float) -> None:
         """One vector per image. Raises CamaeError for an image that is not of the model's crop, without `tiles`."""
@@ -49,7 +53,10 @@ class EmbedPlan:
                 windows = tile_windows(whole, crop, tiles or "interpolate", overlap)
             except CamaeError as error:
                 raise CamaeError(f"image {i}: {error}") from None
-            self._add(windows, f"image {i}")
+            kept = self._add(windows, f"image {i}")
+            if self.intensity:
+                of_tiles = torch.stack([plane_intensity(window.cut(image)) for window in kept])
+                self.intensities.append(of_tiles.mean(0))
             self.counts.append(None)
 
     def add_regions(self, per_image: Sequence[RegionSource], region_size: int | None) -> None:
@@ -62,7 +69,11 @@ class EmbedPlan:
             except CamaeError as error:
                 raise CamaeError(f"image {i}: {error}") from None
             for number, region in enumerate(regions):
-                self._add(self._around(i, region, height, width), f"image {i}, region {number}")
+                around = self._around(i, region, height, width)
+                self._add(around, f"image {i}, region {number}")
+                if self.intensity:
+                    pixels = around[0].cut(image) if region.whole_window else region.pixels(image)
+                    self.intensities.append(plane_intensity(pixels))
             self.counts.append(None if single else len(regions))
 
     def _around(self, image: int, region: Region, height: int, width: int) -> list[Window]:
@@ -75,8 +86,8 @@ class EmbedPlan:
                 windows.append(Window(image, self.n_vectors, y, x, crop, crop, patches))
         return windows
 
-    def _add(self, windows: list[Window], where: str) -> None:
-        """The windows of the next vector, without those in which a plane has no signal."""
+    def _add(self, windows: list[Window], where: str) -> list[Window]:
+        """The windows of the next vector, without those in which a plane has no signal; these are returned."""
         i = windows[0].image
         reasons = constant_windows(
             self.images.tensors[i],
@@ -95,6 +106,7 @@ class EmbedPlan:
                     stacklevel=_TO_CALLER,
                 )
         self.n_vectors += 1
+        return [window for window, reason in zip(windows, reasons, strict=True) if reason is None]
 
     def encode(self, model: Model, options: EncodeOptions, tokens_per_pass: int) -> list[list[torch.Tensor]]:
         """Float32 vectors of each image, on the model's device."""
@@ -104,6 +116,9 @@ class EmbedPlan:
         )
         if not all_finite(vectors):
             raise self._not_finite(model, vectors, options, tokens_per_pass)
+        if self.intensity:
+            both = zip(vectors, self.intensities, strict=True)
+            vectors = [with_intensity(vector, statistics, options.pool) for vector, statistics in both]
         each = iter(vectors)
         return [[next(each) for _ in range(1 if count is None else count)] for count in self.counts]
 

@@ -55,6 +55,15 @@ class Region:
         xs = _starts(self.left, self.right, width, crop)
         return [(y, x) for y in ys for x in xs]
 
+    def pixels(self, image_CHW: torch.Tensor) -> torch.Tensor:
+        """The region's pixels of every plane, (C, n)."""
+        box_CHW = image_CHW[:, self.top : self.bottom, self.left : self.right]
+        if self.mask is None:
+            return box_CHW.flatten(1)
+        # Flat positions: torch picks by an index in every dtype, by a mask not in uint16.
+        index = torch.from_numpy(np.flatnonzero(self.mask)).to(image_CHW.device)
+        return box_CHW.flatten(1)[:, index]
+
     def patches(self, y: int, x: int, crop: int, patch: int) -> torch.Tensor | None:
         """Ascending indices of the window's patches that touch the region, (n,) int64; None when all do."""
         if self.whole_window:

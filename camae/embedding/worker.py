@@ -17,11 +17,15 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from camae.dataloader import dali_sites
+from camae.dataloader.device_planes import indexed, reading_stream
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.dataloader.read_pixels import read_site
+from camae.embedding.columns import in_columns, vector_columns
 from camae.embedding.encode import EncodeOptions, WindowMeans, cost, encode_batch, pack
 from camae.embedding.finite import not_finite, suspect_channels
+from camae.embedding.intensity import plane_intensity, with_intensity
 from camae.embedding.prefetch import prefetched
 from camae.embedding.store.inputs import InputStates
 from camae.embedding.store.ledger import Ledger
@@ -62,7 +66,8 @@ class Meter:
 class _Tile:
     """Tile of a site; planes None where one of them has no signal (it then only keeps its place in the packing).
 
-    The window's vector index is the site's row in the manifest. last: of its site.
+    The window's vector index is the site's row in the manifest. last: of its site. intensity_C7: statistics of the
+    planes' stored values, where they are asked for.
     """
 
     shard: int
@@ -71,6 +76,7 @@ class _Tile:
     dtype: torch.dtype
     names: list[str]
     planes_CHW: torch.Tensor | None
+    intensity_C7: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ class _Pass:
 class ShardWorker:
     """Embeds shards of a screen as its ledger says.
 
-    reader: image back-end. threads: sites read at once (default: up to 8, by the cores of the machine). inputs: states
+    reader: image back-end; "dali" decodes on the model's device, and the planes stay there. threads: sites read at once (default: up to 8, by the cores of the machine). inputs: states
     of the files, which are looked at anew when a site is read.
     """
 
@@ -100,6 +106,7 @@ class ShardWorker:
     ):
         self.model, self.manifest, self.folder, self.ledger = model, manifest, Path(folder), ledger
         self.reader = reader
+        self.decodes_on = indexed(model.device if reader == "dali" else "cpu")
         self.inputs = InputStates(manifest) if inputs is None else inputs
         self.threads = threads or min(8, max(1, (os.cpu_count() or 1) // 2))
         self.rows = ledger.shard_rows
@@ -108,40 +115,50 @@ class ShardWorker:
     def run(self, shards: Iterable[int], progress: Callable[[Meter], None] = lambda _: None) -> Meter:
         """Write the shards of these numbers, in order."""
         meter = Meter()
-        means = WindowMeans(self.ledger.pool, self.model.config.patch)
+        patch = self.model.config.patch
+        means, intensities = WindowMeans(self.ledger.pool, patch), WindowMeans("mean", patch)
         with (
             ThreadPoolExecutor(self.threads, "camae-sites") as readers,
             prefetched(self._passes(list(shards), readers), _PASSES_AHEAD, "camae-passes") as passes,
         ):
             for work in meter.waiting_for(passes):
-                self._encode(work, means)
+                self._encode(work, means, intensities)
                 meter.crops += len(work.tiles)
                 meter.sites += sum(tile.last for tile in work.tiles)
                 final = work.tiles[-1]
                 if final.last and final.window.vector_index == self.rows[final.shard][-1]:
-                    self._write(final.shard, means)
+                    self._write(final.shard, means, intensities)
                 progress(meter)
         return meter
 
-    def _encode(self, work: _Pass, means: WindowMeans) -> None:
+    def _encode(self, work: _Pass, means: WindowMeans, intensities: WindowMeans) -> None:
         if work.batch is None:
             return
-        windows = [tile.window for tile in work.tiles if tile.planes_CHW is not None]
-        vectors = encode_batch(self.model, work.batch, [None] * len(windows), self.options)
-        for window, vector in zip(windows, vectors, strict=True):
-            means.add(window, vector)
+        tiles = [tile for tile in work.tiles if tile.planes_CHW is not None]
+        vectors = encode_batch(self.model, work.batch, [None] * len(tiles), self.options)
+        for tile, vector in zip(tiles, vectors, strict=True):
+            means.add(tile.window, vector)
+            if tile.intensity_C7 is not None:
+                intensities.add(tile.window, tile.intensity_C7)
 
-    def _write(self, shard: int, means: WindowMeans) -> None:
+    def _write(self, shard: int, means: WindowMeans, intensities: WindowMeans) -> None:
         """The shard's table: a row per site, the mean over its tiles, how many counted."""
-        rows = list(self.rows[shard])
+        rows, ledger = list(self.rows[shard]), self.ledger
         vectors, tiles = zip(*(means.pop(row) for row in rows), strict=True)
-        vectors_ND = torch.stack([vector.flatten() for vector in vectors]).cpu().numpy()
+        if ledger.intensity:
+            both = zip(vectors, rows, strict=True)
+            vectors = tuple(with_intensity(v, intensities.pop(row)[0], ledger.pool) for v, row in both)
+        channels = self.manifest.site_channels(rows[0])
+        columns = vector_columns(
+            ledger.pool, channels, vectors[0].numel(), layers=ledger.layers, intensity=ledger.intensity
+        )
+        vectors_ND = torch.stack([in_columns(vector, ledger) for vector in vectors]).cpu().numpy()
         finite_N = np.isfinite(vectors_ND).all(1)
         if not finite_N.all():
             raise self._not_finite(rows[int(finite_N.argmin())])
         metadata = self.manifest.table.iloc[rows].filter(regex="^Metadata_")
         inputs = self.inputs.of_rows(rows)
-        write_shard(self.folder, shard, self.ledger, metadata, vectors_ND, list(tiles), inputs)
+        write_shard(self.folder, shard, ledger, metadata, vectors_ND, columns, list(tiles), inputs)
 
     def _not_finite(self, row: int) -> CamaeError:
         """The error for a site whose vector has NaN or infinity; the site is read again to name the channel."""
@@ -174,7 +191,7 @@ class ShardWorker:
             return None
         planes, names = zip(*seen, strict=True)
         batch = PlaneBatch.from_images(planes, names, value_range=self.ledger.value_range)
-        if self.model.device.type != "cuda":
+        if self.model.device.type != "cuda" or batch.planes_KHW.is_cuda:
             return batch
         return replace(batch, planes_KHW=batch.planes_KHW.pin_memory())
 
@@ -183,33 +200,40 @@ class ShardWorker:
         waiting: deque[Future[list[_Tile]]] = deque()
         for shard in shards:
             for row in self.rows[shard]:
-                waiting.append(readers.submit(self._site, shard, row))
+                waiting.append(readers.submit(self._site_beside_passes, shard, row))
                 if len(waiting) > 2 * self.threads:
                     yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
 
+    def _site_beside_passes(self, shard: int, row: int) -> list[_Tile]:
+        with reading_stream(self.decodes_on):
+            return self._site(shard, row)
+
+    def _planes(self, row: int) -> tuple[torch.Tensor, list[str]]:
+        """The planes (C, H, W) of a site, none of them constant, on the device that decodes, and their channels."""
+        if self.reader == "dali":
+            return dali_sites.read_site(self.manifest, row, self.decodes_on, check_constant=True)
+        image, names = read_site(self.manifest, row, check_constant=True, reader=self.reader)
+        return torch.from_numpy(image), names
+
     def _site(self, shard: int, row: int) -> list[_Tile]:
         """The tiles of a site; at least one has signal in every plane."""
         before = self.inputs.look(row)
-        image, names = read_site(self.manifest, row, check_constant=True, reader=self.reader)
+        planes_CHW, names = self._planes(row)
         self.inputs.check_unchanged(row, before)
-        planes_CHW, config, ledger = torch.from_numpy(image), self.model.config, self.ledger
-        whole = Window(0, row, 0, 0, *image.shape[1:])
+        config, ledger = self.model.config, self.ledger
+        whole = Window(0, row, 0, 0, *planes_CHW.shape[1:])
         try:
             check_values(planes_CHW, "the site", names, config.standardization, ledger.value_range)
             windows = tile_windows(whole, config.crop, ledger.tiles, ledger.overlap)
         except CamaeError as error:
             raise CamaeError(f"{self.manifest.where(row)}: {error}") from None
         reasons = constant_windows(planes_CHW, windows, names, ledger.value_range, self.manifest.where(row))
-        return [
-            _Tile(
-                shard,
-                window,
-                window is windows[-1],
-                planes_CHW.dtype,
-                names,
-                window.cut(planes_CHW) if reason is None else None,
-            )
-            for window, reason in zip(windows, reasons, strict=True)
-        ]
+        tiles = []
+        for window, reason in zip(windows, reasons, strict=True):
+            seen = window.cut(planes_CHW) if reason is None else None
+            statistics = plane_intensity(seen) if seen is not None and ledger.intensity else None
+            last = window is windows[-1]
+            tiles.append(_Tile(shard, window, last, planes_CHW.dtype, names, seen, statistics))
+        return tiles

@@ -9,7 +9,9 @@ import torch
 from camae.errors import CamaeError
 from camae.model.token_layout import TokenLayout
 
-POOLS = ("mean", "cls", "per_channel")
+POOLS = ("mean", "cls", "per_channel", "moments", "moments_per_channel")
+PER_CHANNEL = ("per_channel", "moments_per_channel")  # one vector for each channel
+MOMENTS = ("moments", "moments_per_channel")  # means, then standard deviations
 
 
 def check_pool(pool: str) -> None:
@@ -21,18 +23,31 @@ def check_pool(pool: str) -> None:
 def pool_tokens(tokens_TD: torch.Tensor, layout: TokenLayout, pool: str) -> list[torch.Tensor]:
     """Pool tokens to one float32 vector per sample.
 
-    Returns (D,) for "mean" (over visible patch tokens) and "cls", (C, D) for "per_channel", which needs a layout in
-    which all planes of a sample show the same patches.
+    Returns (D,) for "mean" (over visible patch tokens) and "cls", (2D,) for "moments" (the mean and then the
+    population standard deviation over visible patch tokens), (C, D) and (C, 2D) for "per_channel" and
+    "moments_per_channel", which need a layout in which all planes of a sample show the same patches.
     """
     if pool == "cls":
         return list(tokens_TD[layout.class_index].float().unbind(0))
     samples = _patches(tokens_TD, layout)
-    if pool == "mean":
-        if isinstance(samples, torch.Tensor):
-            return list(samples.mean(1).unbind(0))
-        return [patches_SD.mean(0) for patches_SD in samples]
-    planes = layout.planes_per_sample
-    return [p_SD.unflatten(0, (c, -1)).mean(1) for p_SD, c in zip(samples, planes, strict=True)]
+    if pool in PER_CHANNEL:
+        planes = layout.planes_per_sample
+        split = [p_SD.unflatten(0, (c, -1)) for p_SD, c in zip(samples, planes, strict=True)]
+        return [_moments(p_CSD) if pool in MOMENTS else p_CSD.mean(1) for p_CSD in split]
+    reduce = _moments if pool in MOMENTS else _mean
+    if isinstance(samples, torch.Tensor):
+        return list(reduce(samples).unbind(0))
+    return [reduce(patches_SD) for patches_SD in samples]
+
+
+def _mean(patches_SD: torch.Tensor) -> torch.Tensor:
+    return patches_SD.mean(-2)
+
+
+def _moments(patches_SD: torch.Tensor) -> torch.Tensor:
+    """Mean and population standard deviation over patches, side by side: (..., S, D) to (..., 2D)."""
+    variance_D, mean_D = torch.var_mean(patches_SD, -2, correction=0)
+    return torch.cat([mean_D, variance_D.sqrt()], -1)
 
 
 def _patches(tokens_TD: torch.Tensor, layout: TokenLayout) -> torch.Tensor | list[torch.Tensor]:
@@ -53,3 +68,17 @@ def average(vectors: Sequence[torch.Tensor], weights: Sequence[int]) -> torch.Te
     share = torch.tensor(weights, dtype=torch.float64, device=stack.device)
     share = (share / share.sum()).to(stack.dtype)
     return (stack * share.reshape(-1, *[1] * (stack.ndim - 1))).sum(0)
+
+
+def combine(vectors: Sequence[torch.Tensor], weights: Sequence[int], pool: str) -> torch.Tensor:
+    """The vector of all tokens from the vectors of parts of them, weighted by how many tokens each part has.
+
+    vectors: of equal shape, as `pool_tokens` returns them, also with axes before. Means are averaged; moments of
+    parts become those of the whole: the variance within parts plus that of their means. One vector comes back as it is.
+    """
+    if pool not in MOMENTS or len(vectors) == 1:
+        return average(vectors, weights)
+    means, deviations = zip(*(vector.double().chunk(2, -1) for vector in vectors), strict=True)
+    mean = average(means, weights)
+    variance = average([d**2 + (m - mean) ** 2 for m, d in zip(means, deviations, strict=True)], weights)
+    return torch.cat([mean, variance.sqrt()], -1).to(vectors[0].dtype)

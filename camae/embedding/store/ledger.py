@@ -22,8 +22,8 @@ class Ledger:
     """Ledger of an output: in `ledger.json`, and in the metadata of every file beside it.
 
     model, model_hash, standardization, crop: of the model. manifest_hash: fingerprint of the manifest, which has so
-    many sites. tiles, overlap, pool, layers, value_range, dtype: what the vectors are, as in `EmbedConfig`, but
-    layers are counted from 0, () for the last one's output, and dtype None is float32.
+    many sites. tiles, overlap, pool, layers, value_range, dtype, intensity: what the vectors are, as in `EmbedConfig`,
+    but layers are counted from 0, () for the last one's output, and dtype None is float32.
     sites_per_shard, tokens_per_pass: how the screen was split. backends: of each kind of op at the first start; they
     decide rounding alone, and another machine may continue with others.
     """
@@ -42,15 +42,20 @@ class Ledger:
     dtype: str | None
     sites_per_shard: int
     tokens_per_pass: int
+    intensity: bool = False
     backends: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        """JSON values, as in files of the first version: layers are null when there are none, and backends absent."""
+        """JSON values, as in files of the first version: layers are null when there are none, and backends absent.
+
+        Vectors without intensities have no intensity in them.
+        """
         span = self.value_range
         lists = {"layers": list(self.layers) or None, "value_range": None if span is None else list(span)}
         values = asdict(self) | lists
-        if not self.backends:
-            del values["backends"]
+        for name in ("backends", "intensity"):
+            if not values[name]:
+                del values[name]
         return values
 
     @classmethod

@@ -68,14 +68,15 @@ def write_shard(
     ledger: Ledger,
     metadata: pd.DataFrame,
     vectors_ND: np.ndarray,
+    columns: list[str],
     tiles: list[int],
     inputs: list[str],
 ) -> Path:
     """Write the table of a shard: metadata, how many tiles each site's vector is the mean of, and the vectors.
 
-    inputs: state of each site's files (`InputStates`).
+    columns: names of the D features. inputs: state of each site's files (`InputStates`).
     """
-    table = make_table(metadata.assign(**{TILE_COUNT: tiles}), vectors_ND)
+    table = make_table(metadata.assign(**{TILE_COUNT: tiles}), vectors_ND, columns)
     return write_table(shard_path(folder, number), table, ledger.to_json() | {_INPUTS: inputs})
 
 
