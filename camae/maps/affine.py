@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from camae.errors import CamaeError
-from camae.maps.arrays import Array, Labels, Mask, groups, namespace, rows, to_numpy
+from camae.maps.arrays import Array, Labels, Mask, beside, groups, namespace, rows, takes_tensors, to_numpy
 from camae.maps.inputs import check_finite, control_rows, embeddings, labels, listing, mask
 from camae.maps.spectral import is_rounding, mean_magnitude
 
@@ -51,17 +51,16 @@ class Affine:
     factor: LowRank | None = None
 
     def __call__(self, x: Array) -> Array:
-        xp = namespace(x)
-        offset = xp.asarray(self.offset, dtype=x.dtype)
+        offset = beside(self.offset, x).astype(x.dtype, copy=False)
         centered = x - offset
         if self.matrix.ndim == 1:
             with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by the caller
-                centered *= xp.asarray(self.matrix, dtype=x.dtype)
+                centered *= beside(self.matrix, x).astype(x.dtype, copy=False)
             return centered
         if self.factor is None:
-            return centered @ xp.asarray(self.matrix, dtype=x.dtype)
-        level, axes, gain = self.factor.level, xp.asarray(self.factor.axes), xp.asarray(self.factor.gain)
-        matrix = xp.asarray(self.matrix)
+            return centered @ beside(self.matrix, x).astype(x.dtype, copy=False)
+        level, axes, gain = self.factor.level, beside(self.factor.axes, x), beside(self.factor.gain, x)
+        matrix = beside(self.matrix, x)
         if x.shape[0] > matrix.shape[0] // 2:  # folding the factor into the matrix costs less than using it
             return centered @ LowRank(level, axes, gain).right_of(matrix).astype(x.dtype)
         return LowRank(level, axes.astype(x.dtype), gain.astype(x.dtype)).right_of(
@@ -101,6 +100,7 @@ class Alignment(abc.ABC):
     ) -> BatchMaps:
         """Yield (batch label, map) one by one. x: (n, d), in fp32 or fp64; batch: n labels; control: n booleans."""
 
+    @takes_tensors
     def fit(
         self,
         x: Array,
@@ -113,7 +113,7 @@ class Alignment(abc.ABC):
         Parameters
         ----------
         x : (n, d) array
-            Embeddings, NumPy or CuPy, floating point.
+            Embeddings, NumPy, CuPy or torch, floating point.
         batch : n labels, optional
             Plate or experiment of each row. Without it one map is learned for all rows.
         control : n booleans, optional
@@ -156,16 +156,17 @@ class Alignment(abc.ABC):
         warnings.warn(
             f"{self.method}: {len(columns)} of {width} columns ({listing(columns.tolist())}, counted from 0) vary "
             f"by no more than rounding among the rows to fit on{where} and are not scaled up",
-            stacklevel=3,
+            stacklevel=4,  # past `takes_tensors`
         )
 
+    @takes_tensors
     def transform(self, x: Array, batch: Labels | None = None) -> Array:
         """Apply the learned maps.
 
         Parameters
         ----------
         x : (n, d) array
-            Embeddings with the features of `fit`, NumPy or CuPy.
+            Embeddings with the features of `fit`, NumPy, CuPy or torch.
         batch : n labels, optional
             Needed when the maps were learned by batch.
 
@@ -202,6 +203,7 @@ class Alignment(abc.ABC):
             out[namespace(x).asarray(index)] = self.maps_[name](rows(x, index))
         return check_finite(out, self.method)
 
+    @takes_tensors
     def fit_transform(self, x: Array, batch: Labels | None = None, control: Mask | None = None) -> Array:
         """`fit` and `transform` of the same table, without keeping more than one batch's map at a time.
 
@@ -244,7 +246,7 @@ def _check_options(aligner: Alignment) -> None:
 
 def _magnitude(x: Array, batch: np.ndarray | None, known: Mapping[str, Array] | None = None) -> Magnitude:
     """Mean absolute values of the features by batch ("": all rows), computed when asked for."""
-    found: dict[str, Array] = {name: namespace(x).asarray(value) for name, value in (known or {}).items()}
+    found: dict[str, Array] = {name: beside(value, x) for name, value in (known or {}).items()}
 
     def magnitude(name: str) -> Array:
         if name not in found:

@@ -6,13 +6,14 @@ import numpy as np
 import numpy.typing as npt
 
 from camae.errors import CamaeError
-from camae.maps.arrays import Array, Labels, Mask, groups, namespace, rows, unit_rows
+from camae.maps.arrays import Array, Labels, Mask, beside, groups, namespace, rows, takes_tensors, unit_rows
 from camae.maps.inputs import control_rows, embeddings, labels, listing
 
 ROWS = 16_384  # rows of a running sum in fp64
 AGGREGATIONS = ("mean", "median", "spherical_mean")
 
 
+@takes_tensors
 def aggregate(
     z: Array,
     by: Labels,
@@ -26,7 +27,7 @@ def aggregate(
     Parameters
     ----------
     z : (n, d) array
-        Aligned embeddings, NumPy or CuPy, fp32 or fp64.
+        Aligned embeddings, NumPy, CuPy or torch, fp32 or fp64.
     by : n labels
         Perturbation of each row. (For two levels, aggregate by guide first and the result by gene.)
     method : {"spherical_mean", "mean", "median"}
@@ -62,7 +63,7 @@ def aggregate(
     if control is not None and origin is None:
         origin = control_mean(z, control)
     if origin is not None:
-        z = z - xp.asarray(origin, dtype=z.dtype)
+        z = z - beside(origin, z).astype(z.dtype, copy=False)
     if method == "spherical_mean":
         z = unit_rows(z)
     kept = set(perturbation_names(by_N, min_replicates).tolist())

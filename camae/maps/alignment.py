@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from camae.errors import CamaeError
 from camae.maps.affine import Alignment
-from camae.maps.arrays import Array, Labels, Mask
+from camae.maps.arrays import Array, Labels, Mask, takes_tensors, to_host
 from camae.maps.inputs import embeddings, labels, mask
 from camae.maps.standardizing import Center, RobustizeMAD, Standardize
 from camae.maps.whitening import PCA, TVN, PCAStandardize, Spherize, TVNAndo
@@ -24,6 +24,7 @@ ALIGNERS: dict[str, type[Alignment]] = {
 METHODS = ("none", *ALIGNERS)
 
 
+@takes_tensors
 def align(
     x: Array, method: str, batch: Labels | None = None, control: Mask | None = None, **options: object
 ) -> Array:
@@ -35,7 +36,7 @@ def align(
     Parameters
     ----------
     x : (n, d) array
-        Embeddings, NumPy or CuPy, floating point.
+        Embeddings, NumPy, CuPy or torch, floating point.
     method : str
         One of `METHODS`: "none"; "center" (`Center`); "standardize" (`Standardize`); "pca" (`PCA`);
         "pca_standardize" (`PCAStandardize`); "tvn" (`TVN`); "tvn_ando" (`TVNAndo`); "spherize" (`Spherize`);
@@ -74,6 +75,7 @@ def align(
     return aligner.fit_transform(x, batch=batch, control=control)
 
 
+@takes_tensors
 def split_controls(
     control: Mask, batch: Labels | None = None, held_out: float = 0.5, seed: int = 0
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -103,7 +105,7 @@ def split_controls(
     CamaeError
         When a batch has fewer than two controls.
     """
-    raw = np.asarray(control)
+    raw = to_host(control)
     control_N = mask(raw, len(raw), "control")
     batch_N = np.full(len(raw), "") if batch is None else labels(batch, len(raw), "batch")
     rng = np.random.default_rng(seed)

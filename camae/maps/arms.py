@@ -18,13 +18,14 @@ import pandas as pd
 import pyarrow as pa
 
 from camae.errors import CamaeError
-from camae.maps.arrays import Array, Labels, namespace, rows, to_numpy, unit_rows
+from camae.maps.arrays import Array, Labels, namespace, rows, takes_tensors, to_numpy, unit_rows
 from camae.maps.inputs import embeddings, labels, listing
 from camae.text_table import numbers, read_text_table
 
 BINS = 1 << 15  # cosines are ranked on a grid of 2 / BINS; values in one bin are ties
 
 
+@takes_tensors
 def correct_arms(
     v: Array,
     genes: Labels,
@@ -38,7 +39,7 @@ def correct_arms(
     Parameters
     ----------
     v : (n, d) array
-        One row for each gene (or well of a gene), NumPy or CuPy.
+        One row for each gene (or well of a gene), NumPy, CuPy or torch.
     genes : n labels
         Gene of each row.
     arms : mapping of str to str
@@ -86,13 +87,14 @@ def correct_arms(
     return v
 
 
+@takes_tensors
 def arm_bias(v: Array, genes: Labels, arms: Mapping[str, str], block: int = 1024) -> pd.DataFrame:
     """Chromosome-arm bias: are genes of one arm more alike than genes of different arms?
 
     Parameters
     ----------
     v : (n, d) array
-        One row for each gene, origin at the negative controls, NumPy or CuPy.
+        One row for each gene, origin at the negative controls, NumPy, CuPy or torch.
     genes : n labels
         Gene of each row; genes without an arm are left out.
     arms : mapping of str to str

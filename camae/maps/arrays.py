@@ -1,8 +1,9 @@
 """Arrays of maps: types, and what is done with rows, for NumPy and CuPy alike.
 
+Public functions take torch tensors as well (`takes_tensors`), which are arrays before anything is done with them.
 Numbers (embeddings) stay where they are: every function asks the array for its namespace (numpy or cupy) and calls
 that. Labels (plates, perturbations, gene names) and masks are NumPy arrays on the host, because no GPU array library
-holds text. Moving numbers to the host is always written out (`to_numpy`).
+holds text. Moving numbers between them is always written out (`to_numpy`, `beside`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,22 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from camae.kernels.arrays.namespaces import namespace, to_numpy
+from camae.kernels.arrays.namespaces import beside, namespace, to_host, to_numpy
+from camae.kernels.arrays.tensors import takes_tensors
 
-__all__ = ["Array", "Labels", "Mask", "groups", "namespace", "rows", "to_numpy", "unit_rows"]
+__all__ = [
+    "Array",
+    "Labels",
+    "Mask",
+    "beside",
+    "groups",
+    "namespace",
+    "rows",
+    "takes_tensors",
+    "to_host",
+    "to_numpy",
+    "unit_rows",
+]
 
 # A NumPy array, or a CuPy array: the same methods, and results in the same library. CuPy is not installed where
 # types are checked, so NumPy's type stands for both.

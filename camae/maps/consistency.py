@@ -14,13 +14,14 @@ import pandas as pd
 
 from camae.errors import CamaeError
 from camae.maps.aggregation import group_means
-from camae.maps.arrays import Array, Labels, Mask, groups, namespace, rows, to_numpy, unit_rows
+from camae.maps.arrays import Array, Labels, Mask, groups, namespace, rows, takes_tensors, to_numpy, unit_rows
 from camae.maps.inputs import control_rows, embeddings, labels, listing
 from camae.maps.replicates import ReplicateUnit, independent_rows
 
 _BY = "camae_by"  # column of the labels beside the metadata
 
 
+@takes_tensors
 def consistency(
     x: Array,
     by: Labels,
@@ -35,7 +36,7 @@ def consistency(
     Parameters
     ----------
     x : (n, d) array
-        Aligned embeddings with the origin at the negative controls, NumPy or CuPy.
+        Aligned embeddings with the origin at the negative controls, NumPy, CuPy or torch.
     by : n labels
         Perturbation of each row.
     null : sequence of str, optional
@@ -79,6 +80,7 @@ def consistency(
     return out.assign(p_value=_p_against(names, value, null))
 
 
+@takes_tensors
 def magnitude(
     x: Array,
     by: Labels,
@@ -95,7 +97,7 @@ def magnitude(
     Parameters
     ----------
     x : (n, d) array
-        Aligned embeddings, NumPy or CuPy.
+        Aligned embeddings, NumPy, CuPy or torch.
     by : n labels
         Perturbation of each row.
     control : n booleans

@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from camae.errors import CamaeError
 from camae.kernels.arrays.cosine_tails import cosines_of_pairs, order_statistics
-from camae.maps.arrays import Array, Labels, rows, unit_rows
+from camae.maps.arrays import Array, Labels, rows, takes_tensors, unit_rows
 from camae.maps.inputs import embeddings, labels
 from camae.maps.pairs import Pairs, match_pairs, pairs_as_text
 
 
+@takes_tensors
 def recall_at_fpr(
     v: Array, names: Labels, pairs: Pairs, fpr: float = 0.05, genes: Sequence[str] | None = None
 ) -> dict[str, float]:
@@ -26,7 +27,7 @@ def recall_at_fpr(
     Parameters
     ----------
     v : (n, d) array
-        One row for each gene, origin at the negative controls; NumPy or CuPy.
+        One row for each gene, origin at the negative controls; NumPy, CuPy or torch.
     names : n labels
         The genes, distinct.
     pairs : sequence of 2-tuples of names, (p, 2) array or DataFrame

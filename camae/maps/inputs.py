@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError
-from camae.maps.arrays import Array, Labels, Mask, namespace, to_numpy
+from camae.maps.arrays import Array, Labels, Mask, namespace, to_host, to_numpy
 
 
 def embeddings(x: Array | pd.DataFrame | list[list[float]], what: str = "x") -> Array:
@@ -67,7 +67,7 @@ def check_finite(out: Array, what: str) -> Array:
 def labels(values: Labels, n: int, what: str) -> npt.NDArray[np.str_]:
     """`values` as n text labels. Raises CamaeError when the length differs or a label is missing."""
     # A list becomes an array of objects first: NumPy alone would write a missing label as the text "nan".
-    raw = np.asarray(values, dtype=object if isinstance(values, list | tuple) else None)
+    raw = np.asarray(values, dtype=object) if isinstance(values, list | tuple) else to_host(values)
     if raw.ndim != 1 or len(raw) != n:
         raise CamaeError(f"{what} needs one label for each of the {n} rows, got shape {raw.shape}")
     missing = np.asarray(pd.isna(raw))
@@ -82,7 +82,7 @@ def labels(values: Labels, n: int, what: str) -> npt.NDArray[np.str_]:
 
 def mask(values: Mask, n: int, what: str) -> npt.NDArray[np.bool_]:
     """`values` as n booleans. Raises CamaeError for other lengths or types."""
-    raw = np.asarray(values)
+    raw = to_host(values)
     if raw.shape != (n,) or raw.dtype != np.bool_:
         raise CamaeError(
             f"{what} needs one boolean for each of the {n} rows, got shape {raw.shape} of dtype {raw.dtype}"

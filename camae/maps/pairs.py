@@ -216,7 +216,7 @@ def match_pairs(names: Labels, pairs: Pairs, source: str = "pairs") -> KnownPair
         warnings.warn(
             f"{source}: {unknown.sum()} of {len(text)} pairs name a perturbation that the map lacks and are left out "
             f"(first: {first[0]} - {first[1]}){_spelled_otherwise(text[index < 0], name_N)}",
-            stacklevel=3,
+            stacklevel=4,
         )
     ordered = np.sort(index[~unknown], axis=1)
     distinct = np.unique(ordered[ordered[:, 0] < ordered[:, 1]] @ [len(name_N), 1])  # a pair as one number
@@ -245,7 +245,7 @@ def match_sources(names: Labels, pairs: PairSources) -> dict[str, KnownPairs]:
     if not found:
         raise next(iter(failed.values()), CamaeError("no known pairs are given"))
     for reason in failed.values():
-        warnings.warn(f"left out: {reason}", stacklevel=3)
+        warnings.warn(f"left out: {reason}", stacklevel=4)
     return found
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from camae.errors import CamaeError
 from camae.maps.aggregation import aggregate, control_mean, perturbation_names
 from camae.maps.alignment import align
-from camae.maps.arrays import Array, Labels, Mask, rows
+from camae.maps.arrays import Array, Labels, Mask, rows, takes_tensors
 from camae.maps.inputs import embeddings, labels, mask
 from camae.maps.replicates import ReplicateUnit
 from camae.maps.screens import Profiles, ScreenColumns, read_screen
@@ -64,7 +64,7 @@ def map_profiles(
     Parameters
     ----------
     x : (n, d) array
-        Profiles (embeddings of wells), NumPy or CuPy, floating point.
+        Profiles (embeddings of wells), NumPy, CuPy or torch, floating point.
     perturbation : n labels
         Perturbation of each row; "" for none.
     batch : n labels or None
@@ -90,12 +90,25 @@ def map_profiles(
     CamaeError
         When no row is a control, or for unusable input.
     """
+    return ScreenMap(*_mapped(x, perturbation, batch, control, method, components, options))
+
+
+@takes_tensors
+def _mapped(
+    x: Array,
+    perturbation: Labels,
+    batch: Labels | None,
+    control: Mask,
+    method: str,
+    components: Components,
+    options: dict[str, object],
+) -> tuple[Array, npt.NDArray[np.str_], dict[str, object]]:
+    """Vectors, names and options of the alignment; see `map_profiles`."""
     x = embeddings(x)
     control_N = mask(control, x.shape[0], "control")
     options = component_options(method, x.shape[1], control_N, components) | options
     z = align(x, method, batch=batch, control=control_N, **options)
-    vectors, names = perturbation_vectors(z, perturbation, control_N)
-    return ScreenMap(vectors, names, options)
+    return (*perturbation_vectors(z, perturbation, control_N), options)
 
 
 def component_options(

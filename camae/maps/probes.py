@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError
-from camae.maps.arrays import Array, Labels, Mask, namespace, rows, to_numpy, unit_rows
+from camae.maps.arrays import Array, Labels, Mask, namespace, rows, takes_tensors, to_numpy, unit_rows
 from camae.maps.inputs import embeddings, labels, mask
 from camae.maps.spectral import mean_magnitude, safe_scale
 
@@ -18,6 +18,7 @@ from camae.maps.spectral import mean_magnitude, safe_scale
 CATEGORIES = ("AreaShape", "Texture", "RadialDistribution", "Intensity", "Neighbors")
 
 
+@takes_tensors
 def feature_regression(
     x: Array, y: Array, x_test: Array, y_test: Array, names: Sequence[str], ridge: float = 1e-6
 ) -> pd.DataFrame:
@@ -26,7 +27,7 @@ def feature_regression(
     Parameters
     ----------
     x, y : (n, d) and (n, f) arrays
-        Embeddings and features of the set to fit on; NumPy or CuPy, floating point.
+        Embeddings and features of the set to fit on; NumPy, CuPy or torch, floating point.
     x_test, y_test : (m, d) and (m, f) arrays
         The same of an independent set to test on.
     names : f str
@@ -83,6 +84,7 @@ def feature_category(name: str) -> str:
     return parts[1] if len(parts) > 1 else name
 
 
+@takes_tensors
 def linear_probe(
     x: Array,
     label: Labels,
@@ -98,7 +100,7 @@ def linear_probe(
     Parameters
     ----------
     x : (n, d) array
-        Embeddings, NumPy or CuPy, floating point.
+        Embeddings, NumPy, CuPy or torch, floating point.
     label : n labels
         The classes, for example perturbations.
     split : n labels or None
@@ -207,6 +209,7 @@ def _ridge(x: Array, y: Array, ridge: float, penalty: float | None = None) -> tu
     return weight, mean_y - mean_x @ weight
 
 
+@takes_tensors
 def nearest_neighbor(
     v: Array, label: Labels, exclude: Labels | None = None, query: Mask | None = None
 ) -> dict[str, float]:
@@ -217,7 +220,7 @@ def nearest_neighbor(
     Parameters
     ----------
     v : (n, d) array
-        One row for each treatment, NumPy or CuPy, floating point.
+        One row for each treatment, NumPy, CuPy or torch, floating point.
     label : n labels
         Mechanism of action of each row.
     exclude : n labels, optional

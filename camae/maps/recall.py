@@ -17,7 +17,7 @@ import pandas as pd
 
 from camae.errors import CamaeError
 from camae.kernels.arrays.cosine_tails import cosines_of_pairs, order_statistics
-from camae.maps.arrays import Array, Labels, unit_rows
+from camae.maps.arrays import Array, Labels, takes_tensors, unit_rows
 from camae.maps.bootstrap import bootstrap_means
 from camae.maps.inputs import embeddings
 from camae.maps.pairs import KnownPairs, PairSources, match_sources
@@ -26,6 +26,7 @@ Tails: TypeAlias = tuple[float | None, float | None]
 COLUMNS = ("recall", "n_pairs", "n_found", "left", "right", "se")
 
 
+@takes_tensors
 def recall(
     v: Array,
     names: Labels,
@@ -41,7 +42,7 @@ def recall(
     Parameters
     ----------
     v : (n, d) array
-        One row for each perturbation, origin at the negative controls (nothing is re-centered); NumPy or CuPy.
+        One row for each perturbation, origin at the negative controls (nothing is re-centered); NumPy, CuPy or torch.
     names : n labels
         The perturbations, distinct.
     pairs : sequence of 2-tuples of names, (p, 2) array, DataFrame, or dict of these by source
@@ -87,6 +88,7 @@ def recall(
     return out
 
 
+@takes_tensors
 def recall_curve(
     v: Array, names: Labels, pairs: PairSources, percentiles: Sequence[float] | None = None
 ) -> pd.DataFrame:

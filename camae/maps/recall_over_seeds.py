@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from camae.maps.arrays import Array, Labels
+from camae.maps.arrays import Array, Labels, takes_tensors
 from camae.maps.bootstrap import bootstrap_means
 from camae.maps.pairs import Pairs, match_pairs
 from camae.maps.recall import Tails, found_pairs
 
 
+@takes_tensors
 def recall_difference(
     trained: Sequence[Array],
     baseline: Sequence[Array],
@@ -71,6 +72,7 @@ def recall_difference(
     }
 
 
+@takes_tensors
 def pooled_recall(
     seeds: Sequence[Array],
     names: Labels,

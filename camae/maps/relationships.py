@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError
-from camae.maps.arrays import Array, Labels, namespace, to_numpy, unit_rows
+from camae.maps.arrays import Array, Labels, beside, namespace, takes_tensors, to_numpy, unit_rows
 from camae.maps.inputs import embeddings, labels
 
 # How strong a relationship is, by the side of the map asked for.
@@ -20,6 +20,7 @@ STRENGTH: dict[str, Callable[[Array], Array]] = {
 }
 
 
+@takes_tensors
 def relate(v: Array, origin: npt.ArrayLike | None = None) -> Array:
     """Map of relationships: the cosine of every two perturbations.
 
@@ -28,7 +29,7 @@ def relate(v: Array, origin: npt.ArrayLike | None = None) -> Array:
     Parameters
     ----------
     v : (n, d) array
-        One row for each perturbation, origin at the negative controls; NumPy or CuPy.
+        One row for each perturbation, origin at the negative controls; NumPy, CuPy or torch.
     origin : (d,) array, optional
         Subtracted first: the mean of the negative controls when v is not yet centered there.
 
@@ -44,10 +45,11 @@ def relate(v: Array, origin: npt.ArrayLike | None = None) -> Array:
     """
     v = embeddings(v, "v")
     xp = namespace(v)
-    unit = unit_rows(v if origin is None else v - xp.asarray(origin, dtype=v.dtype))
+    unit = unit_rows(v if origin is None else v - beside(origin, v).astype(v.dtype, copy=False))
     return xp.clip(unit @ unit.T, -1, 1)
 
 
+@takes_tensors
 def strongest(
     v: Array, names: Labels, count: int = 50, side: str = "both", block: int = 1024
 ) -> pd.DataFrame:
@@ -56,7 +58,7 @@ def strongest(
     Parameters
     ----------
     v : (n, d) array
-        One row for each perturbation, origin at the negative controls; NumPy or CuPy.
+        One row for each perturbation, origin at the negative controls; NumPy, CuPy or torch.
     names : n labels
         Perturbation of each row.
     count : int

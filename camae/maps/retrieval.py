@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError
-from camae.maps.arrays import Array, Mask, namespace, unit_rows
+from camae.maps.arrays import Array, Mask, namespace, takes_tensors, unit_rows
 from camae.maps.inputs import embeddings, mask
 from camae.maps.nulls import null_average_precision, p_values, q_values
 from camae.maps.profile_pairs import Columns, Negatives, PairRules, columns, find_queries
@@ -35,6 +35,7 @@ RULES = ("mean_log_p", "map_null")
 TIES = ("expected", "copairs")
 
 
+@takes_tensors
 def retrieval(
     x: Array,
     meta: pd.DataFrame,
@@ -93,6 +94,7 @@ def retrieval(
     return mean_average_precision(ap, sameby or pos_sameby, null_size, threshold, seed, rule)
 
 
+@takes_tensors
 def average_precision(
     x: Array,
     meta: pd.DataFrame,
@@ -116,7 +118,7 @@ def average_precision(
     Parameters
     ----------
     x : (n, d) array
-        Profiles, NumPy or CuPy, floating point.
+        Profiles, NumPy, CuPy or torch, floating point.
     meta : DataFrame
         n rows that describe them.
     pos_sameby, pos_diffby : column name or sequence of them
@@ -268,5 +270,5 @@ def _warn_of_unscored(
         warnings.warn(
             f"{left.sum()} of {asked.sum()} profiles have no positive pair, as a perturbation without replicates has "
             f"none, and are not scored (first: row {row}, {', '.join(map(str, meta[same].iloc[row]))})",
-            stacklevel=4,
+            stacklevel=5,  # past `takes_tensors`
         )

@@ -1,113 +1,19 @@
 """One code for NumPy and CuPy: every function runs on arrays that refuse to become NumPy arrays by themselves.
 
-`Device` stands for a CuPy array: it computes with its own kind and with Python numbers only, has `.get()`, and raises
-on any silent conversion (`__array__`), and when a NumPy array with dimensions is mixed in. On a machine with a GPU the
-same calls run with CuPy.
+`Device` (tests/support/device_arrays.py) stands for a CuPy array. On a machine with a GPU the same calls run with CuPy.
 """
 
 import subprocess
 import sys
-import types
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+from device_arrays import Device
 
 from camae import maps
 from camae.kernels.arrays.cosine_tails import cosines_of_pairs, order_statistics
-
-
-def _inner(value):
-    if isinstance(value, Device):
-        return value.host
-    if isinstance(value, np.ndarray) and value.ndim:
-        raise TypeError("a NumPy array was mixed with device arrays")
-    if isinstance(value, list | tuple) and any(isinstance(v, Device | np.ndarray) for v in value):
-        return type(value)(_inner(v) for v in value)
-    return value
-
-
-def _outer(value):
-    if isinstance(value, np.ndarray | np.generic):
-        return Device(np.asarray(value))
-    if isinstance(value, tuple):
-        return tuple(_outer(v) for v in value)
-    return value
-
-
-class Device(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array that lives elsewhere."""
-
-    def __init__(self, host):
-        self.host = host
-
-    def get(self):
-        return self.host
-
-    def __array__(self, *_, **__):
-        raise TypeError("silent conversion to NumPy")
-
-    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
-        kwargs = {k: _inner(v) for k, v in kwargs.items()}
-        return _outer(getattr(ufunc, method)(*map(_inner, inputs), **kwargs))
-
-    def __array_namespace__(self, **_):
-        return namespace
-
-    def __getitem__(self, key):
-        return _outer(self.host[_inner(key)])
-
-    def __setitem__(self, key, value):
-        self.host[_inner(key)] = _inner(value)
-
-    def __bool__(self):
-        return bool(self.host)
-
-    def __float__(self):
-        return float(self.host)
-
-    def __int__(self):
-        return int(self.host)
-
-    def __len__(self):
-        return len(self.host)
-
-    def __iter__(self):
-        raise TypeError("iteration over a device array copies it row by row")
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        value = getattr(self.host, name)
-        if callable(value):
-            return lambda *a, **k: _outer(value(*map(_inner, a), **{n: _inner(v) for n, v in k.items()}))
-        return _outer(value) if isinstance(value, np.ndarray) else value
-
-
-def _wrapped(function, name):
-    def call(*args, **kwargs):
-        if name in ("asarray", "array"):  # the one way onto the device
-            args = tuple(a.host if isinstance(a, Device) else a for a in args)
-            return Device(np.array(*args, **kwargs))
-        return _outer(function(*map(_inner, args), **{k: _inner(v) for k, v in kwargs.items()}))
-
-    return call
-
-
-class _Namespace(types.ModuleType):
-    def __init__(self, module):
-        super().__init__(f"device_{module.__name__}")
-        self._module = module
-
-    def __getattr__(self, name):
-        value = getattr(self._module, name)
-        if isinstance(value, types.ModuleType):
-            return _Namespace(value)
-        return _wrapped(value, name) if callable(value) and not isinstance(value, type) else value
-
-
-namespace = _Namespace(np)
 
 
 def _cupy():

@@ -1,0 +1,225 @@
+"""Torch tensors in maps: the results of NumPy, as tensors, without a copy, and on a CUDA device without the host.
+
+There, CuPy's stand-in (device_arrays) takes the memory of a tensor that says it lies on cuda:0; every silent move to
+the host raises. On a machine with a GPU the same calls run on the card.
+"""
+
+import contextlib
+import sys
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from device_arrays import Device
+
+from camae import maps
+from camae.errors import CamaeError, MissingBackendError
+
+RNG = np.random.default_rng(0)
+N = 160
+PERT = np.array([f"p{i:02d}" for i in np.arange(N) % 20])
+PLATE = np.array([f"P{i % 2}" for i in RNG.permutation(N)])
+CONTROL = np.arange(N) % 20 < 4
+META = pd.DataFrame({"pert": PERT, "plate": PLATE, "control": CONTROL})
+X = RNG.normal(size=(N, 8)) + RNG.normal(size=(20, 8))[np.arange(N) % 20]
+Y = RNG.normal(size=(N, 3))
+NAMES = np.unique(PERT)
+V = RNG.normal(size=(20, 8))
+PAIRS = [(NAMES[i], NAMES[(7 * i + 3) % 20]) for i in range(20)]
+ARMS = {name: f"chr{i % 3}p" for i, name in enumerate(NAMES)}
+SILENT = dict.fromkeys(NAMES.tolist(), -4.0)
+RULES = ("pert", [], "plate", "control")
+
+# Every public function that takes arrays, by name: called with `t`, which turns a NumPy array into the kind under test.
+CALLS = {
+    **{
+        f"align {m}": lambda t, m=m: maps.align(t(X), m, None if m == "spherize" else PLATE, CONTROL)
+        for m in maps.METHODS
+    },
+    "aggregate": lambda t: maps.aggregate(t(X), PERT, control=CONTROL),
+    "aggregate median": lambda t: maps.aggregate(t(X), PERT, "median", origin=t(V[0])),
+    "arm_bias": lambda t: maps.arm_bias(t(V), NAMES, ARMS),
+    "average_precision": lambda t: maps.average_precision(t(X), META, *RULES),
+    "consistency": lambda t: maps.consistency(t(X), PERT),
+    "correct_arms": lambda t: maps.correct_arms(t(V), NAMES, ARMS, SILENT, more_than=3),
+    "feature_regression": lambda t: maps.feature_regression(t(X), t(Y), t(X), t(Y), list("abc")),
+    "linear_probe": lambda t: maps.linear_probe(t(X), PERT, PLATE),
+    "magnitude": lambda t: maps.magnitude(t(X), PERT, t(CONTROL)),
+    "map_profiles": lambda t: maps.map_profiles(t(X), PERT, PLATE, CONTROL).vectors,
+    "nearest_neighbor": lambda t: maps.nearest_neighbor(t(V), NAMES[np.arange(20) % 5]),
+    "pooled_recall": lambda t: maps.pooled_recall([t(V), t(-V)], NAMES, PAIRS, bootstrap=20),
+    "recall": lambda t: maps.recall(t(V), NAMES, PAIRS, bootstrap=20),
+    "recall_at_fpr": lambda t: maps.recall_at_fpr(t(V), NAMES, PAIRS),
+    "recall_curve": lambda t: maps.recall_curve(t(V), NAMES, PAIRS),
+    "recall_difference": lambda t: maps.recall_difference([t(V)], (V[:, :4],), NAMES, PAIRS, bootstrap=20),
+    "relate": lambda t: maps.relate(t(V), origin=t(V[0])),
+    "retrieval": lambda t: maps.retrieval(t(X), META, *RULES, 100, query=t(~CONTROL)),
+    "split_controls": lambda t: maps.split_controls(t(CONTROL), PLATE),
+    "strongest": lambda t: maps.strongest(t(V), NAMES, 9),
+    "TVN": lambda t: maps.TVN().fit(t(X), PLATE, t(CONTROL)).transform(t(X[:9]), PLATE[:9]),
+    "keyword first": lambda t: maps.align(method="tvn", control=CONTROL, batch=PLATE, x=t(X)),
+}
+# Of camae.maps, what takes no array of numbers: tables and files, names, and the classes of aligners.
+NO_ARRAYS = {
+    "METHODS", "ScreenMap", "align_parquet", "fit_parquet", "transform_parquet", "load_aligner", "map_screen",
+    "mean_average_precision", "perturbation_names", "read_arms", "read_expression", "read_pairs", "save_aligner",
+    "read_pairs_folder", "read_profiles", "PCA", "Center", "PCAStandardize", "RobustizeMAD", "Spherize",
+    "Standardize", "TVNAndo",
+}  # fmt: skip
+
+
+class CudaTensor(torch.Tensor):
+    """Tensor that says it lies on cuda:0."""
+
+    @property
+    def device(self):
+        return torch.device("cuda:0")
+
+
+@pytest.fixture(params=["cpu", "guarded", pytest.param("cuda", marks=pytest.mark.gpu)])
+def tensor(request, monkeypatch):
+    """Makes the tensor under test of a NumPy array."""
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+        pytest.importorskip("cupy", reason="needs CuPy")
+        return lambda x: torch.from_numpy(np.array(x)).cuda()
+    if request.param == "guarded":
+        _stand_in(monkeypatch, [])
+        return lambda x: torch.from_numpy(np.array(x)).as_subclass(CudaTensor)
+    return lambda x: torch.from_numpy(np.array(x))
+
+
+def _stand_in(monkeypatch, entered):
+    """CuPy's stand-in as the module cupy; `entered` notes devices and streams that CuPy is told to work on."""
+
+    @contextlib.contextmanager
+    def enter(*what):
+        entered.append(what)
+        yield
+
+    def from_dlpack(x):
+        host = x.as_subclass(torch.Tensor).numpy()
+        return Device(host)
+
+    cuda = types.SimpleNamespace(
+        Device=lambda index: enter("device", index),
+        ExternalStream=lambda pointer, index: enter("stream", pointer, index),
+        Stream=types.SimpleNamespace(null=enter("null stream")),
+    )
+    cupy = types.SimpleNamespace(from_dlpack=from_dlpack, cuda=cuda)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda index: types.SimpleNamespace(cuda_stream=77), raising=False
+    )
+
+
+def _equal(found, expected):
+    if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
+        assert isinstance(found, torch.Tensor)
+        assert found.dtype == torch.from_numpy(expected).dtype
+        np.testing.assert_allclose(found.cpu().numpy(), expected, rtol=0, atol=1e-8)
+    elif isinstance(expected, tuple):
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    elif isinstance(expected, pd.DataFrame):
+        pd.testing.assert_frame_equal(found, expected, atol=1e-3 if "p_value" in expected else 1e-9)
+    else:
+        assert found == expected
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CALLS)
+def test_tensors_give_what_numpy_gives(name, tensor):
+    _equal(CALLS[name](tensor), CALLS[name](np.array))
+
+
+def test_every_public_function_of_arrays_is_called_here():
+    called = {name.split()[0] for name in CALLS} - {"keyword"}
+    assert called | NO_ARRAYS == set(maps.__all__)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_cuda_tensors_are_computed_on_their_device_and_on_torchs_stream(monkeypatch):
+    entered = []
+    _stand_in(monkeypatch, entered)
+    x = torch.from_numpy(X).as_subclass(CudaTensor)
+    maps.align(x, "center")
+    assert entered == [("device", 0), ("stream", 77, 0)]
+
+
+def test_memory_is_shared_and_not_copied(monkeypatch):
+    x = torch.from_numpy(np.array(X))
+    assert maps.align(x, "none").data_ptr() == x.data_ptr()
+    _stand_in(monkeypatch, [])
+    assert maps.align(x.as_subclass(CudaTensor), "none").data_ptr() == x.data_ptr()
+
+
+def test_precision_and_gradients():
+    x = torch.from_numpy(X)
+    for given, expected in [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.int16, torch.float64),
+    ]:
+        found = maps.align((100 * x).to(given), "center")
+        assert found.dtype == expected
+        host = maps.align((100 * x).to(given).to(expected).numpy(), "center")
+        np.testing.assert_array_equal(found.numpy(), host)
+    assert not maps.align(x.clone().requires_grad_(), "center").requires_grad
+
+
+def test_an_alignment_fitted_on_one_library_is_applied_to_the_other(monkeypatch):
+    host = maps.TVN().fit(X, PLATE, CONTROL)
+    device = maps.TVN().fit(Device(np.array(X)), PLATE, CONTROL)
+    expected = host.transform(X, PLATE)
+    np.testing.assert_allclose(device.transform(X, PLATE), expected, atol=1e-9)
+    found = host.transform(Device(np.array(X)), PLATE)
+    assert isinstance(found, Device)
+    np.testing.assert_allclose(found.get(), expected, atol=1e-9)
+
+
+def test_what_cannot_be_taken_is_said(monkeypatch):
+    x = torch.from_numpy(X)
+    for bad, sentence in [
+        (torch.empty(4, 2, device="meta"), "a tensor is on the device meta"),
+        (x.to_sparse(), "a tensor is a sparse tensor on the device cpu; give a dense tensor"),
+    ]:
+        with pytest.raises(CamaeError, match=sentence):
+            maps.align(bad, "center")
+    with pytest.raises(CamaeError, match="row 3, column 1"):
+        maps.relate(x.index_put((torch.tensor(3), torch.tensor(1)), torch.tensor(float("nan")).double()))
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(
+        MissingBackendError, match=r"cuda:0.*CuPy, which is not installed; pip install 'camae\[gpu\]'"
+    ):
+        maps.align(x.as_subclass(CudaTensor), "center")
+
+
+class OtherCuda(CudaTensor):
+    @property
+    def device(self):
+        return torch.device("cuda:1")
+
+
+def test_tensors_on_two_devices_are_refused(monkeypatch):
+    _stand_in(monkeypatch, [])
+    v = torch.from_numpy(V)
+    with pytest.raises(CamaeError, match="tensors are on cuda:0 and cuda:1; move them to one device"):
+        maps.pooled_recall([v.as_subclass(CudaTensor), v.as_subclass(OtherCuda)], NAMES, PAIRS)
+
+
+def test_warnings_name_the_line_of_the_call():
+    x, meta = np.column_stack([X, np.zeros(N)]), META.assign(pert=np.where(np.arange(N) == 0, "once", PERT))
+    for call in [
+        lambda: maps.Standardize().fit(x, PLATE),
+        lambda: maps.average_precision(X, meta, *RULES),
+        lambda: maps.recall_at_fpr(V, NAMES, [*PAIRS, ("p00", "nowhere")]),
+    ]:
+        with pytest.warns(UserWarning, match="vary|not scored|left out") as caught:
+            call()
+        assert caught[0].filename == __file__
