@@ -19,7 +19,10 @@ def embed(
     data: Data,
     out: Annotated[Path, typer.Option(help="output folder; a run found there is continued")],
     model: Annotated[
-        str | None, typer.Option(help="run, checkpoint or model file; default the one CAMAE_MODEL names")
+        str | None,
+        typer.Option(
+            help="run, checkpoint, model file or hf://owner/name@revision; default the one CAMAE_MODEL names"
+        ),
     ] = None,
     **options: Unpack[EmbedOptions],
 ) -> None:

@@ -40,7 +40,10 @@ def compare(
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="released weights, a run folder, a checkpoint or a model file")
+        str,
+        typer.Argument(
+            help="released weights, a run folder, a checkpoint, a model file, or hf://owner/name@revision"
+        ),
     ],
     destination: Annotated[Path, typer.Argument(help="safetensors file or folder to write")],
     bias_layout: Annotated[

@@ -95,6 +95,7 @@ def prepare(
         backends=Backends.of(config.backends or model.backends).names(device),
         sites_per_shard=config.sites_per_shard,
         tokens_per_pass=tokens_per_pass,
+        origin=model.origin,
     )
     return EmbedJob(model, manifest, Path(out), config, wanted, InputStates(manifest))
 

@@ -20,6 +20,7 @@ from camae.embedding.store.ledger import Ledger
 from camae.embedding.store.shards import shard_states
 from camae.embedding.worker import ShardWorker
 from camae.errors import MissingBackendError
+from camae.model.hub import is_hub_name, pinned
 
 # Tables of numbers of shards are all that passes through Ray's store.
 _STORE_BYTES = 100 * 2**20
@@ -51,7 +52,7 @@ def write_shards_with_ray(
 ) -> None:
     """Write these shards with the job's number of Ray actors.
 
-    model: as the user gave it: a path is loaded by every actor itself.
+    model: as the user gave it: a path or a name of the hub is loaded by every actor itself.
     Uses the Ray cluster this process is connected to or RAY_ADDRESS names, else a local one. Images and the output
     folder must be on storage that all machines share; a model given by path too.
     Raises MissingBackendError where Ray is not installed.
@@ -70,7 +71,9 @@ def write_shards_with_ray(
             ray.init(log_to_driver=False, object_store_memory=_STORE_BYTES, include_dashboard=False)
     if not shards:
         return
-    shared = Path(model).absolute() if isinstance(model, str | Path) else job.model
+    shared: ModelSource = job.model
+    if isinstance(model, str | Path):
+        shared = pinned(job.model.origin) if is_hub_name(model) else Path(model).absolute()
     pipeline = ray.data.from_items([{"shard": n} for n in shards]).map_batches(
         actor,
         fn_constructor_args=(shared, job.manifest, job.folder.absolute(), ledger, config),

@@ -155,7 +155,11 @@ def _embed_by_plate(
     table = pd.concat(tables, ignore_index=True)
     table.attrs["complete"] = all(t.attrs["complete"] for t in tables)
     if table.attrs["complete"]:
-        about = {"model": model.config.name, "statistics": "re-estimated on each plate"}
+        about: dict[str, object] = {
+            "model": model.config.name,
+            "statistics": "re-estimated on each plate",
+        }
+        about |= {"origin": dict(model.origin)} if model.origin else {}
         write_table(table_path(out, config.level), table, about)
         sites.left_out.write(out)
     return table

@@ -16,6 +16,7 @@ from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.errors import CamaeError
 from camae.model.backends import BackendModule, Backends
 from camae.model.fork import compute_on_one_thread_after_fork
+from camae.model.hub import Origin
 from camae.model.standardization import standardization_eps
 from camae.model.token_layout import TokenLayout
 
@@ -120,7 +121,8 @@ class Model(BackendModule, ABC):
     """Model of any family, as training and embedding use it.
 
     config: what it was made from. encoder: the part that embedding uses. A model is made by
-    `camae.model.registry.build` and read from a file by `camae.model.load`.
+    `camae.model.registry.build` and read from a file by `camae.model.load`. origin: of weights from the hub,
+    repository, revision, commit, file and sha256, else empty.
     """
 
     config: Config
@@ -129,6 +131,7 @@ class Model(BackendModule, ABC):
     def __init__(self, config: Config, backends: Backends | None = None):
         super().__init__(backends)
         self.config = config
+        self.origin: Origin = {}
 
     @property
     def channels(self) -> list[str]:

@@ -11,18 +11,17 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from camae.errors import CamaeError, MissingFileError
-from camae.files import write_atomic
+from camae.files import remove_unfinished, write_atomic
 from camae.model import registry
 from camae.model.backends import Backends, BackendSettings
 from camae.model.devices import check_device
+from camae.model.hub import WEIGHT_FILES, Origin, fetch, is_hub_name
 from camae.model.interface import Config, CountsBlocks, Model
 from camae.model.openphenom import is_openphenom, translate
 from camae.model.tensor_files import Shapes, check_shapes, read_tensors, save_tensors
 
 MODEL_FILE = "model.safetensors"
 _FORMAT = "camae-model-1"
-# Weights of others, in a folder.
-_WEIGHT_FILES = (MODEL_FILE, "pytorch_model.bin", "model.pt", "model.ckpt")
 
 
 def save(model: Model, path: str | Path, **about: object) -> Path:
@@ -48,6 +47,8 @@ def load(
 ) -> Model:
     """Load a model: a run folder of `camae.train`, one of its checkpoints, a model file, or released weights.
 
+    "hf://owner/name@revision" names weights on the Hugging Face hub, with "/file" at the end one of its files (extra
+    `hub`); `model.origin` then says commit and SHA-256, and every output records them.
     Released CA-MAE weights (OpenPhenom): the file as published (a torch file, whatever its name), a safetensors
     file, or a folder with one of them. What a file is shows in its content; no pickle is run.
     backends: of the model's ops, {"attention": "triton"} or "attention=triton"; see `Backends`.
@@ -72,9 +73,19 @@ def load(
             f"encoder.vit_backbone...); its first tensors are {', '.join(sorted(tensors)[:3]) or 'none'}"
         )
     model = build(file, config, state)
+    model.origin = fetch(path).origin if is_hub_name(path) else _stored_origin(metadata)
     if backends:
         model.use_backends(Backends.of(backends))
     return model.to(device)
+
+
+def _stored_origin(metadata: Mapping[str, str]) -> Origin:
+    """Where the weights of a converted file came from; empty where it does not say."""
+    try:
+        origin = json.loads(metadata["about"])["origin"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return {str(k): str(v) for k, v in origin.items()} if isinstance(origin, dict) else {}
 
 
 def _stored_config(file: Path, metadata: Mapping[str, str], changes: Mapping[str, object]) -> Config:
@@ -117,8 +128,12 @@ def convert(source: str | Path, destination: str | Path, **changes: object) -> P
         target = target / MODEL_FILE
     if target.exists():
         raise CamaeError(f"{target} exists; name another file, or delete it first")
+    remove_unfinished(target)
     model = load(source, device="cpu", backends=None, **changes)
-    return save(model, target, converted_from=Path(source).name)
+    about: dict[str, object] = {"converted_from": Path(source).name}
+    if model.origin:
+        about["origin"] = dict(model.origin)
+    return save(model, target, **about)
 
 
 def build(file: Path, config: Config, state: dict[str, torch.Tensor]) -> Model:
@@ -157,17 +172,19 @@ class _Unfilled(TorchFunctionMode):
 
 
 def find_model_file(path: str | Path) -> Path:
-    """Model file at `path`, a file, a run folder or a checkpoint folder.
+    """Model file at `path`, a file, a run folder, a checkpoint folder, or a name of the hub.
 
     Raises MissingFileError where nothing is there, CamaeError for a folder without a model.
     """
+    if is_hub_name(path):
+        return fetch(path).path
     path = Path(path)
     if path.is_file():
         return path
     if not path.exists():
         raise MissingFileError(f"{path}: no such model, file or folder")
     for candidate in (
-        *(path / name for name in _WEIGHT_FILES),
+        *(path / name for name in WEIGHT_FILES),
         *sorted(path.glob("checkpoints/step_*/" + MODEL_FILE), reverse=True),
     ):
         if candidate.is_file():

@@ -100,7 +100,9 @@ class TrainConfig:
     val_every: int = option(
         0, "steps between validations, besides those at checkpoints; 0 for none", low=0, high=_MANY
     )
-    init: str | None = option(None, "run, checkpoint or model file whose weights the run starts from")
+    init: str | None = option(
+        None, "run, checkpoint, model file or hf://owner/name@revision whose weights the run starts from"
+    )
     freeze: tuple[str, ...] = option(
         (), "prefixes of the names of parameters that are not trained", most=10_000
     )

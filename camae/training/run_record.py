@@ -13,6 +13,7 @@ import torch
 from camae.dataloader.mixture import Source
 from camae.errors import CamaeError, OutputError
 from camae.files import write_json, write_text
+from camae.model.hub import fetch, is_hub_name
 from camae.model.interface import Model
 from camae.training.config import MAY_CHANGE_ON_RESUME, TrainConfig
 from camae.training.toml_file import to_toml
@@ -43,6 +44,7 @@ class RunRecord(TypedDict):
     precision: str
     processes: int
     decoders_started_anew: list[str]
+    init_origin: NotRequired[dict[str, str]]  # of `init` by a name of the hub: repository, commit, sha256 ...
 
 
 class CheckpointState(TypedDict):
@@ -91,8 +93,18 @@ def run_record(
 
 def write_run_folder(out: Path, config: TrainConfig, record: RunRecord) -> None:
     """Make the run's folder, with the resolved settings in `config.toml` and the record in `run.json`."""
+    if config.init and is_hub_name(config.init):
+        record["init_origin"] = _first_origin(out) or dict(fetch(config.init).origin)
     write_text(out / "config.toml", to_toml(config.to_dict()))
     write_json(out / "run.json", record)
+
+
+def _first_origin(out: Path) -> dict[str, str]:
+    """What a run that is continued began with: its branch of the hub may have moved since."""
+    try:
+        return json.loads((out / "run.json").read_text(encoding="utf-8")).get("init_origin", {})
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def data_record(sources: Sequence[Source]) -> list[DataSetRecord]:

@@ -25,7 +25,8 @@ class Ledger:
     many sites. tiles, overlap, pool, layers, value_range, dtype, intensity: what the vectors are, as in `EmbedConfig`,
     but layers are counted from 0, () for the last one's output, and dtype None is float32.
     sites_per_shard, tokens_per_pass: how the screen was split. backends: of each kind of op at the first start; they
-    decide rounding alone, and another machine may continue with others.
+    decide rounding alone, and another machine may continue with others. origin: of a model from the hub, repository,
+    revision, commit, file and sha256; model_hash decides whether another model may continue.
     """
 
     model: str
@@ -44,16 +45,17 @@ class Ledger:
     tokens_per_pass: int
     intensity: bool = False
     backends: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """JSON values, as in files of the first version: layers are null when there are none, and backends absent.
 
-        Vectors without intensities have no intensity in them.
+        A model that is not from the hub has no origin in them, vectors without intensities no intensity.
         """
         span = self.value_range
         lists = {"layers": list(self.layers) or None, "value_range": None if span is None else list(span)}
         values = asdict(self) | lists
-        for name in ("backends", "intensity"):
+        for name in ("backends", "origin", "intensity"):
             if not values[name]:
                 del values[name]
         return values
@@ -93,7 +95,7 @@ def claim(folder: Path, wanted: Ledger, *, any_tokens_per_pass: bool) -> Ledger:
     found = _read(path)
     if any_tokens_per_pass:
         wanted = replace(wanted, tokens_per_pass=found.tokens_per_pass)
-    compared = [f.name for f in fields(Ledger) if f.name != "backends"]
+    compared = [f.name for f in fields(Ledger) if f.name not in ("backends", "origin")]
     if changed := [name for name in compared if getattr(found, name) != getattr(wanted, name)]:
         raise CamaeError(
             f"{folder} holds embeddings made with another {', '.join(changed)}; "
