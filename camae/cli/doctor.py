@@ -55,7 +55,9 @@ def _codecs() -> dict[str, str]:
 def _devices() -> dict[str, str]:
     import torch
 
-    found = {"cpu": f"{torch.get_num_threads()} threads"}
+    from camae.processors import usable_cpus
+
+    found = {"cpu": f"{torch.get_num_threads()} threads, {usable_cpus()} of {os.cpu_count()} CPUs usable"}
     for i in range(torch.cuda.device_count()):
         found[f"cuda:{i}"] = torch.cuda.get_device_name(i)
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from camae.dataloader.pixel_size import pixel_size
 from camae.dataloader.read_pixels import checked_reader, read_plane
 from camae.dataloader.screen_tools.known_traps import Finding, jump_traps, table_traps
 from camae.errors import CamaeError, MissingFileError
+from camae.processors import usable_cpus
 
 COLUMNS = ["row", "plate", "well", "site", "channel", "path", "problem", "detail"]
 KNOWN = ("jump",)
@@ -69,7 +69,7 @@ def check(
         )
     jobs = [(row, channel) for row in range(len(manifest)) for channel in manifest.site_channels(row)]
     planes: list[_Plane] = []
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers or usable_cpus()) as pool:
         for plane in pool.map(lambda job: _examined(manifest, job[0], job[1], reader), jobs):
             planes.append(plane)
             if progress is not None:
