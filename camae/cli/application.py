@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import warnings
 
 import typer
 
-from camae.cli import console, data, doctor, embed, maps, reproduction, runs, train
+from camae.cli import console, data, doctor, embed, maps, models, reproduction, runs, train
 from camae.cli.options import PairCommand
 from camae.errors import CamaeError
 from camae.files import output_error
+from camae.processors import limit_threads
 
 # Without markup: help texts and usage errors hold names of users and files.
 app = typer.Typer(
@@ -34,6 +36,7 @@ app.command()(reproduction.benchmark)
 app.command(cls=PairCommand)(reproduction.paper)
 app.command()(data.pack)
 app.command()(runs.convert)
+app.command()(models.models)
 app.command()(doctor.doctor)
 app.add_typer(_data, name="data")
 _data.command("check")(data.check)
@@ -47,6 +50,7 @@ _OF_OUTPUTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 def main() -> None:
     """Entry point: errors of users and of disks become one sentence on stderr and exit code 2."""
     warnings.showwarning = console.show_warning
+    limit_threads(os.environ)
     try:
         app()
     except KeyboardInterrupt:

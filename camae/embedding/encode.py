@@ -16,7 +16,7 @@ from camae.errors import CamaeError
 from camae.inference.inference_block import InferenceBlock
 from camae.memory import free_memory
 from camae.model.eval_mode import eval_mode
-from camae.model.interface import Model, TokenModel, TransformerConfig
+from camae.model.interface import Config, Model, TokenModel, TransformerConfig
 from camae.model.pooling import combine, pool_tokens
 from camae.model.token_layout import TokenLayout
 
@@ -59,15 +59,19 @@ def compute_type(model: Model, dtype: str | None, device: str) -> str | None:
     return "bfloat16" if device == "cuda" and not accelerated else None
 
 
+def bytes_per_token(c: Config) -> int:
+    """Memory of a pass for each of its encoder tokens, in float32."""
+    width = c.width if isinstance(c, TransformerConfig) else _USUAL_WIDTH
+    # Pixels of a token: stored, as float64 for the statistics (twice), standardized.
+    return 4 * _LIVE_WIDTHS * width + 24 * c.patch**2
+
+
 def default_tokens_per_pass(model: Model) -> int:
     """Tokens of one pass that the memory of the model's device holds: at least one crop of one channel."""
     device, c = model.device, model.config
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if cuda else free_memory()
-    width = c.width if isinstance(c, TransformerConfig) else _USUAL_WIDTH
-    # Pixels of a token: stored, as float64 for the statistics (twice), standardized.
-    per_token = 4 * _LIVE_WIDTHS * width + 24 * c.patch**2
-    fits = int(_MEMORY_SHARE * free / per_token)
+    fits = int(_MEMORY_SHARE * free / bytes_per_token(c))
     return max(min(MOST_TOKENS["cuda" if cuda else "cpu"], fits), c.n_patches + 1)
 
 

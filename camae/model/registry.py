@@ -61,18 +61,19 @@ def family(name: str) -> ModelFamily[Any]:
     """The family of that name, its module imported. Raises CamaeError for an unknown one."""
     if name not in _registered:
         if name not in _installed():
-            raise CamaeError(f"there is no model family {name!r}; families are {', '.join(_names())}")
+            raise CamaeError(f"there is no model family {name!r}; families are {', '.join(families())}")
         _installed()[name].load()
     return _registered[name]
 
 
-def _names() -> list[str]:
+def families() -> list[str]:
+    """Names of all families, registered or announced by an installed package."""
     return sorted(_registered.keys() | _installed().keys())
 
 
 def family_of(preset: str) -> str:
     """The family whose presets begin like `preset`; CA-MAE where none does."""
-    return next((f for f in sorted(_names(), key=len, reverse=True) if preset.startswith(f)), DEFAULT)
+    return next((f for f in sorted(families(), key=len, reverse=True) if preset.startswith(f)), DEFAULT)
 
 
 def build(name: str, **options: object) -> Model:
