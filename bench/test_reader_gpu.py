@@ -21,7 +21,7 @@ import pytest
 import torch
 from rows import append_row, device_name
 
-from camae.dataloader.backends.dali import DaliCrops
+from camae.dataloader.backends.dali import DaliWindows
 from camae.dataloader.backends.native import module
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
@@ -36,8 +36,8 @@ pytestmark = [
 BATCH, CROP = 16, 256
 _LOG_SCRIPT = """
 import sys
-from camae.dataloader.backends.dali import DaliCrops
-DaliCrops(64, 1, device="mixed").read([sys.argv[1]], [3], [5])
+from camae.dataloader.backends.dali import DaliWindows
+DaliWindows(1, device="cuda").read([sys.argv[1]], [3], [5], 64)
 """
 
 
@@ -92,10 +92,10 @@ def test_reader_mixed_against_native_and_copy(
         torch.cuda.synchronize()
         return planes
 
-    pipeline = DaliCrops(CROP, n, device="mixed", threads=os.cpu_count() or 1)
+    pipeline = DaliWindows(n, device="cuda", threads=os.cpu_count() or 1)
 
     def mixed() -> torch.Tensor:
-        return pipeline.read(chosen, y.tolist(), x.tolist())
+        return pipeline.read(chosen, y, x, CROP)
 
     assert torch.equal(mixed().cpu(), native_and_copy().cpu())
     row: dict = {

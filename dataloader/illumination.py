@@ -18,14 +18,22 @@ def corrected(plane: np.ndarray, path: str, y: int, x: int, symmetry: int = 0) -
     Returns (h, w) in the plane's dtype: integers are rounded and clipped, so that batches keep one dtype.
     Raises MissingFileError when the function is missing, CamaeError when it is too small or not positive.
     """
-    h, w = plane.shape[::-1] if symmetry & 4 else plane.shape
-    part = _window(path, y, x, h, w)
-    if part.shape != (h, w) or not (part > 0).all():
-        raise CamaeError(f"{path}: the illumination function must cover the image and be positive")
-    quotient = plane / symmetric(part[None], symmetry)[0]
+    quotient = plane / function_window(path, y, x, plane.shape, symmetry)
     if plane.dtype.kind == "f":
         return quotient.astype(plane.dtype)
     return np.clip(np.rint(quotient), 0, np.iinfo(plane.dtype).max).astype(plane.dtype)
+
+
+def function_window(path: str, y: int, x: int, shape: tuple[int, ...], symmetry: int) -> np.ndarray:
+    """Illumination function over a window of `shape` (h, w), flipped or rotated as it is: float32.
+
+    Arguments and errors as in `corrected`; shape: of the window after its symmetry.
+    """
+    h, w = shape[::-1] if symmetry & 4 else shape
+    part = _window(path, y, x, h, w)
+    if part.shape != (h, w) or not (part > 0).all():
+        raise CamaeError(f"{path}: the illumination function must cover the image and be positive")
+    return symmetric(part[None], symmetry)[0]
 
 
 def _window(path: str, y: int, x: int, h: int, w: int) -> np.ndarray:

@@ -9,9 +9,12 @@ import numpy as np
 import torch
 
 from camae.dataloader.backends import native
+from camae.dataloader.dali_sites import DaliSiteReader
+from camae.dataloader.device_planes import constant_planes
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.dataloader.read_ahead import ReadAhead
+from camae.dataloader.read_pixels import checked_reader
 from camae.dataloader.sampling import Draws, draw
 from camae.dataloader.site_reader import Site, SiteReader, Windows
 from camae.errors import CamaeError
@@ -38,6 +41,8 @@ class CropLoader(ReadAhead):
                     values; empty background has about 0.05 to 0.1, cells above 0.2.
     threads:        of the native reader within a batch, 0 for every core.
     value_range:    lowest and highest possible value of the planes, which every batch carries.
+    device:         for reader="dali": a CUDA device decodes, crops, flips and rotates, and the planes stay on it.
+                    Other readers give planes on the host, page-locked where there is CUDA.
 
     Sites may have different channel sets; all must have one dtype. A CamaeError names row, file and channel.
     """
@@ -61,6 +66,7 @@ class CropLoader(ReadAhead):
         min_signal: float = 0.0,
         threads: int = 0,
         value_range: ValueRange | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         if not 0 <= rank < world_size:
             raise CamaeError(f"rank {rank} is not one of 0..{world_size - 1}")
@@ -73,7 +79,9 @@ class CropLoader(ReadAhead):
         self.augment, self.value_range = augment, value_range
         self.crops_per_site, self.max_bad_share, self.min_signal = crops_per_site, max_bad_share, min_signal
         self.bad_sites: dict[int, str] = {}
-        self._site_reader = SiteReader(manifest, reader, cache_bytes, threads)
+        self._site_reader = _site_reader(manifest, reader, cache_bytes, threads, device)
+        # Reading threads look for planes without signal, so that training does not have to fetch pixels for that.
+        self._looks = self._site_reader.reader == "dali"
         self._ready: dict[int, Site] = {}
         self._dtype: tuple[np.dtype, int] | None = None
         self._lock = threading.Lock()
@@ -101,6 +109,7 @@ class CropLoader(ReadAhead):
             rows_B=np.array([site.row for site in sites], np.int64),
             slots_B=slots_B,
             value_range=self.value_range,
+            constant_K=constant_planes(planes_KHW) if self._looks else np.empty(0, bool),
         )
 
     def _filled(self, slots_B: np.ndarray) -> tuple[list[Site], torch.Tensor]:
@@ -108,17 +117,15 @@ class CropLoader(ReadAhead):
         draws = self._draws(slots_B, attempt=0)
         while True:
             sites = [self._ready.get(row) or self._readable(row) for row in draws.rows_B.tolist()]
-            windows = self._windows(sites, draws)
-            shape = (sum([len(s.addresses) for s in sites]), self.crop, self.crop)
-            dtype = getattr(torch, sites[0].kind.dtype.name)
-            planes_KHW = torch.empty(shape, dtype=dtype, pin_memory=self._pinned)
-            errors = self._site_reader.fill(windows, planes_KHW.numpy())
+            planes_KHW, errors = self._site_reader.planes(
+                self._windows(sites, draws), self.crop, self._pinned
+            )
             for b, error in errors.items():
                 self._note_bad(sites[b].row, error)
             if not errors:
                 break
         if self.min_signal > 0:
-            self._strengthen(slots_B, sites, planes_KHW.numpy())
+            self._strengthen(slots_B, sites, planes_KHW)
         return sites, planes_KHW
 
     def _draws(self, slots_B: np.ndarray, attempt: int) -> Draws:
@@ -171,7 +178,7 @@ class CropLoader(ReadAhead):
             self.bad_sites[row] = str(error)
             self._ready.pop(row, None)
 
-    def _strengthen(self, slots_B: np.ndarray, sites: list[Site], planes_KHW: np.ndarray) -> None:
+    def _strengthen(self, slots_B: np.ndarray, sites: list[Site], planes_KHW: torch.Tensor) -> None:
         """Replace crops below min_signal by the strongest of a few other places in the same site."""
         counts = np.array([len(site.addresses) for site in sites])
         starts = np.cumsum(counts) - counts
@@ -181,15 +188,23 @@ class CropLoader(ReadAhead):
             if not len(weak):
                 return
             chosen = [sites[b] for b in weak]
-            tried = np.empty((counts[weak].sum(), *planes_KHW.shape[1:]), planes_KHW.dtype)
             windows = self._windows(chosen, self._draws(slots_B[weak], attempt))
-            for error in self._site_reader.fill(windows, tried).values():
+            tried, errors = self._site_reader.planes(windows, self.crop)
+            for error in errors.values():
                 raise error
             offsets = np.cumsum(counts[weak]) - counts[weak]
             for b, offset, signal in zip(weak, offsets, _signal(tried, offsets), strict=True):
                 if signal > signal_B[b]:
                     planes_KHW[starts[b] : starts[b] + counts[b]] = tried[offset : offset + counts[b]]
                     signal_B[b] = signal
+
+
+def _site_reader(
+    manifest: Manifest, reader: str | None, cache_bytes: int, threads: int, device: torch.device | str
+) -> SiteReader:
+    if checked_reader(reader) != "dali":
+        return SiteReader(manifest, reader, cache_bytes, threads)
+    return DaliSiteReader(manifest, device)
 
 
 @lru_cache(maxsize=16)
@@ -205,7 +220,7 @@ def _layout(channels_B: tuple[tuple[int, ...], ...]) -> tuple[torch.Tensor, torc
     return torch.from_numpy(sample_K), torch.from_numpy(index_K), np.flatnonzero(occurs).tolist()
 
 
-def _signal(planes_KHW: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """(B,) the largest standard deviation / mean over each sample's planes."""
-    mean_K, variance_K = native.plane_moments(planes_KHW).T
+def _signal(planes_KHW: torch.Tensor, starts: np.ndarray) -> np.ndarray:
+    """(B,) the largest standard deviation / mean over each sample's planes; those on a device are copied for it."""
+    mean_K, variance_K = native.plane_moments(planes_KHW.cpu().numpy()).T
     return np.maximum.reduceat(np.sqrt(variance_K) / np.maximum(np.abs(mean_K), 1e-12), starts)

@@ -15,6 +15,7 @@ from typing import Required, TypedDict, Unpack
 import numpy as np
 import torch
 
+from camae.dataloader.device_planes import reading_stream, usable_everywhere
 from camae.dataloader.loader import CropLoader
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
@@ -45,6 +46,7 @@ class CropOptions(TypedDict, total=False):
     min_signal: float
     threads: int
     value_range: ValueRange | None
+    device: torch.device | str
 
 
 def quotas(weights: Sequence[float]) -> np.ndarray:
@@ -160,12 +162,16 @@ def _joined(parts: list[tuple[int, np.ndarray, PlaneBatch]], sources: Sequence[S
     channels = tuple(dict.fromkeys(name for batch in batches for name in batch.channels))
     index = {name: i for i, name in enumerate(channels)}
     first_B = np.cumsum([0] + [batch.n_samples for batch in batches])
-    planes_KHW = torch.empty(
-        (sum(len(batch.planes_KHW) for batch in batches), *batches[0].planes_KHW.shape[1:]),
-        dtype=dtype,
-        pin_memory=torch.cuda.is_available(),
-    )
-    torch.cat([batch.planes_KHW.to(dtype) for batch in batches], out=planes_KHW)
+    device = batches[0].planes_KHW.device
+    with reading_stream(device):
+        planes_KHW = torch.empty(
+            (sum(len(batch.planes_KHW) for batch in batches), *batches[0].planes_KHW.shape[1:]),
+            dtype=dtype,
+            device=device,
+            pin_memory=device.type == "cpu" and torch.cuda.is_available(),
+        )
+        torch.cat([batch.planes_KHW.to(dtype) for batch in batches], out=planes_KHW)
+        usable_everywhere(planes_KHW)
     return PlaneBatch(
         planes_KHW,
         torch.cat([b.sample_K + int(first) for b, first in zip(batches, first_B, strict=False)]),
@@ -175,4 +181,5 @@ def _joined(parts: list[tuple[int, np.ndarray, PlaneBatch]], sources: Sequence[S
         np.concatenate([slots for _, slots, _ in parts]),
         np.repeat([s for s, _, _ in parts], [batch.n_samples for batch in batches]),
         batches[0].value_range,
+        np.concatenate([b.constant_K for b in batches]),
     )

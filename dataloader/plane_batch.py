@@ -26,6 +26,9 @@ class PlaneBatch:
     slots_B:    (B,) int64, the number of each sample among all a run draws; empty when it came from memory.
     source_B:   (B,) int64, which of several data sets each sample came from; empty when there is one.
     value_range: lowest and highest possible value of the planes; None where it was not said. Float planes need it.
+    constant_K: (K,) bool on the host, planes in which every pixel is the same; empty where the reader did not look.
+
+    The planes may lie on another device than the indices: a reader that decodes on a GPU leaves them there.
     """
 
     planes_KHW: torch.Tensor
@@ -36,6 +39,7 @@ class PlaneBatch:
     slots_B: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     source_B: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     value_range: ValueRange | None = None
+    constant_K: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
 
     def __post_init__(self) -> None:
         K = self.planes_KHW.shape[0]
@@ -84,6 +88,7 @@ class PlaneBatch:
             rows_B=self.rows_B[first:last],
             slots_B=self.slots_B[first:last],
             source_B=self.source_B[first:last],
+            constant_K=self.constant_K[start:stop],
         )
 
     @classmethod
@@ -117,7 +122,10 @@ class PlaneBatch:
         index = {name: i for i, name in enumerate(vocabulary)}
         device = tensors[0].device
         counts = torch.tensor([len(names) for names in channels])
-        sample_K = torch.repeat_interleave(torch.arange(len(tensors)), counts).to(device)
-        channel_K = torch.tensor([index[n] for names in channels for n in names], device=device)
+        sample_K = torch.repeat_interleave(torch.arange(len(tensors)), counts)
+        channel_K = torch.tensor([index[n] for names in channels for n in names])
         rows_B = np.full(len(tensors), -1, np.int64) if rows is None else np.asarray(rows, np.int64)
-        return cls(torch.cat(tensors), sample_K, channel_K, vocabulary, rows_B, value_range=value_range)
+        # Indices follow the planes; what the host will ask of them is known here, without waiting for a device.
+        return cls(torch.cat(tensors), sample_K, channel_K, vocabulary, rows_B, value_range=value_range).to(
+            device
+        )

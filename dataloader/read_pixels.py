@@ -16,7 +16,8 @@ from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError
 
 # `native` reads TIFFs by csrc/ and everything else by Python packages; `tifffile` is the plain reference; `dali`
-# serves windows of single-page TIFFs. The measurement behind the default is `pytest bench/ -k reader`.
+# reads single-page TIFFs, here on the CPU; training and screens read them on the model's device (dali_sites.py). The
+# measurement behind the default is `pytest bench/ -k reader`.
 READERS = ("native", "tifffile", "dali")
 Path = str | os.PathLike[str]
 
@@ -53,14 +54,12 @@ def read_plane(path: Path, reader: str | None = None) -> np.ndarray:
     """One whole plane (H, W), uint8, uint16 or float32 as stored.
 
     path:   a file, or a plane of one as `file.tif#page`.
-    reader: "native" (default) or "tifffile".
+    reader: "native" (default), "tifffile" or "dali".
     Raises MissingFileError or CamaeError with one sentence naming the file.
     """
     name = checked_reader(reader)
     if name == "dali":
-        raise CamaeError(
-            f"{path}: the DALI back-end reads square windows only, use reader='native' for planes"
-        )
+        return _through_dali([os.fspath(path)], 0, 0, None)[0]
     pages = _planes(os.fspath(path), None, name)
     if len(pages) != 1:
         raise _several_planes(os.fspath(path), len(pages))
@@ -114,9 +113,7 @@ def read_crops(
     if name == "native" and len(named) > 1 and all(map(is_tiff, named)):
         return _native_windows(named, y, x, size)
     if name == "dali":
-        from camae.dataloader.backends.dali import read_windows
-
-        return read_windows(named, [y] * len(named), [x] * len(named), size)
+        return _through_dali(named, y, x, size)
     planes: list[np.ndarray] = []
     names: list[str] = []
     for path in named:
@@ -129,6 +126,15 @@ def read_crops(
     return np.stack(planes)
 
 
+def _through_dali(named: list[str], y: int, x: int, size: int | None) -> np.ndarray:
+    """The same window of several files, or all of each for None, by DALI on the CPU: (C, h, w)."""
+    from camae.dataloader.backends.dali import checked_layout, read_windows
+
+    layout = checked_layout(named[0])
+    shape = (layout.height, layout.width) if size is None else (size, size)
+    return read_windows(named, [y] * len(named), [x] * len(named), shape).numpy()
+
+
 def _native_windows(named: list[str], y: int, x: int, size: int) -> np.ndarray:
     for path in named:
         refuse_remote(path)
@@ -138,7 +144,7 @@ def _native_windows(named: list[str], y: int, x: int, size: int) -> np.ndarray:
     for job, error in native.read_windows(named, [y] * len(named), [x] * len(named), out):
         other = plane_kind(named[job])
         if not other.matches(first):
-            raise _differs(named[job], other, named[0], first)
+            raise differs(named[job], other, named[0], first)
         raise error
     return out
 
@@ -177,7 +183,8 @@ def _several_planes(address: str, n: int) -> CamaeError:
     return CamaeError(f"{address}: holds {n} planes where one is meant: name a page, as in {file}#0")
 
 
-def _differs(path: str, kind: PlaneKind, sibling: str, other: PlaneKind) -> CamaeError:
+def differs(path: str, kind: PlaneKind, sibling: str, other: PlaneKind) -> CamaeError:
+    """The error for a plane whose size or dtype is not that of its site."""
     return CamaeError(f"{path}: is {kind} but {sibling} of the same site is {other}")
 
 
@@ -187,7 +194,7 @@ def _check_equal_kinds(planes: Sequence[np.ndarray], names: Sequence[str]) -> No
     for plane, name in zip(planes, names, strict=True):
         kind = _kind_of(plane)
         if not kind.matches(first):
-            raise _differs(name, kind, names[0], first)
+            raise differs(name, kind, names[0], first)
 
 
 def read_site(
@@ -201,7 +208,7 @@ def read_site(
 
     channels:       picks and orders the channels; None takes all that the site has.
     check_constant: also refuse planes that are constant or hold NaN.
-    reader:         "native" (default) or "tifffile".
+    reader:         "native" (default), "tifffile" or "dali".
     Raises MissingFileError or CamaeError naming row, channel and file.
     """
     names = list(channels) if channels is not None else manifest.site_channels(row)
@@ -240,7 +247,7 @@ def _site(
         try:
             kinds.append(plane_kind(path, reader))
             if not kinds[-1].matches(kinds[0]):
-                raise _differs(path, kinds[-1], paths[0], kinds[0])
+                raise differs(path, kinds[-1], paths[0], kinds[0])
             plane = read_plane(path, reader) if window is None else read_crops(path, *window, reader)[0]
             illumination = manifest.illumination_path(row, name)
             if illumination is not None:
@@ -258,4 +265,9 @@ def _check_signal(plane: np.ndarray, name: str) -> None:
     if plane.dtype.kind == "f" and not np.isfinite(plane).all():
         raise CamaeError(f"{name}: holds values that are not numbers (NaN or infinity)")
     if plane.min() == plane.max():
-        raise CamaeError(f"{name}: every pixel is {plane.flat[0]}, the plane is constant")
+        raise is_constant(name, plane.flat[0])
+
+
+def is_constant(name: str, value: object) -> CamaeError:
+    """The error for a plane in which every pixel has this value."""
+    return CamaeError(f"{name}: every pixel is {value}, the plane is constant")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from camae.dataloader.backends import native
 from camae.dataloader.backends.addresses import is_tiff, refuse_remote
@@ -90,7 +91,19 @@ class SiteReader:
         paths = tuple(self.manifest.illumination_path(row, name) for name in names)
         return paths if any(paths) else ()
 
-    def fill(self, windows: Windows, planes_KHW: np.ndarray) -> dict[int, CamaeError]:
+    def planes(
+        self, windows: Windows, size: int, pinned: bool = False
+    ) -> tuple[torch.Tensor, dict[int, CamaeError]]:
+        """Planes (K, size, size) of all windows in order, and sample -> error of those that failed.
+
+        pinned: in page-locked memory.
+        """
+        shape = (sum([len(s.addresses) for s in windows.sites]), size, size)
+        dtype = getattr(torch, windows.sites[0].kind.dtype.name)
+        planes_KHW = torch.empty(shape, dtype=dtype, pin_memory=pinned)
+        return planes_KHW, self._fill(windows, planes_KHW.numpy())
+
+    def _fill(self, windows: Windows, planes_KHW: np.ndarray) -> dict[int, CamaeError]:
         """Read the planes of all windows, in order, into planes_KHW; returns sample -> error of those that failed."""
         errors: dict[int, CamaeError] = {}
         first_B = np.cumsum([0] + [len(s.addresses) for s in windows.sites])
@@ -102,7 +115,7 @@ class SiteReader:
             image = self._cache.get(site.row) if site.row not in whole else whole[site.row]
             # A whole decode pays when the windows together would decode as much.
             cheaper = cache_is_full and visits[site.row] * site.kind.decoded_share < 1
-            if image is None and site.by_window and (cheaper or self.reader == "dali"):
+            if image is None and site.by_window and cheaper:
                 direct.append(b)
                 continue
             try:
@@ -127,10 +140,7 @@ class SiteReader:
         addresses = [a for b in direct for a in windows.sites[b].addresses]
         owner = np.repeat(direct, counts)
         y, x, turns = windows.y_B[owner], windows.x_B[owner], windows.symmetry_B[owner]
-        if self.reader == "dali":
-            failures = _through_dali(addresses, y, x, chosen, turns)
-        else:
-            failures = native.read_windows(addresses, y, x, chosen, turns, threads=self.threads)
+        failures = native.read_windows(addresses, y, x, chosen, turns, threads=self.threads)
         starts = np.cumsum(counts) - counts
         errors: dict[int, CamaeError] = {}
         for job, error in failures:
@@ -149,24 +159,6 @@ class SiteReader:
             if chosen is not planes_KHW:
                 planes_KHW[first_B[b] : first_B[b + 1]] = planes
         return errors
-
-
-def _through_dali(
-    addresses: Sequence[str], y: np.ndarray, x: np.ndarray, out: np.ndarray, turns: np.ndarray
-) -> list[tuple[int, CamaeError]]:
-    """DALI counterpart of native.read_windows: failed jobs are found by the file that the error names."""
-    from camae.dataloader.backends.dali import read_windows
-
-    try:
-        planes = read_windows(addresses, y.tolist(), x.tolist(), out.shape[-1])
-    except CamaeError as error:
-        named = [job for job, address in enumerate(addresses) if str(error).startswith(f"{address}:")]
-        if not named:
-            raise
-        return [(job, error) for job in named]
-    for plane, turned, turn in zip(planes, out, turns, strict=True):
-        turned[:] = symmetric(plane, int(turn))
-    return []
 
 
 def _copy_turned(image: np.ndarray, windows: Windows, b: int, out: np.ndarray) -> None:

@@ -90,8 +90,9 @@ class _Pass:
 class ShardWorker:
     """Embeds shards of a screen as its ledger says.
 
-    reader: image back-end; "dali" decodes on the model's device, and the planes stay there. threads: sites read at once (default: up to 8, by the cores of the machine). inputs: states
-    of the files, which are looked at anew when a site is read.
+    reader: image back-end; "dali" decodes on the model's device, and the planes stay there. threads: sites read at once
+    (default: up to 8, by the cores of the machine). inputs: states of the files, which are looked at anew when a site
+    is read.
     """
 
     def __init__(

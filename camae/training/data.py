@@ -191,16 +191,23 @@ class SignalGuard:
         self._seen: set[tuple[int, int]] = set()
 
     def check(self, batch: PlaneBatch) -> None:
-        """Raise CamaeError naming row, file and channel of a plane that is constant or holds NaN."""
+        """Raise CamaeError naming row, file and channel of a plane that is constant or holds NaN.
+
+        Planes are not fetched from a device where the reader has looked at them.
+        """
         source_B = batch.source_B.tolist() if len(batch.source_B) else [0] * batch.n_samples
         site_B = list(zip(source_B, batch.rows_B.tolist(), strict=True))
         new = set(site_B) - self._seen
         if not new:
             return
-        sample_K = batch.sample_K.cpu().tolist()
-        for plane_HW, sample in zip(batch.planes_KHW.cpu().numpy(), sample_K, strict=True):
+        sample_K = np.repeat(np.arange(batch.n_samples), batch.planes_per_sample).tolist()
+        without_K = batch.constant_K.tolist() or (
+            not plane_HW.max() > plane_HW.min()  # also true where either is NaN
+            for plane_HW in batch.planes_KHW.cpu().numpy()
+        )
+        for without_signal, sample in zip(without_K, sample_K, strict=True):
             source, row = site_B[sample]
-            if (source, row) in new and not plane_HW.max() > plane_HW.min():  # also true where either is NaN
+            if without_signal and (source, row) in new:
                 read_site(self.manifests[source], row, check_constant=True, reader=self.reader)
         self._seen |= new
 

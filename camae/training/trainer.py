@@ -217,6 +217,7 @@ class Trainer:
             reader=self.config.reader,
             max_bad_share=self.config.max_bad_share,
             value_range=self.config.value_range,
+            device=self.device,
         )
 
     def _steps(self, first: int, log: RunLog | None, live: LiveTable) -> None:

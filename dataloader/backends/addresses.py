@@ -51,9 +51,11 @@ def require(path: str) -> os.stat_result:
         raise MissingFileError(f"{path}: no such file") from None
 
 
-def check_window(path: str, y: int, x: int, size: int, height: int, width: int) -> None:
-    """Check that a square window lies in an image, all in pixels. Raises CamaeError naming the file."""
-    if y < 0 or x < 0 or size < 1 or y + size > height or x + size > width:
+def check_window(path: str, y: int, x: int, size: int | tuple[int, int], height: int, width: int) -> None:
+    """Check that a window, square or (h, w), lies in an image, all in pixels. Raises CamaeError naming the file."""
+    h, w = (size, size) if isinstance(size, int) else size
+    if y < 0 or x < 0 or min(h, w) < 1 or y + h > height or x + w > width:
+        shape = f"{h}" if h == w else f"{h}x{w}"
         raise CamaeError(
-            f"{path}: a crop of {size} pixels at ({y}, {x}) does not fit into the image of {height}x{width} pixels"
+            f"{path}: a crop of {shape} pixels at ({y}, {x}) does not fit into the image of {height}x{width} pixels"
         )

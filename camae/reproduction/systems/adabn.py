@@ -98,6 +98,7 @@ def adapted(
         augment=False,
         reader=reader,
         value_range=value_range,
+        device=copy.device,
     )
     for step in range(max(1, -(-crops // batch_size))):
         batch = loader.batch_at(step).to(copy.device)
