@@ -39,7 +39,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
         const auto parsed = parse_tiff(file);
         const auto &tiff = static_cast<const TiffFile &>(*parsed);
         for (std::size_t i = 0; i < std::min<std::size_t>(tiff.pages.size(), 4); ++i)
-            if (tiff.refusals[i].empty()) read_some(file, tiff, tiff.pages[i], static_cast<unsigned>(size + i));
+            if (tiff.refusals[i].sentence.empty()) read_some(file, tiff, tiff.pages[i], static_cast<unsigned>(size + i));
     } catch (const Refused &) {
     }
     return 0;
