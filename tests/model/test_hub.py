@@ -28,10 +28,18 @@ def model(tiny):
     return tiny(channels=("DNA", "ER", "Mito"))
 
 
+def use_addresses(monkeypatch, template):
+    """Addresses of files, in the module where this version of huggingface_hub looks them up."""
+    from huggingface_hub import constants, file_download
+
+    for module in (constants, file_download):
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+
+
 @pytest.fixture
 def served(model, tmp_path, monkeypatch):
     """A hub with the tiny model in one repository, which this process and its children talk to."""
-    from huggingface_hub import constants, file_download
+    from huggingface_hub import constants
 
     weights = save(model, tmp_path / "source" / "model.safetensors").read_bytes()
     made = LocalHub()
@@ -42,7 +50,7 @@ def served(model, tmp_path, monkeypatch):
     with serving(made):
         monkeypatch.setattr(constants, "ENDPOINT", made.endpoint)
         template = made.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        use_addresses(monkeypatch, template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(made.cache))
         monkeypatch.setenv("HF_ENDPOINT", made.endpoint)
         monkeypatch.setenv("HF_HUB_CACHE", str(made.cache))
@@ -188,11 +196,7 @@ def test_without_a_network_the_cache_serves_what_it_has(served, model):
 
 
 def test_no_network_is_one_sentence(served, monkeypatch):
-    from huggingface_hub import file_download
-
-    monkeypatch.setattr(
-        file_download, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}"
-    )
+    use_addresses(monkeypatch, "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
     with pytest.raises(
         CamaeError, match=r"cannot be reached \(.*Error.*\) and it is not in the cache, .*; check the net"
     ):
