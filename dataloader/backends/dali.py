@@ -29,7 +29,6 @@ from camae.dataloader.optional_module import optional_module
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError
 from camae.processors import usable_cpus
-from camae.processors import usable_cpus
 
 if TYPE_CHECKING:
     from nvidia.dali import Pipeline
@@ -111,15 +110,16 @@ class DaliWindows:
         except RuntimeError as error:
             # DALI's error often names no file, and the pipeline is of no use after it.
             self._pipeline = self._built()
-            if len(paths) > 1:
-                for path, corner in zip(paths, corners, strict=True):
-                    self.read([path], corner[:1], corner[1:], (height, width))
-            lines = [line for line in str(error).splitlines() if "ailed" in line or "rror" in line]
-            reason = next(
-                (line for line in reversed(lines) if "ailed to decode" in line), "its pixels are damaged"
-            )
+            if len(paths) == 1:
+                raise CamaeError(
+                    f"{paths[0]}: DALI cannot decode it ({_reason(error)}), its pixels are damaged or of a kind that "
+                    "DALI lacks: try reader='native'"
+                ) from error
+            for path, corner in zip(paths, corners, strict=True):
+                self.read([path], corner[:1], corner[1:], (height, width))
             raise CamaeError(
-                f"{paths[0]}: DALI cannot decode it ({reason.strip(' :')}): try reader='native'"
+                f"DALI reads each of {paths[0]} .. {paths[-1]} alone but not all {len(paths)} windows at once "
+                f"({_reason(error)}): take fewer at once"
             ) from error
 
     def _run(self, paths: Sequence[str], corners_K2: np.ndarray, height: int, width: int) -> torch.Tensor:
@@ -134,6 +134,13 @@ class DaliWindows:
         if layout.dtype != self.dtype:
             raise CamaeError(f"{path}: is {layout.dtype} but this pipeline reads {self.dtype}")
         check_window(path, y, x, (height, width), layout.height, layout.width)
+
+
+def _reason(error: RuntimeError) -> str:
+    """The last line of DALI's error that says something."""
+    lines = [line.strip(" :") for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith("Current pipeline")]
+    return told[-1] if told else "no reason given"
 
 
 def checked_layout(path: str) -> native.TiffLayout:

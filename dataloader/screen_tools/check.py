@@ -50,7 +50,7 @@ def check(
     """Quality control: reads every plane once, in full.
 
     progress: called as progress(planes done, planes in all).
-    reader:   image back-end, see `read_crops`; "dali" reads no whole planes and is refused.
+    reader:   image back-end, see `read_crops`.
     known:    "jump" also looks for what is published to be wrong in JUMP (cpg0016) and the Cell Painting Gallery:
               wells that are absent, not wells or cut, order of channels by source, raw and projected folders mixed,
               illumination functions of another plate or channel.
@@ -63,10 +63,7 @@ def check(
     """
     if known is not None and known not in KNOWN:
         raise CamaeError(f"known={known!r}: choose one of {', '.join(KNOWN)}")
-    if checked_reader(reader) == "dali":
-        raise CamaeError(
-            "reader='dali' reads square windows only, planes are checked whole: use 'native' or 'tifffile'"
-        )
+    checked_reader(reader)
     jobs = [(row, channel) for row in range(len(manifest)) for channel in manifest.site_channels(row)]
     planes: list[_Plane] = []
     with ThreadPoolExecutor(workers or usable_cpus()) as pool:

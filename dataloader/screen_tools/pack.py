@@ -95,10 +95,7 @@ def pack(
     """
     if codec not in CODECS:
         raise CamaeError(f"codec={codec!r}: pack writes {' or '.join(CODECS)}")
-    if checked_reader(reader) == "dali":
-        raise CamaeError(
-            "reader='dali' reads square windows only, planes are packed whole: use 'native' or 'tifffile'"
-        )
+    checked_reader(reader)
     folder = Path(out).absolute()
     jobs = [(row, channel) for row in range(len(manifest)) for channel in manifest.site_channels(row)]
     targets = _targets(manifest, jobs)

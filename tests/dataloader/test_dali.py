@@ -21,6 +21,8 @@ from camae.dataloader.device_planes import constant_planes, turned
 from camae.dataloader.mixture import MixedLoader, Source
 from camae.dataloader.read_pixels import read_site
 from camae.dataloader.sampling import symmetric
+from camae.dataloader.screen_tools.check import check
+from camae.dataloader.screen_tools.pack import pack
 from camae.errors import CamaeError, MissingBackendError
 
 HAVE_DALI = (
@@ -171,7 +173,9 @@ def test_damaged_pixels_name_their_file_and_the_next_call_works(tmp_path: Path) 
     data = bytearray(Path(paths[1]).read_bytes())
     data[offset : offset + 40] = bytes(40)
     Path(paths[1]).write_bytes(data)
-    with pytest.raises(CamaeError, match=r"^[^ ]*/1\.tif: DALI cannot decode it .*try reader='native'$"):
+    with pytest.raises(
+        CamaeError, match=r"^[^ ]*/1\.tif: DALI cannot decode it \(Failed to decode.*try reader='native'$"
+    ):
         read_windows(paths, [0] * 3, [0] * 3, 64)
     assert np.array_equal(
         read_windows(paths[::2] * 2, [0] * 4, [1] * 4, 32)[3].numpy(), full_range((64, 64))[:32, 1:33]
@@ -194,6 +198,13 @@ def test_whole_planes_and_sites_equal_native(screen: Manifest) -> None:
     tifffile.imwrite(screen.root / "img/0_ER.tif", full_range((40, 47)))
     with pytest.raises(CamaeError, match=r"channel ER: .*0_ER\.tif: is 40x47 uint16 but .*0_DNA\.tif"):
         dali_sites.read_site(screen, 0)
+
+
+@needs_dali
+def test_whole_planes_are_checked_and_packed_by_dali(screen: Manifest, tmp_path: Path) -> None:
+    assert check(screen, reader="dali").equals(check(screen))
+    packed = pack(screen, tmp_path / "packed", reader="dali").manifest
+    assert np.array_equal(read_site(packed, 1)[0], read_site(screen, 1)[0])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -77,13 +77,12 @@ def test_fault_25_check_and_pack_read_floats_by_another_reader(tmp_path: Path) -
     )
     assert plan(manifest, reader="tifffile").disk_bytes > 0
     for tool in (
-        lambda: check(manifest, reader="dali"),
-        lambda: pack(manifest, tmp_path / "d", reader="dali"),
+        lambda: check(manifest, reader="pillow"),
+        lambda: pack(manifest, tmp_path / "d", reader="pillow"),
+        lambda: plan(manifest, reader="pillow"),
     ):
-        with pytest.raises(CamaeError, match="square windows only"):
+        with pytest.raises(CamaeError, match="unknown image back-end"):
             tool()
-    with pytest.raises(CamaeError, match="unknown image back-end"):
-        plan(manifest, reader="pillow")
 
 
 def test_fault_27_what_a_killed_pack_left_is_removed(tmp_path: Path, screen: Manifest) -> None:
