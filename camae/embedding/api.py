@@ -11,13 +11,14 @@ from camae.embedding.default_model import ModelSource, resolve_model
 from camae.embedding.encode import EncodeOptions, compute_type, default_tokens_per_pass
 from camae.embedding.inputs import ImageSet, Vectors
 from camae.embedding.intensity import STATISTICS
+from camae.embedding.patch_maps import stitch
 from camae.embedding.plan import EmbedPlan
 from camae.embedding.regions import Regions, is_one_array, regions_per_image
 from camae.embedding.validate import check_layers
 from camae.errors import CamaeError
 from camae.model.backends import BackendSettings, using_backends
 from camae.model.interface import ChannelNames, Config, Images, Model, TransformerConfig
-from camae.model.pooling import MOMENTS, PER_CHANNEL
+from camae.model.pooling import MAPS, MOMENTS, PER_CHANNEL
 
 
 def embed(
@@ -57,7 +58,9 @@ def embed(
 
     Returns float32 of the input's kind and device: (D,) for one image, (B, D) for a batch or a list of equal
     channel counts, with "per_channel" (C, D) and (B, C, D); a list of vectors when channel counts differ. "moments"
-    have 2D values, means and then standard deviations. With intensity the last axis is longer by 7C (all statistics
+    have 2D values, means and then standard deviations. "patch" gives maps, (C, h, w, D) for an image of h x w patches,
+    and "patch_mean" their mean over channels, (h, w, D); with tiles side by side the map spans them, and patches of
+    tiles that are left out are NaN. With intensity the last axis is longer by 7C (all statistics
     of a channel, then the next), with a pooling per channel by 7. Several layers add an axis before these last ones:
     (B, L, D), (B, L, C, D). With regions (D,) for a single mask, else (R, D) per image, and a list of these when
     there are several images.
@@ -86,7 +89,9 @@ def _planned(
     """Windows of the images, or of their regions, with the model that encodes them."""
     inputs.check_values(net.config.standardization, config.value_range)
     plan = EmbedPlan(net.config, inputs, config.value_range, config.intensity)
-    if region is None:
+    if config.pool in MAPS:
+        plan.add_maps(config.tiles)
+    elif region is None:
         plan.add_images(config.tiles, config.overlap)
     else:
         plan.add_regions(regions_per_image(region, len(inputs), inputs.single), region_size)
@@ -94,6 +99,10 @@ def _planned(
 
 
 def _check_region_options(config: EmbedConfig, region: Regions | None, region_size: int | None) -> None:
+    if config.pool in MAPS and (region is not None or config.intensity):
+        raise CamaeError(
+            f"pool={config.pool!r} gives a map of whole images; leave out region= and intensity="
+        )
     if region is None and region_size is not None:
         raise CamaeError("region_size needs region=, a table of centers")
     if region is not None and config.tiles not in (None, "cover"):
@@ -106,6 +115,8 @@ def _arranged(
     """Vectors of each image in the shape and kind that `embed` returns; as one array where asked for and possible."""
     if isinstance(config.layers, int):
         found = [[vector[0] for vector in vectors] for vectors in found]
+    if config.pool in MAPS:
+        return _maps(found, plan)
     per_image = []
     for vectors, count, names in zip(found, plan.counts, plan.images.names, strict=True):
         if count == 0:
@@ -115,6 +126,16 @@ def _arranged(
     one_each = all(count is None for count in plan.counts)
     equal = len({v.shape for v in per_image}) == 1 and not plan.images.ragged
     return plan.images.like_input(per_image, stack=(as_array or one_each) and equal)
+
+
+def _maps(found: list[list[torch.Tensor]], plan: EmbedPlan) -> Vectors:
+    """Patch maps of each image, of its tiles' tokens."""
+    per_image = []
+    for i, tiles in enumerate(found):
+        windows = [window for window in plan.windows if window.image == i]
+        per_image.append(stitch(tiles, windows, plan.config.patch))
+    equal = len({tensor.shape for tensor in per_image}) == 1 and not plan.images.ragged
+    return plan.images.like_input(per_image, stack=equal)
 
 
 def _no_vectors(model: Config, config: EmbedConfig, n_channels: int) -> torch.Tensor:

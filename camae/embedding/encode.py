@@ -17,7 +17,7 @@ from camae.inference.inference_block import InferenceBlock
 from camae.memory import free_memory
 from camae.model.eval_mode import eval_mode
 from camae.model.interface import Config, Model, TokenModel, TransformerConfig
-from camae.model.pooling import combine, pool_tokens
+from camae.model.pooling import MAPS, combine, pool_tokens
 from camae.model.token_layout import TokenLayout
 
 T = TypeVar("T")
@@ -189,8 +189,10 @@ def _encode(
 ) -> list[torch.Tensor]:
     partial = any(p is not None for p in patches)
     if not isinstance(model, TokenModel):
-        if partial or options.layers:
-            raise CamaeError(f"{model.config.name} has no tokens: region= and layers= need a CA-MAE")
+        if partial or options.layers or options.pool in MAPS:
+            raise CamaeError(
+                f"{model.config.name} has no tokens: region=, layers= and pool='patch' need a CA-MAE"
+            )
         return model.embed_batch(batch, options.pool, interpolate=options.interpolate)
     visible = visible_layout(batch, model.n_patches(batch), patches) if partial else None
     if not options.layers:

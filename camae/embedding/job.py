@@ -20,7 +20,7 @@ from camae.errors import CamaeError
 from camae.locks import merging
 from camae.model.backends import Backends
 from camae.model.interface import Model
-from camae.model.pooling import MOMENTS, PER_CHANNEL
+from camae.model.pooling import MAPS, MOMENTS, PER_CHANNEL
 from camae.model.weights import model_hash
 from camae.wells import normal_well
 
@@ -68,6 +68,11 @@ def prepare(
     manifest = config.read(data)
     if config.level == "well":
         _check_wells(manifest)
+    if config.pool in MAPS:
+        raise CamaeError(
+            f"pool={config.pool!r} gives a map of each image, which no table of vectors can hold; use camae.embed, or "
+            "pool='mean'"
+        )
     by_channel = f"pool={config.pool!r}" if config.pool in PER_CHANNEL else "intensity=True"
     if (config.intensity or config.pool in PER_CHANNEL) and not _same_channels(manifest):
         pool = "moments" if config.pool in MOMENTS else "mean"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -40,24 +40,37 @@ class EmbedPlan:
 
     def add_images(self, tiles: str | None, overlap: float) -> None:
         """One vector per image. Raises CamaeError for an image that is not of the model's crop, without `tiles`."""
-        crop = self.config.crop
         for i, image in enumerate(self.images.tensors):
-            height, width = image.shape[1:]
-            if tiles is None and (height, width) != (crop, crop):
-                raise CamaeError(
-                    f"image {i} is {height} x {width} px but the model's crop is {crop} x {crop} px; tile it "
-                    "(tiles='cover' or 'grid') or ask for interpolated positions (tiles='interpolate')"
-                )
-            whole = Window(i, self.n_vectors, 0, 0, height, width)
-            try:
-                windows = tile_windows(whole, crop, tiles or "interpolate", overlap)
-            except CamaeError as error:
-                raise CamaeError(f"image {i}: {error}") from None
-            kept = self._add(windows, f"image {i}")
+            kept = self._add(self._tiles(i, tiles, overlap), f"image {i}")
             if self.intensity:
                 of_tiles = torch.stack([plane_intensity(window.cut(image)) for window in kept])
                 self.intensities.append(of_tiles.mean(0))
             self.counts.append(None)
+
+    def add_maps(self, tiles: str | None) -> None:
+        """One vector per tile of each image, for maps. Raises CamaeError for tiles that are not side by side."""
+        if tiles == "cover":
+            raise CamaeError("a patch map needs tiles side by side: tiles='grid', 'center' or 'interpolate'")
+        for i in range(len(self.images)):
+            first = self.n_vectors
+            windows = [replace(w, vector_index=first + n) for n, w in enumerate(self._tiles(i, tiles, 0.0))]
+            self.counts.append(len(self._add(windows, f"image {i}")))
+            self.n_vectors = first + len(windows)
+
+    def _tiles(self, i: int, tiles: str | None, overlap: float) -> list[Window]:
+        """Windows of an image. Raises CamaeError where it is not of the model's crop, without `tiles`."""
+        crop = self.config.crop
+        height, width = self.images.tensors[i].shape[1:]
+        if tiles is None and (height, width) != (crop, crop):
+            raise CamaeError(
+                f"image {i} is {height} x {width} px but the model's crop is {crop} x {crop} px; tile it "
+                "(tiles='cover' or 'grid') or ask for interpolated positions (tiles='interpolate')"
+            )
+        whole = Window(i, self.n_vectors, 0, 0, height, width)
+        try:
+            return tile_windows(whole, crop, tiles or "interpolate", overlap)
+        except CamaeError as error:
+            raise CamaeError(f"image {i}: {error}") from None
 
     def add_regions(self, per_image: Sequence[RegionSource], region_size: int | None) -> None:
         """One vector per region of each image."""

@@ -9,9 +9,10 @@ import torch
 from camae.errors import CamaeError
 from camae.model.token_layout import TokenLayout
 
-POOLS = ("mean", "cls", "per_channel", "moments", "moments_per_channel")
+POOLS = ("mean", "cls", "per_channel", "moments", "moments_per_channel", "patch", "patch_mean")
 PER_CHANNEL = ("per_channel", "moments_per_channel")  # one vector for each channel
 MOMENTS = ("moments", "moments_per_channel")  # means, then standard deviations
+MAPS = ("patch", "patch_mean")  # one vector for each patch
 
 
 def check_pool(pool: str) -> None:
@@ -25,14 +26,17 @@ def pool_tokens(tokens_TD: torch.Tensor, layout: TokenLayout, pool: str) -> list
 
     Returns (D,) for "mean" (over visible patch tokens) and "cls", (2D,) for "moments" (the mean and then the
     population standard deviation over visible patch tokens), (C, D) and (C, 2D) for "per_channel" and
-    "moments_per_channel", which need a layout in which all planes of a sample show the same patches.
+    "moments_per_channel", (C, S, D) for "patch" and (S, D), the mean over channels, for "patch_mean". All but the first
+    three need a layout in which all planes of a sample show the same S patches.
     """
     if pool == "cls":
         return list(tokens_TD[layout.class_index].float().unbind(0))
     samples = _patches(tokens_TD, layout)
-    if pool in PER_CHANNEL:
+    if pool in PER_CHANNEL or pool in MAPS:
         planes = layout.planes_per_sample
         split = [p_SD.unflatten(0, (c, -1)) for p_SD, c in zip(samples, planes, strict=True)]
+        if pool in MAPS:
+            return [p_CSD.mean(0) if pool == "patch_mean" else p_CSD for p_CSD in split]
         return [_moments(p_CSD) if pool in MOMENTS else p_CSD.mean(1) for p_CSD in split]
     reduce = _moments if pool in MOMENTS else _mean
     if isinstance(samples, torch.Tensor):
