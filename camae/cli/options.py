@@ -40,9 +40,17 @@ Components = Annotated[
         "or a number"
     ),
 ]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="library of the arrays: 'numpy', 'cupy', or 'auto': CuPy where it is installed and a GPU is there"
+    ),
+]
 # Names that an option goes by besides its field's, or instead of it where it is given again for more.
 _ALIASES = {"tiles": ("--tile",)}
 _SINGULAR = {"negative_controls": "--negative-control"}
+# Options of several texts that may also stand in one, between commas.
+_LISTS = {"channels"}
 
 
 def with_options(
@@ -68,13 +76,21 @@ def with_options(
 
         @functools.wraps(command)
         def run(**given: object) -> None:
-            command(**{n: tuple(cast("list[str]", v) or ()) if n in several else v for n, v in given.items()})
+            command(**{n: _texts(n, v) if n in several else v for n, v in given.items()})
 
         setattr(run, "__signature__", inspect.Signature([*own, *made]))  # noqa: B010 - what typer reads
         run.__annotations__ = {p.name: p.annotation for p in (*own, *made)}
         return run
 
     return decorate
+
+
+def _texts(name: str, given: object) -> tuple[str, ...]:
+    """Values of an option that may be given several times."""
+    values = cast("list[str]", given) or ()
+    if name not in _LISTS:
+        return tuple(values)
+    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
 
 
 def parse_unit(text: str) -> Literal["well", "site"]:

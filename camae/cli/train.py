@@ -35,6 +35,8 @@ def train(
     values = parse_settings(settings)
     named = {"steps": steps, "model": model, "reader": reader}
     values |= {name: value for name, value in named.items() if value is not None}
+    if channels := reading.pop("channels", ()):
+        values["channels"] = channels
     run = camae.train(data, out=out, config=config, resume=resume, quiet=quiet, **reading, **values)
     say_left_out(run.left_out, run.notes)
     say(f"model: {run.path / 'model.safetensors'}")

@@ -44,7 +44,22 @@ class ReadOptions:
         "fewer channels are kept) or 'keep' (also those whose files are not here)",
     )
     pattern: str | None = _option(
-        None, "regular expression for file names of a plain folder, with groups plate, well, site, channel"
+        None,
+        "regular expression for file names of a plain folder, with groups plate, well, site, channel; without channel, "
+        "each file holds all channels of a field",
+    )
+    channels: tuple[str, ...] = _option(
+        (),
+        "channels to use, in this order; for files that hold several channels and do not name them, their names in the "
+        "files' order",
+    )
+    z: str | None = _option(
+        None,
+        "of files with several z planes: 'max' or 'mean' (projections), or the number of one plane, counted from 0",
+    )
+    time: str | None = _option(
+        None,
+        "of files with several time points: 'each' (sites of their own) or the number of one, counted from 0",
     )
     metadata: tuple[str, ...] = _option(
         (),
@@ -63,8 +78,8 @@ class ReadOptions:
         return bool(self.metadata or self.negative_controls)
 
     def without_labels(self: R) -> R:
-        """The same options for sites that are labeled already."""
-        return replace(self, metadata=(), negative_controls=())
+        """The same options for sites that are labeled, and whose planes are chosen, already."""
+        return replace(self, metadata=(), negative_controls=(), channels=(), z=None, time=None)
 
     def read(self, data: Manifest | str | os.PathLike[str]) -> Manifest:
         """The manifest of `data`: itself, a file, or a folder read with these options."""
@@ -77,6 +92,9 @@ class ReadOptions:
             self.pattern,
             metadata=self.metadata,
             negative_controls=self.negative_controls,
+            channels=self.channels or None,
+            z=self.z,
+            time=self.time,
         )
 
 
@@ -86,6 +104,9 @@ class ReadKeywords(TypedDict, total=False):
     format: str | None
     incomplete: str
     pattern: str | None
+    channels: tuple[str, ...]
+    z: str | None
+    time: str | None
     metadata: tuple[str, ...]
     negative_controls: tuple[str, ...]
 
@@ -96,6 +117,9 @@ class EmbedOptions(TypedDict, total=False):
     format: str | None
     incomplete: str
     pattern: str | None
+    channels: Sequence[str]
+    z: int | str | None
+    time: int | str | None
     metadata: Sequence[str | os.PathLike[str]]
     negative_controls: Sequence[str]
     tile: str | None  # the same as tiles
@@ -294,6 +318,7 @@ def _plain(options: EmbedOptions) -> dict[str, Any]:
         plain["dtype"] = str(dtype).removeprefix("torch.")
     if device is not None:
         plain["device"] = str(device)
+    plain |= {name: str(plain[name]) for name in ("z", "time") if plain.get(name) is not None}
     return plain
 
 

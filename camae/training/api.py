@@ -69,6 +69,8 @@ def train(
     pattern: str | None = None,
     metadata: Sequence[str | Path] = (),
     negative_controls: Sequence[str] = (),
+    z: int | str | None = None,
+    time: int | str | None = None,
     **settings: object,
 ) -> Run:
     """Train a CA-MAE on images of any channel set, or another of the paper's systems on a fixed one.
@@ -80,9 +82,10 @@ def train(
     out: run folder. steps: optimizer steps. Both may also be given by position, in this order.
     config: TOML file of `TrainConfig` fields; arguments win over it, the resolved copy is kept in `out`.
     resume: continue a run found in `out`, exactly as if it had not stopped; False refuses a folder with one.
-    format, incomplete, pattern, metadata, negative_controls: how a folder is read, as in
+    format, incomplete, pattern, metadata, negative_controls, z, time: how a folder is read, as in
         `camae.dataloader.read_manifest`.
-    settings: any field of `camae.training.config.TrainConfig`.
+    settings: any field of `camae.training.config.TrainConfig`; `channels` also names the channels of files that hold
+        several and do not name them, in the files' order.
 
     Under torchrun every process calls this with the same arguments and takes its part of every batch.
     SIGTERM, SIGINT (Ctrl-C) and SIGHUP write a checkpoint at the end of the step and end the process with code 143, 130
@@ -104,6 +107,9 @@ def train(
         pattern=pattern,
         metadata=metadata,
         negative_controls=negative_controls,
+        z=z,
+        time=time,
+        file_channels=resolved.channels,
     )
     training, validation = split_data(sources, resolved.val)
     left_out, notes = _left_out(sources)

@@ -34,13 +34,17 @@ def open_data(
     pattern: str | None = None,
     metadata: Sequence[str | Path] = (),
     negative_controls: Sequence[str] = (),
+    z: int | str | None = None,
+    time: int | str | None = None,
+    file_channels: Sequence[str] = (),
 ) -> list[Source]:
     """Data sets of a training, in order, with unique names.
 
     data: a manifest or folder; a list of them, each alone or as (manifest, weight); the same as a mapping from
         names; or a TOML file with one table per data set, `[name]`, `data = "path"` (from the file's folder),
         `weight = 2.0`. Without a weight a data set counts by its number of sites.
-    format, incomplete, pattern, metadata, negative_controls: as in `camae.dataloader.read_manifest`.
+    format, incomplete, pattern, metadata, negative_controls, z, time, file_channels: as in
+        `camae.dataloader.read_manifest`.
     Raises CamaeError for a data set without rows.
     """
     if isinstance(data, (str, Path)) and Path(data).suffix == ".toml":
@@ -48,7 +52,15 @@ def open_data(
     sources: list[Source] = []
     for name, data_set, weight in _entries(data):
         manifest = read_manifest(
-            data_set, format, incomplete, pattern, metadata=metadata, negative_controls=negative_controls
+            data_set,
+            format,
+            incomplete,
+            pattern,
+            metadata=metadata,
+            negative_controls=negative_controls,
+            z=z,
+            time=time,
+            file_channels=file_channels,
         )
         if len(manifest) == 0:
             raise CamaeError("the manifest has no rows: nothing to train on")

@@ -1,19 +1,34 @@
-"""Plane addresses (`file.tif#page`) and the checks that all image back-ends share."""
+"""Plane addresses (`file.tif#page`, projections `file.tif#max:0+2+4`) and checks that all image back-ends share."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from camae.errors import CamaeError, MissingFileError
 
-_ADDRESS = re.compile(r"^(?P<file>.+?)(?:#(?P<index>\d+(?:,\d+)*))?$", re.DOTALL)
+PROJECTIONS = ("max", "mean")
+_INDEX = r"\d+(?:,\d+)*"
+_ADDRESS = re.compile(
+    rf"^(?P<file>.+?)(?:#(?P<index>{_INDEX})|#(?P<how>{'|'.join(PROJECTIONS)}):(?P<planes>{_INDEX}(?:\+{_INDEX})*))?$",
+    re.DOTALL,
+)
+
+
+class Projection(NamedTuple):
+    """Projection of several planes to one: how (one of PROJECTIONS), and the planes' addresses."""
+
+    how: str
+    planes: list[str]
 
 
 def split_address(address: str) -> tuple[str, tuple[int, ...]]:
     """File and index of a plane's address.
 
-    `file.tif#2` -> ("file.tif", (2,)); `images.zarr#0,3` -> ("images.zarr", (0, 3)); no `#` -> ().
+    `file.tif#2` -> ("file.tif", (2,)); `images.zarr#0,3` -> ("images.zarr", (0, 3)); no `#` -> (). Of a projection,
+    see `projection_of`, the numbers of all its planes.
     Raises CamaeError for an empty address.
     """
     if address and "#" not in address:
@@ -21,8 +36,28 @@ def split_address(address: str) -> tuple[str, tuple[int, ...]]:
     match = _ADDRESS.match(address)
     if match is None:
         raise CamaeError("an empty path was given where an image is meant")
-    index = match["index"]
-    return match["file"], tuple(int(i) for i in index.split(",")) if index else ()
+    index = match["index"] or match["planes"]
+    return match["file"], tuple(int(i) for i in re.split(r"[,+]", index)) if index else ()
+
+
+def projection_of(address: str) -> Projection | None:
+    """Projection that an address names, as in `file.tif#max:0+2+4` (pages) or `images.zarr#mean:0,0+0,1` (indices of a
+    Zarr array); None for an address of one plane.
+    """
+    if "#m" not in address:  # quick: asked for every plane that is read
+        return None
+    match = _ADDRESS.match(address)
+    if match is None or not match["how"]:
+        return None
+    return Projection(match["how"], [f"{match['file']}#{index}" for index in match["planes"].split("+")])
+
+
+def plane_address(file: str, indices: Sequence[str], how: str = "") -> str:
+    """Address of one plane of a file, or of a projection of several.
+
+    indices: of the planes, "3" for a page or "0,3" for leading indices. how: one of PROJECTIONS, "" for one plane.
+    """
+    return f"{file}#{how}:{'+'.join(indices)}" if how else f"{file}#{indices[0]}"
 
 
 def is_tiff(address: str) -> bool:

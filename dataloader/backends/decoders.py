@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import numpy as np
 
 from camae.dataloader.backends import native
-from camae.dataloader.backends.addresses import refuse_remote, require, split_address
+from camae.dataloader.backends.addresses import projection_of, refuse_remote, require, split_address
+from camae.dataloader.backends.projection import project
 from camae.dataloader.backends.zarr_guard import check_array, check_chunks, check_metadata_size
 from camae.dataloader.optional_module import optional_module
 from camae.errors import CamaeError
@@ -41,6 +42,8 @@ def decode(address: str, sizes_only: bool = False) -> np.ndarray:
     Raises MissingFileError or CamaeError with one sentence naming the file.
     """
     refuse_remote(address)
+    if (projection := projection_of(address)) is not None:
+        return project(address, projection, (decode(plane, sizes_only) for plane in projection.planes))
     path, index = split_address(address)
     require(path)
     in_zarr = any(part.lower().endswith(".zarr") for part in path.split(os.sep))

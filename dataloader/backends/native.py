@@ -15,7 +15,8 @@ from types import ModuleType
 import numpy as np
 import numpy.typing as npt
 
-from camae.dataloader.backends.addresses import split_address
+from camae.dataloader.backends.addresses import projection_of, split_address
+from camae.dataloader.backends.projection import planes_differ, project_windows
 from camae.errors import CamaeError, MissingBackendError, MissingFileError
 
 _MISSING = 1  # Reason::missing in csrc/reader/refused.h
@@ -112,12 +113,20 @@ def codecs() -> dict[str, str]:
 
 
 def describe(address: str, any_reader: bool = False) -> TiffLayout:
-    """Header of a TIFF, of one page for `file.tif#page`. Raises MissingFileError or CamaeError naming the file.
+    """Header of a TIFF, of one page for `file.tif#page`, of the first page for a projection, whose pages must be alike.
+
+    Raises MissingFileError or CamaeError naming the file.
 
     any_reader: refuse only what no reader may read (volumes in one page, signed integers, palettes), and let pass
                 what another back-end can read; every back-end asks here, so that all refuse the same files.
     """
     native = module()
+    if (projection := projection_of(address)) is not None:
+        layouts = [describe(plane, any_reader) for plane in projection.planes]
+        for plane, layout in zip(projection.planes, layouts, strict=True):
+            if _size(layout) != _size(layouts[0]):
+                raise planes_differ(address, plane)
+        return layouts[0]
     path, index = split_address(address)
     if len(index) > 1:
         raise CamaeError(f"{address}: a TIFF has one page number, as in {path}#{index[0]}")
@@ -125,6 +134,10 @@ def describe(address: str, any_reader: bool = False) -> TiffLayout:
         return TiffLayout(**native.describe(path, index[0] if index else -1, any_reader))
     except native.Refused as refused:
         raise error_of(path, refused.args[1], refused.args[0]) from None
+
+
+def _size(layout: TiffLayout) -> tuple[int, int, int, int]:
+    return layout.planes, layout.height, layout.width, layout.bits
 
 
 def error_of(path: str, reason: int, sentence: str) -> CamaeError:
@@ -145,6 +158,7 @@ def read_windows(
 ) -> list[tuple[int, CamaeError]]:
     """Windows of TIFF planes, one per address, written into out (K, h, w), uint8 or uint16.
 
+    Projections (`file.tif#max:0+2`) are made window by window.
     y, x:     top left corners in pixels, one per address.
     symmetry: per address, which of the eight flips and rotations (see sampling.symmetric); default none.
     n_planes: planes per address; default one each.
@@ -152,13 +166,34 @@ def read_windows(
     Returns (job, error) of those that failed, job counting the addresses; the others' planes are complete.
     """
     n = len(addresses)
+    turns = np.zeros(n, np.int64) if symmetry is None else np.asarray(symmetry)
+    counts = np.ones(n, np.int64) if n_planes is None else np.asarray(n_planes)
+    if all(projection_of(address) is None for address in addresses):
+        return _read_windows(addresses, y, x, out, turns, counts, threads)
+    if (counts != 1).any():
+        raise CamaeError(f"{addresses[0]}: a projection is one plane, and several are asked for")
+    top, left = np.asarray(y), np.asarray(x)
+
+    def read(jobs: list[int], planes: list[str], windows: np.ndarray) -> list[tuple[int, CamaeError]]:
+        return _read_windows(planes, top[jobs], left[jobs], windows, turns[jobs], counts[jobs], threads)
+
+    return project_windows(addresses, out, read)
+
+
+def _read_windows(
+    addresses: Sequence[str],
+    y: Integers,
+    x: Integers,
+    out: np.ndarray,
+    turns: npt.NDArray[np.integer],
+    counts: npt.NDArray[np.integer],
+    threads: int,
+) -> list[tuple[int, CamaeError]]:
     if "#" in "".join(addresses):
         split = [split_address(a) for a in addresses]
         paths, pages = [p for p, _ in split], np.array([i[0] if i else -1 for _, i in split])
     else:
-        paths, pages = list(addresses), np.full(n, -1)
-    turns = np.zeros(n, np.int64) if symmetry is None else symmetry
-    counts = np.ones(n, np.int64) if n_planes is None else n_planes
+        paths, pages = list(addresses), np.full(len(addresses), -1)
     failures = module().read_windows(paths, pages, y, x, turns, counts, out, threads)
     return [(job, error_of(paths[job], reason, sentence)) for job, reason, sentence in failures]
 

@@ -38,14 +38,16 @@ def match_builtin(patterns: Mapping[str, str], names: list[str]) -> list[Groups 
 def match_user_pattern(pattern: str, names: list[str], seconds: float = SECONDS) -> list[Groups | None]:
     """Groups of every name under one pattern, None where it does not fit.
 
-    Raises CamaeError when it is no regular expression, has no group channel, or takes longer than `seconds`.
+    Raises CamaeError when it is no regular expression, names no group, or takes longer than `seconds`.
     """
     try:
         expression = re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         raise CamaeError(f"pattern {pattern!r} is not a regular expression: {error}") from error
-    if "channel" not in expression.groupindex:
-        raise CamaeError(f"pattern {pattern!r} has no group (?P<channel>...)")
+    if not expression.groupindex:
+        raise CamaeError(
+            f"pattern {pattern!r} has no group such as (?P<well>...), (?P<site>...) or (?P<channel>...)"
+        )
     command = [sys.executable, "-I", "-S", "-c", _MATCHER]
     # Python's matching cannot be interrupted: the process can.
     with subprocess.Popen(

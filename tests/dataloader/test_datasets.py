@@ -323,6 +323,10 @@ def test_bad_folders_and_patterns_say_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(CamaeError, match="not a regular expression"):
         read_manifest(tmp_path, pattern="(?P<well")
     with pytest.raises(CamaeError, match="no group"):
+        read_manifest(tmp_path, pattern="odd-(name)")
+    with pytest.raises(
+        CamaeError, match=r"holds 1 channel .*--channels.* or give a pattern with a group channel"
+    ):
         read_manifest(tmp_path, pattern="(?P<well>.*)")
     with pytest.raises(CamaeError, match="unknown, choose one of gallery"):
         read_manifest(tmp_path, format="czi")
