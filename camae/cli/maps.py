@@ -9,6 +9,7 @@ import typer
 
 from camae.cli.console import say, say_left_out
 from camae.cli.options import (
+    Backend,
     Components,
     Control,
     Negative,
@@ -35,6 +36,7 @@ def map_screen(
     negative: Negative = "negcon",
     unit: Unit = "well",
     components: Components = "half_controls",
+    backend: Backend = "auto",
     escape_formulas: Annotated[
         bool, typer.Option(help="make cells harmless that a spreadsheet would run as formulas")
     ] = False,
@@ -44,10 +46,13 @@ def map_screen(
 
     from camae import maps
     from camae.maps import perturbation_map
+    from camae.maps.arrays import array_backend
     from camae.omissions import Omissions
     from camae.reproduction.benchmark.run_benchmark import profiles_by_model
     from camae.text_table import write_csv
 
+    arrays = array_backend(backend)
+    say(f"arrays: {arrays}")
     pairs_left_out, left_out = Omissions(), Omissions()
     models = profiles_by_model(profiles, plate or None)
     known = maps.read_pairs_folder(pairs, pairs_left_out)
@@ -62,6 +67,7 @@ def map_screen(
             negative=negative,
             unit=parse_unit(unit),
             components=parse_components(components),
+            backend=arrays,
         )
         left_out.extend(table.omitted)
         for line in result.notes:

@@ -9,6 +9,7 @@ import typer
 
 from camae.cli.console import say
 from camae.cli.options import (
+    Backend,
     Components,
     Control,
     Negative,
@@ -27,13 +28,18 @@ from camae.embedding.config import ReadKeywords, ReadOptions
 
 def demo(
     out: Annotated[Path, typer.Option(help="folder for everything the demo writes")] = Path("runs/demo"),
-    seeds: Annotated[int, typer.Option(help="trainings to pool")] = 3,
+    seeds: Annotated[int, typer.Option(help="trainings to pool")] = 1,
     screen_seed: Annotated[int, typer.Option(help="another seed makes another screen")] = 2024,
+    screens: Annotated[
+        int,
+        typer.Option(help="screens to pool, up to 5, with seeds of their own; 1 is that of --screen-seed"),
+    ] = 1,
+    backend: Backend = "auto",
 ) -> None:
     """Make a small screen, train, embed, align, recall and report: the whole product on a CPU."""
     from camae.reproduction.demo.run_demo import run_demo
 
-    run_demo(out, seeds=seeds, screen_seed=screen_seed)
+    run_demo(out, seeds=seeds, screen_seed=screen_seed, screens=screens, backend=backend)
 
 
 def benchmark(
@@ -58,11 +64,14 @@ def benchmark(
     bootstrap: Annotated[int, typer.Option(help="resamples for standard errors")] = 200,
     null_size: Annotated[int, typer.Option(help="permutations of the nulls of Table 4")] = 10_000,
     seed: Annotated[int, typer.Option(help="of resamples and permutation nulls")] = 0,
-    backend: Annotated[str, typer.Option(help="'numpy' or 'cupy'")] = "numpy",
+    backend: Backend = "auto",
 ) -> None:
     """The paper's Tables 2-4 and recall curves for one or more models."""
+    from camae.maps.arrays import array_backend
     from camae.reproduction.benchmark.run_benchmark import run_benchmark
 
+    arrays = array_backend(backend)
+    say(f"arrays: {arrays}")
     results = run_benchmark(
         embeddings,
         pairs,
@@ -82,7 +91,7 @@ def benchmark(
         bootstrap=bootstrap,
         null_size=null_size,
         seed=seed,
-        backend=backend,
+        backend=arrays,
     )
     notes = results["notes"]
     assert isinstance(notes, dict)
@@ -124,6 +133,7 @@ def paper(
         typer.Option(help="lowest and highest possible value of the images; needed for float images"),
     ] = None,
     reader: Reader = None,
+    backend: Backend = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="only a line for each system")] = False,
     **reading: Unpack[ReadKeywords],
 ) -> None:
@@ -147,6 +157,7 @@ def paper(
         tiles=tiles,
         value_range=value_range,
         reader=reader,
+        backend=backend,
         quiet=quiet,
         reading=ReadOptions(**reading),
     )

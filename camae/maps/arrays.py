@@ -15,13 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from camae.kernels.arrays.backends import ArrayBackend, array_backend
 from camae.kernels.arrays.namespaces import beside, namespace, to_host, to_numpy
 from camae.kernels.arrays.tensors import takes_tensors
 
 __all__ = [
     "Array",
+    "ArrayBackend",
     "Labels",
     "Mask",
+    "array_backend",
     "beside",
     "groups",
     "namespace",

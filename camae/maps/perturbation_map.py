@@ -15,7 +15,7 @@ import numpy.typing as npt
 from camae.errors import CamaeError
 from camae.maps.aggregation import aggregate, control_mean, perturbation_names
 from camae.maps.alignment import align
-from camae.maps.arrays import Array, Labels, Mask, rows, takes_tensors
+from camae.maps.arrays import Array, ArrayBackend, Labels, Mask, array_backend, rows, takes_tensors
 from camae.maps.inputs import embeddings, labels, mask
 from camae.maps.replicates import ReplicateUnit
 from camae.maps.screens import Profiles, ScreenColumns, read_screen
@@ -146,6 +146,7 @@ def map_screen(
     negative: str = "negcon",
     unit: ReplicateUnit = "well",
     components: Components = "half_controls",
+    backend: str | ArrayBackend = "numpy",
     **options: object,
 ) -> ScreenMap:
     """Perturbation map of a table of wells: `map_profiles` with its arguments taken from columns.
@@ -163,21 +164,25 @@ def map_screen(
         What `control` says for negative controls.
     unit : {"well", "site"} or None
         Sites are averaged by well; "site" keeps each as a replicate, None refuses them.
+    backend : {"numpy", "cupy", "auto"}
+        Library of the computation and of the vectors. "auto" is CuPy where it is installed and a CUDA device is
+        there, else NumPy; the default is NumPy, so that the vectors do not depend on the machine.
     components, **options
         As in `map_profiles`.
 
     Returns
     -------
     ScreenMap
-        One vector for each perturbation, NumPy; `notes` say what was averaged and which columns are no features.
+        One vector for each perturbation; `notes` say what was averaged and which columns are no features.
 
     Raises
     ------
     CamaeError
-        When a needed column or the controls are missing; MissingFileError when there is no such file.
+        When a needed column or the controls are missing; MissingFileError when there is no such file;
+        MissingBackendError when CuPy is asked for and cannot run.
     """
+    arrays = array_backend(backend)
     screen = read_screen(wells, ScreenColumns(perturbation, plate, control, negative), unit)
-    result = map_profiles(
-        screen.x, screen.perturbation, screen.plate, screen.control, method, components, **options
-    )
+    x = arrays.asarray(screen.x)
+    result = map_profiles(x, screen.perturbation, screen.plate, screen.control, method, components, **options)
     return dataclasses.replace(result, notes=screen.notes)

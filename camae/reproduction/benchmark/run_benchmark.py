@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from camae.embedding_table import PLATE
-from camae.errors import CamaeError, MissingBackendError
-from camae.files import write_json, write_text
+from camae.errors import CamaeError
+from camae.files import remove_unfinished, write_json, write_text
 from camae.maps.arms import read_arms, read_expression
+from camae.maps.arrays import ArrayBackend, array_backend
 from camae.maps.pairs import read_pairs_folder
 from camae.maps.perturbation_map import Components
 from camae.maps.profiles import ProfileTable, column, join_profile_tables, read_profile_table
@@ -36,11 +37,10 @@ from camae.reproduction.benchmark.benchmark_tables import (
 )
 from camae.text_table import write_csv
 
-BACKENDS = ("numpy", "cupy")
 ProfileFile: TypeAlias = str | Path
 ProfileFiles: TypeAlias = Mapping[str, ProfileFile | Sequence[ProfileFile]] | Sequence[ProfileFile]
 Cell: TypeAlias = str | int | float | bool | None
-BenchmarkResults: TypeAlias = dict[str, list[dict[str, Cell]] | dict[str, list[str]]]
+BenchmarkResults: TypeAlias = dict[str, list[dict[str, Cell]] | dict[str, list[str]] | str]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class _Settings:
     target: str | None
     unit: ReplicateUnit
     components: Components
-    backend: str
+    arrays: ArrayBackend
     pairs: PairsBySource | None
     tvn: bool
     genes: GeneTables | None
@@ -79,7 +79,7 @@ def run_benchmark(
     bootstrap: int = 200,
     null_size: int = 10_000,
     seed: int = 0,
-    backend: str = "numpy",
+    backend: str | ArrayBackend = "auto",
     unit: ReplicateUnit = "well",
     components: Components = "half_controls",
 ) -> BenchmarkResults:
@@ -92,11 +92,13 @@ def run_benchmark(
     column and its value that mark negative controls. target: column of targets joined by "|", for siblings. arms,
     expression: gene tables for the chromosome-arm correction. tvn: whether Table 3 (recall after TVN) is made.
     arm_correction: whether it gets a second row, TVN with arms corrected; None does where both gene tables are given.
-    backend: "numpy" or "cupy". unit: "well" averages sites by well, "site" counts them as replicates, None refuses
-    them. components: of alignments by principal components, as in `maps.map_profiles` and so in `camae map`.
+    backend: "numpy", "cupy", or "auto": CuPy where it runs; benchmark.json says which under `arrays`. unit: "well"
+    averages sites by well, "site" counts them as replicates, None refuses them. components: of alignments by principal
+    components, as in `maps.map_profiles` and so in `camae map`.
     Writes table2.csv, table3.csv, arm_bias.csv, table4.csv, curves.csv (those that apply), benchmark.json,
     section.html, benchmark.html and left_out.csv; every table has a first column `model`. Returns benchmark.json.
-    Raises CamaeError or MissingFileError for unusable input, MissingBackendError when CuPy is asked for and absent.
+    Raises CamaeError or MissingFileError for unusable input, MissingBackendError when CuPy is asked for and cannot
+    run.
     """
     genes = _gene_tables(arms, expression, arm_correction, tvn)
     omitted = Omissions()
@@ -108,7 +110,7 @@ def run_benchmark(
         target,
         unit,
         components,
-        backend,
+        array_backend(backend),
         known,
         tvn,
         genes,
@@ -117,7 +119,7 @@ def run_benchmark(
         seed,
     )
     tables, notes = _benchmarked(profiles_by_model(embeddings, plate), settings, about_pairs, omitted)
-    results = _write(Path(out), tables, notes)
+    results = _write(Path(out), tables, notes, settings.arrays)
     omitted.write(out)
     return results
 
@@ -239,7 +241,7 @@ def _screen(profiles: ProfileTable, settings: _Settings) -> ScreenProfiles:
         return None if name is None else column(screen.meta, name, what)
 
     return ScreenProfiles(
-        _on_backend(screen.x, settings.backend),
+        settings.arrays.asarray(screen.x),
         screen.perturbation,
         screen.plate,
         screen.control,
@@ -251,27 +253,16 @@ def _screen(profiles: ProfileTable, settings: _Settings) -> ScreenProfiles:
     )
 
 
-def _on_backend(x: np.ndarray, backend: str) -> np.ndarray:
-    """x as it is, or as a CuPy array (typed as NumPy's, whose interface it has)."""
-    if backend not in BACKENDS:
-        raise CamaeError(f"unknown backend '{backend}'; choose {' or '.join(BACKENDS)}")
-    if backend == "numpy":
-        return x
-    try:
-        import cupy
-    except ImportError:
-        raise MissingBackendError(
-            "CuPy is not installed; pip install 'camae[gpu]', or use backend numpy"
-        ) from None
-    return cupy.asarray(x)
-
-
-def _write(out: Path, tables: Mapping[str, pd.DataFrame], notes: dict[str, list[str]]) -> BenchmarkResults:
+def _write(
+    out: Path, tables: Mapping[str, pd.DataFrame], notes: dict[str, list[str]], arrays: ArrayBackend
+) -> BenchmarkResults:
     results: BenchmarkResults = {name: _records(table) for name, table in tables.items()}
     results["notes"] = notes
+    results["arrays"] = str(arrays)
+    remove_unfinished(out)
     for name, table in tables.items():
         write_csv(out / f"{name}.csv", table)
-    body = _html(tables, notes)
+    body = _html(tables, notes) + html.paragraph(f"arrays: {arrays}")
     write_text(out / "section.html", body)
     sections = [html.Section("benchmark", "Benchmark", body)]
     page = html.page("Map benchmark", ", ".join(notes), "", sections, "Written by camae benchmark.")

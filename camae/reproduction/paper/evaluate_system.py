@@ -20,6 +20,7 @@ from camae.embedding import embed_screen
 from camae.embedding_table import by_well, features_of, make_table, write_table
 from camae.errors import CamaeError
 from camae.files import write_json
+from camae.maps.arrays import ArrayBackend, array_backend
 from camae.maps.perturbation_map import ScreenMap, map_screen
 from camae.model import load
 from camae.model.interface import Model
@@ -42,7 +43,7 @@ class Plan:
     recipe: training settings of every system. tiles, value_range: as in `embed_screen`. weights: folder of ImageNet
     weights, files named after the timm model. channel_map: of fixed-channel models whose weights are given.
     bootstrap: resamples for standard errors. all_checkpoints: saved steps become outcomes of their own. reader: image
-    back-end. quiet: no progress of trainings and embeddings.
+    back-end. quiet: no progress of trainings and embeddings. arrays: library of maps.
     """
 
     manifest: Manifest
@@ -57,6 +58,7 @@ class Plan:
     value_range: ValueRange | None = None
     reader: str | None = None
     quiet: bool = True
+    arrays: ArrayBackend = field(default_factory=array_backend)
 
 
 class Facts(TypedDict, total=False):
@@ -269,7 +271,7 @@ def _evaluated(outcome: Outcome, plan: Plan) -> Outcome:
     """Add the map after TVN and the recall of each source, with bootstrap standard errors."""
     assert outcome.wells is not None
     outcome.facts["dimensions"] = features_of(outcome.wells).shape[1]
-    mapped = map_screen(outcome.wells, "tvn")
+    mapped = map_screen(outcome.wells, "tvn", backend=plan.arrays)
     recall: dict[str, Score] = {}
     if plan.pairs is not None:
         table = maps.recall(mapped.vectors, mapped.names, plan.pairs, bootstrap=plan.bootstrap)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from camae.files import write_json, write_text
+from camae.files import remove_unfinished, write_json, write_text
 from camae.reporting import html
 from camae.reporting.style import data_uri
 from camae.reproduction.model_settings import TrainingSettings
@@ -46,6 +46,7 @@ class PaperResults(TypedDict):
     quick: bool
     recipe: TrainingSettings
     alignment: str
+    arrays: str
     families: dict[str, FamilyResult]
     tables: dict[str, list[dict[str, str]]]
     figures: dict[str, str]
@@ -87,6 +88,8 @@ def published_rows(tables: Sequence[PaperTable]) -> dict[str, object]:
 
 def write_results(out: Path, results: PaperResults, tables: Sequence[PaperTable]) -> None:
     """Write results.json, `<table>.csv` and paper.html into `out`, where the figures are."""
+    for folder in (out, *out.glob("embeddings/*")):
+        remove_unfinished(folder)
     for table in tables:
         write_text(out / f"{table.name}.csv", table.frame().to_csv(index=False))
     write_json(out / "results.json", results)

@@ -12,6 +12,7 @@ import pandas as pd
 from camae import maps
 from camae.embedding_table import features_of
 from camae.errors import CamaeError
+from camae.maps.arrays import beside
 from camae.maps.pairs import Pairs
 from camae.maps.perturbation_map import ScreenMap
 from camae.reproduction.benchmark.benchmark_tables import (
@@ -226,14 +227,15 @@ def read_gene_sets(folder: str | Path | None) -> dict[str, list[str]]:
 
 
 def _profiles(o: Outcome, target: str | None = None) -> ScreenProfiles:
-    """Profiles of the wells. Metadata_Batch is the experiment, where there are several."""
+    """Profiles of the wells, in the library of the map. Metadata_Batch is the experiment, where there are several."""
     assert o.wells is not None
     table = o.wells
     if target is not None and target not in table:
         raise CamaeError(f"the screen has no column {target} for the targets of siblings")
     several = "Metadata_Batch" in table and table["Metadata_Batch"].nunique() > 1
+    x = features_of(table)
     return ScreenProfiles(
-        features_of(table),
+        x if o.mapped is None else beside(x, o.mapped.vectors),
         table["Metadata_Perturbation"].to_numpy(str),
         table["Metadata_Plate"].to_numpy(str),
         (table["Metadata_control_type"] == "negcon").to_numpy(bool),

@@ -15,6 +15,7 @@ from camae.dataloader.manifest import Manifest
 from camae.dataloader.plane_batch import ValueRange
 from camae.embedding.config import ReadOptions
 from camae.errors import CamaeError
+from camae.maps.arrays import ArrayBackend, array_backend
 from camae.maps.pairs import read_pairs_folder
 from camae.progress import count_bar, plain_printer
 from camae.reproduction.benchmark.benchmark_tables import PairsBySource
@@ -71,6 +72,7 @@ def run_paper(
     recipe: Mapping[str, object] | None = None,
     reader: str | None = None,
     reading: ReadOptions | None = None,
+    backend: str | ArrayBackend = "auto",
     quiet: bool = False,
     console: Console | None = None,
 ) -> PaperResults:
@@ -83,13 +85,16 @@ def run_paper(
     pairs: file or folder of known pairs. weights: folder of ImageNet weights named after timm's models; channel_map:
     {model's channel: image's channel} of these. gene_sets: folder of gene lists (Table 5). cellprofiler: table of
     features by plate and well (Figure 6). target: column of targets joined by "|" (siblings of Table 4). recipe:
-    training settings of all. reader: image back-end. reading: how a folder is read. quiet: a line for each system.
+    training settings of all. reader: image back-end. reading: how a folder is read. backend: library of
+    maps, "numpy", "cupy" or "auto" (CuPy where it runs). quiet: a line for each system.
 
     Writes results.json (one entry per family), paper.html, tables, figures, and everything trained and embedded. A
     second call continues. What cannot be filled says why; that is no error.
     """
     _check_checkpoints(checkpoints)
     out, say, began = Path(out), plain_printer(console), time.perf_counter()
+    arrays = array_backend(backend)
+    say(f"arrays: {arrays}")
     todo, sets = chosen(size, systems), paper_tables.read_gene_sets(gene_sets)
     screen = _open_screen(data, out, quick, pairs, say, reading or ReadOptions())
     plan = Plan(
@@ -105,6 +110,7 @@ def run_paper(
         value_range=value_range,
         reader=reader,
         quiet=quiet,
+        arrays=arrays,
     )
     outcomes = _run_systems(todo, plan, size, say)
     tables = _tables(outcomes, screen, target, sets, null_size=500 if quick else 10_000)
@@ -153,6 +159,7 @@ def _results(
         "quick": quick,
         "recipe": plan.recipe,
         "alignment": "TVN by plate, at most half as many components as controls",
+        "arrays": str(plan.arrays),
         "families": family_results(SIZES[size], outcomes),
         "tables": table_rows(tables),
         "figures": {},
