@@ -55,9 +55,10 @@ def projection_of(address: str) -> Projection | None:
 def plane_address(file: str, indices: Sequence[str], how: str = "") -> str:
     """Address of one plane of a file, or of a projection of several.
 
-    indices: of the planes, "3" for a page or "0,3" for leading indices. how: one of PROJECTIONS, "" for one plane.
+    indices: of the planes, "3" for a page, "0,3" for leading indices, "" for an array of one plane. how: one of PROJECTIONS, "" for one plane.
     """
-    return f"{file}#{how}:{'+'.join(indices)}" if how else f"{file}#{indices[0]}"
+    index = f"{how}:{'+'.join(indices)}" if how else indices[0]
+    return f"{file}#{index}" if index else file
 
 
 def is_tiff(address: str) -> bool:

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypedDict, cast
 
+import numpy as np
 import pandas as pd
 
 from camae.dataloader.backends.zarr_guard import METADATA_FILES, check_metadata_size
+from camae.dataloader.datasets import stacks
 from camae.dataloader.datasets.common import unique, validated
+from camae.dataloader.datasets.stacks import Choice
+from camae.dataloader.datasets.tiff_axes import ImageAxes
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.optional_module import optional_module
 from camae.errors import CamaeError
@@ -70,6 +75,7 @@ class _Metadata(_Layout, total=False):
     series: list[str]
 
 
+_MOST_PLANES = 1_000_000
 _KINDS = {"plate", "multiscales", "bioformats2raw.layout"}
 # What metadata of another shape than the format's raises where it is used.
 _DAMAGED = (KeyError, TypeError, AttributeError, IndexError, ValueError, RecursionError)
@@ -111,13 +117,14 @@ def _metadata(path: Path) -> _Metadata:
     return cast(_Metadata, ome) if isinstance(ome, dict) else {}
 
 
-def read(path: str | os.PathLike[str], incomplete: str = "error") -> Manifest:
+def read(path: str | os.PathLike[str], incomplete: str = "error", choice: Choice | None = None) -> Manifest:
     """Manifest of every field of every store under `path`; plate = the store's name, site = the field's number.
 
-    Channel names come from the `omero` metadata, else "0", "1", ... Wells and images that a plate lists without their
-    folder are incomplete (see `read_manifest`). Raises CamaeError for damaged metadata and for fields with several z
-    planes or time points, which a plane-wise manifest cannot choose from.
+    Channel names come from the `omero` metadata, else from `choice`, else "0", "1", ... Wells and images that a plate
+    lists without their folder are incomplete (see `read_manifest`). Raises CamaeError for damaged metadata, and for
+    fields with several z planes or time points without a choice.
     """
+    choice = choice or Choice()
     root = Path(path).absolute()
     base = root.parent if root.suffix.lower() == ".zarr" else root
     rows: list[dict[str, str]] = []
@@ -126,19 +133,16 @@ def read(path: str | os.PathLike[str], incomplete: str = "error") -> Manifest:
     for store in stores(root):
         try:
             for well, site, image in _fields(store, incomplete, left_out):
-                names, planes = _planes(image)
-                channels += names
-                rows.append(
-                    {
-                        "Metadata_Plate": store.name[: -len(".zarr")],
-                        "Metadata_Well": well,
-                        "Metadata_Site": site,
-                    }
-                    | {
-                        n: f"{p.relative_to(base).as_posix()}#{i}"
-                        for n, (p, i) in zip(names, planes, strict=True)
-                    }
-                )
+                array, axes = _planes(image, choice)
+                channels += axes.channels
+                place = {
+                    "Metadata_Plate": store.name[: -len(".zarr")],
+                    "Metadata_Well": well,
+                    "Metadata_Site": site,
+                }
+                for moment in stacks.moments(axes, array.relative_to(base).as_posix(), choice, str(array)):
+                    time = {"Metadata_Time": moment.time} if moment.time else {}
+                    rows.append(place | time | moment.planes)
         except _DAMAGED as error:
             if isinstance(error, CamaeError):
                 raise
@@ -193,8 +197,8 @@ def _absent(kind: str, folder: Path, incomplete: str, left_out: Omissions) -> No
     left_out.add(kind, folder, "the plate lists it, but it is not there")
 
 
-def _planes(image: Path) -> tuple[list[str], list[tuple[Path, str]]]:
-    """Channel names and, for each, the full-resolution array and its leading indices."""
+def _planes(image: Path, choice: Choice) -> tuple[Path, ImageAxes]:
+    """The full-resolution array, and the leading indices of its planes by time point, channel and z."""
     about = _metadata(image)
     if "multiscales" not in about:
         raise CamaeError(f"{image}: has no multiscales metadata")
@@ -205,17 +209,29 @@ def _planes(image: Path) -> tuple[list[str], list[tuple[Path, str]]]:
         raise CamaeError(f"{array_path}: is no array, and the image's metadata says it is")
     shape = array.shape
     axes = [a if isinstance(a, str) else a["name"] for a in scale.get("axes", list("tczyx"[-len(shape) :]))]
-    if len(axes) != len(shape) or axes[-2:] != ["y", "x"]:
+    if len(axes) != len(shape) or axes[-2:] != ["y", "x"] or len(set(axes)) < len(axes):
         raise CamaeError(f"{array_path}: its axes {axes} do not fit its shape {shape}, or do not end in y, x")
-    for axis, size in zip(axes, shape, strict=True):
-        if axis not in ("c", "y", "x") and size > 1:
-            raise CamaeError(f"{array_path}: has {size} planes along {axis}: project them to one first")
-    count = shape[axes.index("c")] if "c" in axes else 1
-    if count > 1000:
-        raise CamaeError(f"{array_path}: claims {count:,} channels: its metadata is damaged")
+    sizes = dict(zip(axes, shape, strict=True))
+    for axis in axes[:-2]:
+        if axis not in ("t", "c", "z") and sizes[axis] > 1:
+            raise CamaeError(
+                f"{array_path}: has {sizes[axis]} planes along {axis}, which is no axis of OME-Zarr"
+            )
+    n_T, n_C, n_Z = (int(sizes.get(axis, 1)) for axis in "tcz")
+    if n_C > 1000 or n_T * n_C * n_Z > _MOST_PLANES:
+        raise CamaeError(
+            f"{array_path}: claims {n_C:,} channels of {n_T * n_Z:,} planes: its metadata is damaged"
+        )
     labels = [str(c.get("label") or i) for i, c in enumerate(about.get("omero", {}).get("channels", []))]
-    names = labels if len(labels) == count else [str(i) for i in range(count)]
-    if len(set(names)) < len(names):
-        raise CamaeError(f"{image}: two of its channels have one label, {', '.join(names)}: rename one")
-    indices = [",".join(str(c if a == "c" else 0) for a in axes[:-2]) for c in range(count)]
-    return names, [(array_path, index) for index in indices]
+    indices_TCZ = np.empty((n_T, n_C, n_Z), dtype=object)
+    for t, c, z in np.ndindex(indices_TCZ.shape):
+        at = {"t": t, "c": c, "z": z}
+        indices_TCZ[t, c, z] = ",".join(str(at.get(axis, 0)) for axis in axes[:-2])
+    found = ImageAxes("".join(a for a in axes if sizes[a] > 1 or a in "yx").upper(), indices_TCZ, ("",) * n_C)
+    if len(labels) == n_C:
+        found, choice = replace(found, channels=tuple(labels)), replace(choice, rename=False)
+    elif not choice.channels:
+        return array_path, replace(found, channels=tuple(map(str, range(n_C))))
+    if len(set(labels)) < len(labels) == n_C:
+        raise CamaeError(f"{image}: two of its channels have one label, {', '.join(labels)}: rename one")
+    return array_path, stacks.explained(found, str(image), choice)

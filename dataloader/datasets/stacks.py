@@ -84,17 +84,17 @@ def explained(image: ImageAxes, path: str, choice: Choice, channel: str | None =
     by_file = all(image.channels) and (not choice.rename or set(named) <= set(image.channels))
     if by_file or not named:
         return _named_by_file(image, path)
+    if set(named) & set(image.channels):
+        own = ", ".join(c or "(no name)" for c in image.channels)
+        raise CamaeError(
+            f"{path}: names its channels {own}, and {', '.join(named)} were named: "
+            "give names that it has, or other names for all, in the file's order"
+        )
     if len(named) != len(image.channels):
         raise CamaeError(
             f"{path}: holds {_count(len(image.channels), 'channel')}{_listed(image)}, and the names given "
             f"are {len(named)} ({', '.join(named)}): name each, in the file's order"
         )
-    for own, given in zip(image.channels, named, strict=True):
-        if own != given and given in image.channels:
-            raise CamaeError(
-                f"{path}: names its channels {', '.join(image.channels)}, in this order, and {', '.join(named)} were "
-                "named: give the same order, or other names for all"
-            )
     return replace(image, channels=named)
 
 
@@ -154,9 +154,7 @@ def moments(image: ImageAxes, file: str, choice: Choice, path: str) -> list[Mome
         for name, pages_Z in zip(image.channels, image.pages_TCZ[t], strict=True):
             pages = [str(page) for page in pages_Z] if z is None else [str(pages_Z[z])]
             how = str(choice.z) if z is None and len(pages) > 1 else ""
-            planes[name] = (
-                plane_address(file, pages, how) if image.pages_TCZ.size > 1 or pages != ["0"] else file
-            )
+            planes[name] = file if image.is_page else plane_address(file, pages, how)
         found.append(Moment(str(t) if time is None and n_T > 1 else "", planes))
     return found
 

@@ -21,13 +21,14 @@ class ImageAxes:
     """Axes of one image (field) of a file.
 
     axes:      those longer than 1, slowest first, and YX: "ZCYX"; "PYX" for pages that no metadata explains.
-    pages_TCZ: page of every plane, (time points, channels, z planes); unexplained pages stand as channels.
+    pages_TCZ: page of every plane, (time points, channels, z planes) int64, unexplained pages stand as channels; of a
+               Zarr array its leading indices as text, "0,2,0".
     channels:  names, "" for a channel without one.
     field:     (plate, well, site) where the file says it.
     """
 
     axes: str
-    pages_TCZ: npt.NDArray[np.int64]
+    pages_TCZ: npt.NDArray[np.int64] | npt.NDArray[np.object_]
     channels: tuple[str, ...]
     field: tuple[str, str, str] | None = None
 
@@ -35,6 +36,11 @@ class ImageAxes:
     def explained(self) -> bool:
         """Whether the file says what its pages are."""
         return "P" not in self.axes
+
+    @property
+    def is_page(self) -> bool:
+        """Whether the file is one plane, whose address needs no page."""
+        return self.pages_TCZ.size == 1 and self.pages_TCZ.dtype != object and not self.pages_TCZ.any()
 
 
 def has_pages(path: str) -> bool:

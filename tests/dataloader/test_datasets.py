@@ -268,6 +268,31 @@ def test_ome_zarr_plate(tmp_path: Path) -> None:
         assert np.array_equal(read_window(manifest, 0, 3, 5, 16)[0], pixels[0, :, 0, 3:19, 5:21])
 
 
+@pytest.mark.parametrize("axes", ["tczyx", "czyx", "zyx", "tyx", "yx"])
+def test_ome_zarr_of_several_z_planes_and_time_points(tmp_path: Path, axes: str) -> None:
+    zarr = pytest.importorskip("zarr", reason="zarr is not installed")
+    sizes = {"t": 2, "c": 2, "z": 3, "y": 16, "x": 24}
+    pixels = np.random.default_rng(0).integers(0, 65536, [sizes[a] for a in axes], dtype=np.uint16)
+    image = zarr.open_group(str(tmp_path / "P1.zarr"), mode="w")
+    image.attrs["multiscales"] = [{"axes": [{"name": a} for a in axes], "datasets": [{"path": "0"}]}]
+    image.create_array("0", data=pixels, chunks=pixels.shape)
+    whole = np.expand_dims(pixels, tuple(i for i, a in enumerate("tczyx") if a not in axes))
+    names = {"channels": ["DNA", "GFP"][: whole.shape[1]]}
+    chosen = {"z": "max"} if "z" in axes else {}
+    chosen |= {"time": "each"} if "t" in axes else {}
+    if chosen:
+        with pytest.raises(CamaeError, match=rf"has the axes {axes.upper()}, with .*: pass .*\(--"):
+            read_manifest(tmp_path)
+    manifest = read_manifest(tmp_path, **names, **chosen)
+    assert len(manifest) == whole.shape[0]
+    for t in range(len(manifest)):
+        np.testing.assert_array_equal(read_site(manifest, t)[0], whole[t].max(1))
+    if chosen:
+        last = read_manifest(tmp_path, **{key: whole.shape["tcz".index(key[0])] - 1 for key in chosen})
+        assert last.channels == tuple(map(str, range(whole.shape[1])))
+        np.testing.assert_array_equal(read_site(last, 0)[0], whole[-1, :, -1])
+
+
 def test_jump_metadata_tables_name_perturbations(tmp_path: Path) -> None:
     gallery(tmp_path / "data")
     for maps in (tmp_path / "data").rglob("platemaps"):

@@ -172,7 +172,7 @@ def test_names_given_in_file_order_and_names_chosen(tmp_path: Path) -> None:
     assert read_manifest(tmp_path, file_channels=["ER"]).channels == ("DNA", "GFP")
     assert read_manifest(tmp_path, channel_names={"GFP": "ER"}).channels == ("DNA", "ER")
     with pytest.raises(
-        CamaeError, match=r"P1_A01\.tif: names its channels DNA, GFP, .*GFP, ER were named: give"
+        CamaeError, match=r"P1_A01\.tif: names its channels DNA, GFP, .*GFP, ER were named: give names"
     ):
         read_manifest(tmp_path, channels=["GFP", "ER"])
 
