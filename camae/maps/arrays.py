@@ -9,6 +9,7 @@ holds text. Moving numbers between them is always written out (`to_numpy`, `besi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import TypeAlias
 
 import numpy as np
@@ -22,6 +23,7 @@ from camae.kernels.arrays.tensors import takes_tensors
 __all__ = [
     "Array",
     "ArrayBackend",
+    "HostTable",
     "Labels",
     "Mask",
     "array_backend",
@@ -43,6 +45,26 @@ _SQUARES_UNDERFLOW = {4: 1e-15, 8: 1e-140}  # length under which squares lose di
 Mask: TypeAlias = Sequence[bool] | np.ndarray | pd.Series  # one boolean for each row
 
 
+class HostTable:
+    """Table (n, d) on the host whose rows are handed out in the library `xp`, so that one block at a time is there.
+
+    It stands for x where an alignment is fitted on a table, such as a file mapped to memory, that a device need not
+    hold. table: (n, d) NumPy array, fp32 or fp64.
+    """
+
+    ndim = 2
+
+    def __init__(self, table: np.ndarray, xp: ModuleType) -> None:
+        self._table, self._xp = table, xp
+        self.shape, self.dtype = table.shape, table.dtype
+
+    def __array_namespace__(self, **_: object) -> ModuleType:
+        return self._xp
+
+    def __getitem__(self, index: slice | int | np.ndarray) -> Array:
+        return self._xp.asarray(np.asarray(self._table[index]))
+
+
 def groups(by: np.ndarray) -> tuple[np.ndarray, list[npt.NDArray[np.intp]]]:
     """Sorted unique labels, and for each the (ascending) rows that carry it."""
     names, code_N = np.unique(by, return_inverse=True)
@@ -53,6 +75,8 @@ def groups(by: np.ndarray) -> tuple[np.ndarray, list[npt.NDArray[np.intp]]]:
 
 def rows(x: Array, index: np.ndarray) -> Array:
     """x[index] with a host index, in x's own namespace."""
+    if isinstance(x, HostTable):
+        return x[index]
     return x[namespace(x).asarray(index)]
 
 

@@ -11,6 +11,8 @@ import pandas as pd
 from camae.errors import CamaeError
 from camae.maps.arrays import Array, Labels, Mask, namespace, to_host, to_numpy
 
+ROWS = 16_384  # rows in memory at once of a table that is handed out in blocks
+
 
 def embeddings(x: Array | pd.DataFrame | list[list[float]], what: str = "x") -> Array:
     """`x` as a finite (n, d) floating-point table: integers become fp64, fp16 becomes fp32.
@@ -37,7 +39,8 @@ def embeddings(x: Array | pd.DataFrame | list[list[float]], what: str = "x") -> 
     elif table.dtype.itemsize < 4:
         table = table.astype(xp.float32)
     # One pass: the sum of squares of a row is finite only if the row is (overflow is reported as well).
-    bad = ~xp.isfinite(xp.einsum("ij,ij->i", table, table))
+    parts = (table[start : start + ROWS] for start in range(0, table.shape[0], ROWS))
+    bad = xp.concatenate([~xp.isfinite(xp.einsum("ij,ij->i", part, part)) for part in parts])
     if bool(bad.any()):
         row = int(xp.argmax(bad))
         column = int(np.argmin(np.isfinite(to_numpy(table[row]))))

@@ -2,7 +2,8 @@
 
 Two passes. The first keeps only the rows to fit on (the controls), in a scratch file that is mapped, not loaded;
 the fit reads it batch by batch. The second maps every row group and writes it. Memory is one row group, one
-batch's controls and the learned maps, whatever the number of rows.
+batch's controls and the learned maps, whatever the number of rows. Blocks of rows go through the library that
+`backend` chooses; on a GPU they are computed there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -22,7 +24,8 @@ from camae.embedding_table import Kind, feature_columns, select_features
 from camae.errors import CamaeError, MissingFileError
 from camae.files import output_errors, write_atomic
 from camae.maps.affine import EVERY, Alignment
-from camae.maps.arrays import groups
+from camae.maps.arrays import Array, ArrayBackend, HostTable, array_backend, groups, namespace, to_numpy
+from camae.maps.arrays import rows as take_rows
 from camae.text_table import as_text, numbers
 
 ROWS = 16_384  # rows in memory at once
@@ -35,6 +38,7 @@ def fit_parquet(
     control: str | None = "Metadata_control_type",
     negative: str = "negcon",
     rows: int = ROWS,
+    backend: str | ArrayBackend = "auto",
 ) -> Alignment:
     """Fit an alignment on Parquet files that need not fit in memory together.
 
@@ -52,11 +56,13 @@ def fit_parquet(
         Value of `control` in the rows to fit on.
     rows : int
         Rows in memory at once.
+    backend : {"auto", "numpy", "cupy"}
+        Library of the computation. "auto" is CuPy where it is installed and a CUDA device is there, else NumPy.
 
     Returns
     -------
     Alignment
-        The same object, fitted. Features go through fp32.
+        The same object, fitted. Features go through fp32. Its maps apply to arrays of either library.
 
     Raises
     ------
@@ -64,6 +70,7 @@ def fit_parquet(
         For missing columns, files that differ in their features, or no controls; MissingFileError for no file;
         OutputError where the disk of the scratch file (TMPDIR) refuses.
     """
+    arrays = array_backend(backend)
     needed = [name for name in (batch, control) if name is not None]
     sizes = _Magnitudes()
     with tempfile.TemporaryDirectory(prefix="camae-fit-") as scratch:
@@ -76,13 +83,14 @@ def fit_parquet(
                 with output_errors(path):
                     x[chosen].tofile(out)
                 name_N = np.full(len(x), EVERY) if batch is None else meta[batch].to_numpy(str)
-                sizes.add(x, name_N)
+                sizes.add(arrays.asarray(x), name_N)
                 kept.append(name_N[chosen])
                 width = x.shape[1]
         label = np.concatenate(kept)
         if len(label) == 0:
             raise CamaeError(f"no row has {control} = '{negative}'; there are no negative controls to fit on")
-        x = np.memmap(path, dtype=np.float32, mode="r", shape=(len(label), width))
+        mapped = np.memmap(path, np.float32, "r", shape=(len(label), width))
+        x = cast(Array, HostTable(mapped, arrays.module))
         mask = None if control is None else np.ones(len(label), dtype=bool)
         return aligner.fit(x, None if batch is None else label, mask, sizes.means())
 
@@ -93,6 +101,7 @@ def transform_parquet(
     out: str | Path,
     batch: str | None = "Metadata_Plate",
     rows: int = ROWS,
+    backend: str | ArrayBackend = "auto",
 ) -> Path:
     """Align every row of Parquet files with a fitted alignment into one Parquet file.
 
@@ -108,6 +117,8 @@ def transform_parquet(
         Column of the batch; None when the alignment was fitted without batches.
     rows : int
         Rows in memory at once.
+    backend : {"auto", "numpy", "cupy"}
+        Library of the computation, as in `fit_parquet`; the file's metadata say which.
 
     Returns
     -------
@@ -120,15 +131,20 @@ def transform_parquet(
         For a batch unseen at fit, or missing columns; MissingFileError for no file.
     """
 
+    arrays = array_backend(backend)
+
     def write(path: Path) -> None:
         writer = None
         try:
             for meta, x in _chunks(files, [batch] if batch else [], rows):
-                z = aligner.transform(x, None if batch is None else meta[batch].to_numpy(str))
+                label = None if batch is None else meta[batch].to_numpy(str)
+                z = to_numpy(aligner.transform(arrays.asarray(x), label))
                 columns = dict(zip(feature_columns(z.shape[1]), np.ascontiguousarray(z.T), strict=True))
                 table = pa.table({**{name: pa.array(meta[name]) for name in meta.columns}, **columns})
                 if writer is None:
-                    about = json.dumps({"alignment": aligner.method, "rank": aligner.rank_})
+                    about = json.dumps(
+                        {"alignment": aligner.method, "rank": aligner.rank_, "arrays": str(arrays)}
+                    )
                     schema = table.schema.with_metadata({b"camae": about.encode()})
                     # Dictionaries, statistics and compression help text and only cost time on floats.
                     kind = dict.fromkeys(columns, "none") | dict.fromkeys(meta.columns, "zstd")
@@ -152,6 +168,7 @@ def align_parquet(
     control: str | None = "Metadata_control_type",
     negative: str = "negcon",
     rows: int = ROWS,
+    backend: str | ArrayBackend = "auto",
 ) -> Alignment:
     """Align Parquet files: `fit_parquet`, then `transform_parquet` of the same files.
 
@@ -163,7 +180,7 @@ def align_parquet(
         Parquet file to write.
     aligner : Alignment
         For example ``maps.TVN()``.
-    batch, control, negative, rows
+    batch, control, negative, rows, backend
         As in `fit_parquet`.
 
     Returns
@@ -176,8 +193,9 @@ def align_parquet(
     CamaeError
         As `fit_parquet` and `transform_parquet`.
     """
-    fit_parquet(aligner, files, batch, control, negative, rows)
-    transform_parquet(aligner, files, out, batch, rows)
+    arrays = array_backend(backend)
+    fit_parquet(aligner, files, batch, control, negative, rows, arrays)
+    transform_parquet(aligner, files, out, batch, rows, arrays)
     return aligner
 
 
@@ -185,18 +203,18 @@ def align_parquet(
 class _Magnitudes:
     """Mean absolute value of each feature, by batch and (under "") over all rows, gathered part by part."""
 
-    total: dict[str, np.ndarray] = field(default_factory=dict)
+    total: dict[str, Array] = field(default_factory=dict)
     count: dict[str, int] = field(default_factory=dict)
 
-    def add(self, x: np.ndarray, batch: np.ndarray) -> None:
+    def add(self, x: Array, batch: np.ndarray) -> None:
         """Rows x (n, d) of the batches (n,)."""
         for name, index in zip(*groups(batch), strict=True):
-            size = np.abs(x[index]).sum(axis=0, dtype=np.float64)
+            size = namespace(x).abs(take_rows(x, index)).sum(axis=0, dtype=np.float64)
             for key in {str(name), EVERY}:
                 self.total[key] = self.total.get(key, 0) + size
                 self.count[key] = self.count.get(key, 0) + len(index)
 
-    def means(self) -> dict[str, np.ndarray]:
+    def means(self) -> dict[str, Array]:
         """The means, (d,) each."""
         return {name: total / self.count[name] for name, total in self.total.items()}
 

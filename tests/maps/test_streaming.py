@@ -8,11 +8,14 @@ from io import FileIO
 import numpy as np
 import pandas as pd
 import pytest
+from device_arrays import calls, namespace
 
 from camae import maps
 from camae.embedding_table import feature_columns, features_of, read_table
-from camae.errors import CamaeError, MissingFileError, OutputError
+from camae.errors import CamaeError, MissingBackendError, MissingFileError, OutputError
+from camae.kernels.arrays.backends import ArrayBackend
 from camae.maps import streaming
+from camae.maps.alignment import ALIGNERS
 
 
 def _screen(folder, rows=1500, d=16, plates=5, files=3):
@@ -33,12 +36,55 @@ def test_streamed_alignment_equals_alignment_in_memory(tmp_path, method):
     table, paths = _screen(tmp_path)
     fitted = maps.align_parquet(paths, tmp_path / "out.parquet", method(), rows=64)
     out, about = read_table(tmp_path / "out.parquet")
-    assert about == {"alignment": fitted.method, "rank": fitted.rank_}
+    assert about["arrays"].startswith(("numpy (", "cupy ("))
+    assert about == {"alignment": fitted.method, "rank": fitted.rank_, "arrays": about["arrays"]}
     assert out.Metadata_Plate.tolist() == table.Metadata_Plate.tolist()
     control = (table.Metadata_control_type == "negcon").to_numpy()
     expected = maps.align(features_of(table), fitted.method, table.Metadata_Plate, control)
     # fp32 sums of 16 terms with entries up to 20, in another order.
     np.testing.assert_allclose(features_of(out), expected, rtol=0, atol=16 * 20 * 1.2e-7 * 10)
+
+
+@pytest.mark.parametrize("method", [*maps.METHODS[1:], "tvn without batches"])
+def test_blocks_go_through_the_device_and_nothing_moves_by_itself(tmp_path, method, monkeypatch):
+    """CuPy's stand-in: every silent move to the host raises, and no table is on the device as a whole."""
+    monkeypatch.setattr("camae.maps.spectral.ROWS", 100)
+    monkeypatch.setattr("camae.maps.inputs.ROWS", 100)
+    table, paths = _screen(tmp_path, rows=1600, plates=20)
+    make = ALIGNERS[method.split()[0]]
+    batch = None if method in ("spherize", "tvn without batches") else "Metadata_Plate"
+    device = ArrayBackend("cupy", namespace, "stand-in")
+    calls.clear()
+    fitted = maps.align_parquet(paths, tmp_path / "device.parquet", make(), batch, rows=100, backend=device)
+    largest = max(args[0].shape[0] for name, args, _ in calls if name == "asarray" and np.ndim(args[0]) == 2)
+    controls = int((table.Metadata_control_type == "negcon").sum())
+    assert largest <= (controls if method == "spherize" else 100)
+    host = maps.align_parquet(paths, tmp_path / "host.parquet", make(), batch, rows=100, backend="numpy")
+    found, expected = (read_table(tmp_path / f"{name}.parquet") for name in ("device", "host"))
+    assert found[1]["arrays"] == "cupy (stand-in)"
+    np.testing.assert_allclose(features_of(found[0]), features_of(expected[0]), rtol=0, atol=1e-4)
+    pd.testing.assert_frame_equal(found[0].iloc[:, :2], expected[0].iloc[:, :2])
+    # What was learned on the device is saved, and applies to arrays of the host.
+    loaded = maps.load_aligner(maps.save_aligner(fitted, tmp_path / "aligner"))
+    x, plate = features_of(table)[:50], None if batch is None else table.Metadata_Plate[:50]
+    for aligner in (fitted, loaded):
+        np.testing.assert_allclose(aligner.transform(x, plate), host.transform(x, plate), rtol=0, atol=1e-4)
+
+
+def test_a_library_that_cannot_run_is_refused_before_the_files_are_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(MissingBackendError, match="backend cupy cannot run here: CuPy is not installed"):
+        maps.align_parquet([tmp_path / "none.parquet"], tmp_path / "out", maps.TVN(), backend="cupy")
+
+
+def test_a_row_that_is_not_finite_is_named_in_whichever_block(tmp_path, monkeypatch):
+    monkeypatch.setattr("camae.maps.inputs.ROWS", 100)
+    table, _ = _screen(tmp_path, files=1)
+    rows = np.flatnonzero(table.Metadata_control_type == "negcon")
+    table.iloc[rows[257], 4] = np.inf
+    table.to_parquet(tmp_path / "bad.parquet", index=False)
+    with pytest.raises(CamaeError, match="row 257, column 2, and in 1 rows"):
+        maps.fit_parquet(maps.TVN(), [tmp_path / "bad.parquet"])
 
 
 def test_new_plates_are_mapped_later_and_unknown_ones_are_named(tmp_path):
