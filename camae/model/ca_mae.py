@@ -32,11 +32,13 @@ class ReconstructionOptions(LossOptions):
     """Keyword arguments of `CAMAE.forward` and `CAMAE.batch_loss`.
 
     reduction: "samples" (default), the mean over a sample's masked patches, then over samples; or "tokens", the mean
-    over all masked patches, as the released model's. by_plane: also return "plane_2K".
+    over all masked patches, as the released model's. by_plane: also return "plane_2K". hidden_K: (K,) bool on the
+    host, planes that are masked whole.
     """
 
     reduction: NotRequired[str]
     by_plane: NotRequired[bool]
+    hidden_K: NotRequired[np.ndarray | None]
 
 
 class CAMAE(Model):
@@ -98,11 +100,16 @@ class CAMAE(Model):
         return self.encoder.encode_layers(batch, layout, layers, eps=eps, interpolate=interpolate), layout
 
     def mask(
-        self, batch: PlaneBatch, noise: torch.Tensor, mask_ratio: float, part: float = 1.0
+        self,
+        batch: PlaneBatch,
+        noise: torch.Tensor,
+        mask_ratio: float,
+        part: float = 1.0,
+        hidden_K: np.ndarray | None = None,
     ) -> TokenLayout:
         """Layout of a masked batch, as `masked_layout`. Raises CamaeError where a sample keeps no patch."""
         multiple = self.config.keep_multiple
-        layout = masked_layout(batch, self.n_patches(batch), mask_ratio, noise, part, multiple)
+        layout = masked_layout(batch, self.n_patches(batch), mask_ratio, noise, part, multiple, hidden_K)
         if 0 in layout.kept_per_sample:
             raise CamaeError(f"mask_ratio {mask_ratio} leaves a sample without a visible patch")
         return layout
@@ -117,6 +124,7 @@ class CAMAE(Model):
         n_samples: int | None = None,
         reduction: str = "samples",
         by_plane: bool = False,
+        hidden_K: np.ndarray | None = None,
     ) -> dict[str, torch.Tensor]:
         """Reconstruction loss (paper, Eq. 1-3) on the masked patches of a batch.
 
@@ -132,7 +140,7 @@ class CAMAE(Model):
         names_K = batch.names_K
         self.decoder.channel_indices(names_K)
         part = c.decoder.part if self.training else 1.0
-        layout = self.mask(batch, noise, mask_ratio, part)
+        layout = self.mask(batch, noise, mask_ratio, part, hidden_K)
         decoded = layout.decoded
         if sum(decoded.per_sample) == 0:
             raise CamaeError(f"mask_ratio {mask_ratio} masks nothing, so there is no loss; use one above 0")
@@ -196,6 +204,7 @@ class CAMAE(Model):
         noise: Images | None = None,
         mask_ratio: float = 0.75,
         *,
+        hidden: Sequence[str] = (),
         value_range: ValueRange | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
@@ -207,6 +216,7 @@ class CAMAE(Model):
         noise: Images | None = None,
         mask_ratio: float = 0.75,
         *,
+        hidden: Sequence[str] = (),
         value_range: ValueRange | None = None,
     ) -> Reconstruction: ...
 
@@ -218,17 +228,20 @@ class CAMAE(Model):
         noise: Images | None = None,
         mask_ratio: float = 0.75,
         *,
+        hidden: Sequence[str] = (),
         value_range: ValueRange | None = None,
     ) -> Reconstruction:
         """Predicted patches and mask of images, in self-standardized units.
 
+        hidden: channels that are masked whole; with mask_ratio 0 everything else is seen (an imputed channel).
         Returns (patches (B, C*N, P*P), mask (B, C*N) with 1 = masked), without gradients; without the leading B for a
-        single image, and two lists for a ragged list. Raises CamaeError as `loss`.
+        single image, and two lists for a ragged list. Raises CamaeError as `loss`, for a hidden channel that no image
+        shows, and for an image without any other channel.
         """
         batch = self.as_batch(images, channels, value_range)
         self.check_channels(batch.names_K)
         noise_L = packed_noise(noise, self.total_patches(batch), self.device)
-        layout = self.mask(batch, noise_L, mask_ratio)
+        layout = self.mask(batch, noise_L, mask_ratio, hidden_K=_planes_of(batch, hidden))
         tokens_TD, _ = self.encode(batch, layout)
         pred_LP2 = self.decoder(tokens_TD, layout, batch.names_K)
         mask_L = torch.ones(len(pred_LP2), device=pred_LP2.device)
@@ -246,6 +259,20 @@ class CAMAE(Model):
     ) -> PlaneBatch:
         """Plane batch of images on the model's device."""
         return image_batch(images, channels, self.device, value_range)
+
+
+def _planes_of(batch: PlaneBatch, hidden: Sequence[str]) -> np.ndarray | None:
+    """(K,) bool, planes that show a channel of `hidden`; None where none is to be hidden."""
+    if isinstance(hidden, str):
+        raise CamaeError(f"hidden is the single string {hidden!r}; give a list of channel names")
+    if not hidden:
+        return None
+    if unknown := [name for name in hidden if name not in batch.names_K]:
+        shown = ", ".join(map(repr, dict.fromkeys(batch.names_K)))
+        raise CamaeError(
+            f"hidden names channel {unknown[0]!r}, which no image shows; the images show {shown}"
+        )
+    return np.isin(batch.names_K, list(hidden))
 
 
 def _plane_losses(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from camae.dataloader.plane_batch import PlaneBatch
+from camae.errors import CamaeError
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def masked_layout(
     noise: torch.Tensor,
     part: float = 1.0,
     keep_multiple: int = 1,
+    hidden_K: np.ndarray | None = None,
 ) -> TokenLayout:
     """Random mask over all C*N tokens of a sample jointly: the int(C*N*(1-r)) with the smallest noise stay.
 
@@ -164,25 +167,67 @@ def masked_layout(
     part: share of each sample's masked patches to decode, at least one: those with the smallest noise, a
         uniformly random part, because the order of the noise above its threshold is independent of the mask.
     keep_multiple: see `kept_count`.
+    hidden_K: (K,) bool on the host, planes that are masked whole. Their patches count among the masked ones, so as
+        many patches stay visible as without them, or all of the other planes where those have fewer.
+    Raises CamaeError for a sample in which all planes are hidden.
     """
     planes = batch.planes_per_sample
     device = batch.planes_KHW.device
     totals = tuple(c * n_patches for c in planes)
     kept = tuple(kept_count(t, mask_ratio, keep_multiple) for t in totals)
-    sample_L = segments(totals, device)
-    by_noise = noise.to(device).argsort(stable=True)
-    by_sample = by_noise[sample_L[by_noise].argsort(stable=True)]
-    start = cumulative(totals, device).long()[sample_L]
-    rank = torch.empty_like(sample_L)
-    rank[by_sample] = torch.arange(len(sample_L), device=device) - start
+    sample_L = group_L = segments(totals, device)
+    if hidden_K is not None:
+        kept = _kept_of_others(kept, planes, n_patches, hidden_K)
+        hidden_K1 = torch.from_numpy(hidden_K).to(device, non_blocking=True)[:, None]
+        group_L = (
+            2 * sample_L + hidden_K1.expand(-1, n_patches).flatten()
+        )  # within a sample, hidden planes come after all others
+    noise = noise.to(device)
+    rank = _ranks(noise, group_L, sample_L, totals)
     limit = _on(kept, device)[sample_L]
     keep_index = indices(rank < limit, sum(kept))
     decode = None
     if part < 1:
         counts = tuple(min(t - k, max(1, round(part * (t - k)))) for t, k in zip(totals, kept, strict=True))
+        if hidden_K is not None:  # visible planes' patches rank first: another order, independent of the mask
+            masked_L = (rank >= limit).long()
+            rank = _ranks(_scrambled(noise), 2 * sample_L + masked_L, sample_L, totals)
         chosen = (rank >= limit) & (rank < limit + _on(counts, device)[sample_L])
         decode = Part(indices(chosen, sum(counts)), counts)
     return TokenLayout(planes, n_patches, kept, keep_index, device, decode)
+
+
+def _ranks(
+    noise: torch.Tensor, group_L: torch.Tensor, sample_L: torch.Tensor, totals: tuple[int, ...]
+) -> torch.Tensor:
+    """(L,) place of each patch among its sample's, by group and then by noise."""
+    by_noise = noise.argsort(stable=True)
+    by_group = by_noise[group_L[by_noise].argsort(stable=True)]
+    start = cumulative(totals, noise.device).long()[sample_L]
+    rank = torch.empty_like(sample_L)
+    rank[by_group] = torch.arange(len(sample_L), device=noise.device) - start
+    return rank
+
+
+def _kept_of_others(
+    kept: tuple[int, ...], planes: tuple[int, ...], n_patches: int, hidden_K: np.ndarray
+) -> tuple[int, ...]:
+    """(B,) visible patches of each sample, at most those of the planes that are not hidden."""
+    first = np.cumsum((0, *planes[:-1]))
+    others = [c - int(h) for c, h in zip(planes, np.add.reduceat(hidden_K.astype(int), first), strict=True)]
+    if 0 in others:
+        raise CamaeError(
+            f"all {planes[others.index(0)]} planes of sample {others.index(0)} are hidden; leave one to predict from"
+        )
+    return tuple(min(k, o * n_patches) for k, o in zip(kept, others, strict=True))
+
+
+def _scrambled(noise: torch.Tensor) -> torch.Tensor:
+    """Numbers that order patches independently of the noise they are made of: MurmurHash3's finalizer of its bits."""
+    x = noise.to(torch.float32).view(torch.int32).long() & 0xFFFFFFFF
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return x ^ (x >> 16)
 
 
 def _on(values: tuple[int, ...], device: torch.device) -> torch.Tensor:

@@ -75,6 +75,13 @@ class TrainConfig:
         "share of patches that are masked; None is the preset's. A list is cycled through, one a step; a "
         "list of pairs (share of the run, ratio) is joined by straight lines",
     )
+    mask_channels: float = option(
+        0.0,
+        "share of planes that are hidden whole, besides single patches, and predicted from the other channels; a crop "
+        "keeps at least one plane and as many visible patches as mask_ratio says",
+        low=0,
+        below=1,
+    )
     alpha: float | None = option(None, "weight of the Fourier loss; None is the preset's", low=0, below=1)
     recompute: int = option(
         0,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 _GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_PLANES = 0x5851F42D4C957F2D  # sets the numbers of planes apart from those of patches
 _LAST = 2**63 - 1
 
 
@@ -17,14 +19,36 @@ def mask_noise(
     (SplitMix64 of seed, crop and patch): splitting a batch over passes or ranks changes no mask, and no number
     depends on the device or is read back from it.
     """
+    return _uniform(_mix(slots_B * _signed(_GOLDEN) + seed), counts_B, device)
+
+
+def hidden_planes(seed: int, slots_B: torch.Tensor, planes_B: tuple[int, ...], share: float) -> np.ndarray:
+    """Channel mask, (sum of planes,) bool on the host: planes that are hidden whole, each with probability `share`.
+
+    slots_B, seed: as for `mask_noise`. planes_B: planes of each crop. Of a crop whose planes would all be hidden, the
+    one with the largest number stays, so a crop of one plane never hides it.
+    """
+    key_B = _mix(_mix(slots_B * _signed(_GOLDEN) + seed) ^ _PLANES)
+    noise_K = _uniform(key_B, planes_B, torch.device("cpu"))
+    hidden_K: np.ndarray = (noise_K < share).numpy()
+    start = 0
+    for count in planes_B:
+        if hidden_K[start : start + count].all():
+            hidden_K[start + int(noise_K[start : start + count].argmax())] = False
+        start += count
+    return hidden_K
+
+
+def _uniform(key_B: torch.Tensor, counts_B: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """(sum of counts,) float32 uniform in [0, 1): the first numbers of each of the keys on the host."""
     total = sum(counts_B)
     counts = torch.tensor(counts_B)
     first_B = (counts.cumsum(0) - counts).to(device, non_blocking=True)
-    key_B = _mix(slots_B * _signed(_GOLDEN) + seed).to(device, non_blocking=True)
+    key_B = key_B.to(device, non_blocking=True)
     counts = counts.to(device, non_blocking=True)
     first_L, key_L = (torch.repeat_interleave(x, counts, output_size=total) for x in (first_B, key_B))
-    patch_L = torch.arange(total, device=device) - first_L
-    bits_L = _mix(key_L + (patch_L + 1) * _signed(_GOLDEN))
+    index_L = torch.arange(total, device=device) - first_L
+    bits_L = _mix(key_L + (index_L + 1) * _signed(_GOLDEN))
     return _shifted(bits_L, 40).to(torch.float32) * 2.0**-24
 
 

@@ -130,7 +130,8 @@ def check_same_config(state: CheckpointState, config: TrainConfig, folder: Path)
 
     state: a checkpoint's, in `folder`. Raises CamaeError that lists those that differ.
     """
-    before, now = state["recipe"], config_record(config)
+    # A setting that the run's version did not have was at what is now its default.
+    before, now = config_record(TrainConfig()) | state["recipe"], config_record(config)
     free = set(MAY_CHANGE_ON_RESUME)
     if set(config.channels).issuperset(_strings(before.get("channels"))):
         free.add("channels")  # new ones get decoders

@@ -26,6 +26,7 @@ from camae.model.interface import Config, LabelConfig, Model
 from camae.model.weights import MODEL_FILE, save
 from camae.training import checkpoint_files
 from camae.training.callbacks import Callback, is_due
+from camae.training.channel_masking import ChannelMask
 from camae.training.checkpoint_manager import CheckpointManager
 from camae.training.config import MaskSchedule, TrainConfig
 from camae.training.data import SignalGuard, micro_batches
@@ -83,6 +84,7 @@ class Trainer:
         self.memory = self._estimate(made)
         self.token_budget = self._planned_budget(config.token_budget)
         self.model, self.new_channels = build_model(config, training, made, self.device)
+        self.channel_mask = ChannelMask(config, self.model, training)
         self.parallel = ParallelModel(self.model, self.world, config.parallel, self.precision == "bf16")
         self.optimizer = build_optimizer(self.model, config)
         set_recompute(self.model, config.recompute, config.recompute_selective)
@@ -334,7 +336,8 @@ class Trainer:
         slots_B = torch.from_numpy(batch.slots_B)
         noise = mask_noise(self.config.seed, slots_B, counts, self.device)
         torch.manual_seed(step_seed(self.config.seed, int(batch.slots_B[0])))
-        options: dict[str, bool] = {"by_plane": True} if detailed else {}
+        options: dict[str, object] = {"by_plane": True} if detailed else {}
+        options |= self.channel_mask.options(batch)
         manifest, size = self.training[0].manifest, self.config.batch_size
         return self._losses(
             self.parallel.net, batch, noise, manifest, mask_ratio=mask_ratio, n_samples=size, **options
@@ -346,7 +349,7 @@ class Trainer:
         batch: PlaneBatch,
         noise: torch.Tensor,
         manifest: Manifest,
-        **options: float,
+        **options: object,
     ) -> dict[str, torch.Tensor]:
         """Losses of a batch on the host; options: of the model's forward."""
         batch = batch.to(self.device, non_blocking=True)

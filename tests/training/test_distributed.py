@@ -144,10 +144,13 @@ def mixture(make_screen):
 REL = 1e-4
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_ranks_compute_what_one_process_does(launch, mixture, tmp_path, parallel):
-    """Three ranks, uneven shares of 8 crops, two passes a step, channels that a rank does not see."""
+@pytest.mark.parametrize(
+    ("parallel", "mask_channels"), [("ddp", 0.0), ("fsdp", 0.0), ("ddp", 0.4), ("fsdp", 0.4)]
+)
+def test_ranks_compute_what_one_process_does(launch, mixture, tmp_path, parallel, mask_channels):
+    """Three ranks, uneven shares of 8 crops, two passes a step, channels not seen by a rank or hidden."""
     settings = {"steps": 3, "batch_size": 8, "accumulate": 2, "optimizer": "adamw", "detail_every": 1}
+    settings["mask_channels"] = mask_channels
     launch(1, mixture, tmp_path / "one", **settings)
     launch(3, mixture, tmp_path / parallel, parallel=parallel, **settings)
     for key in ("loss", "mse", "grad_norm", "data/six", "channel/DNA"):

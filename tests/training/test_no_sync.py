@@ -7,17 +7,24 @@ import torch
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.model import registry as families
 from camae.training import trainer as loop
-from camae.training.randomness import mask_noise
+from camae.training.randomness import hidden_planes, mask_noise
 from camae.training.stability import SpikeGuard
 
 NAMES = [("DNA", "ER", "Mito"), ("DNA",), ("ER", "Mito"), ("DNA",)]
 
 
 @pytest.mark.parametrize(
-    ("cross_attention", "depth", "part"),
-    [("shared", 1, 1.0), ("per_channel", 1, 1.0), ("none", 1, 1.0), ("shared", 0, 0.5)],
+    ("cross_attention", "depth", "part", "mask_channels"),
+    [
+        ("shared", 1, 1.0, 0.0),
+        ("per_channel", 1, 1.0, 0.0),
+        ("none", 1, 1.0, 0.0),
+        ("shared", 0, 0.5, 0.0),
+        ("shared", 1, 1.0, 0.5),
+        ("shared", 0, 0.5, 0.5),
+    ],
 )
-def test_a_step_reads_nothing_back(tiny, cross_attention, depth, part):
+def test_a_step_reads_nothing_back(tiny, cross_attention, depth, part, mask_channels):
     """On the meta device tensors have no values, so that reading a value, or a length that depends on values, fails.
 
     These are the operations that make the host wait on CUDA (item, nonzero, boolean masks, copies to the host).
@@ -32,7 +39,8 @@ def test_a_step_reads_nothing_back(tiny, cross_attention, depth, part):
     images = [np.zeros((len(n), 32, 32), np.uint16) for n in NAMES]
     batch = PlaneBatch.from_images(images, NAMES).to("meta", non_blocking=True)
     noise = mask_noise(0, torch.arange(4), (48, 16, 32, 16), torch.device("meta"))
-    losses = model(batch, noise, mask_ratio=0.75, alpha=0.01, n_samples=4)
+    hidden = hidden_planes(0, torch.arange(4), (3, 1, 2, 1), mask_channels) if mask_channels else None
+    losses = model(batch, noise, mask_ratio=0.75, alpha=0.01, n_samples=4, hidden_K=hidden)
     losses["total"].backward()
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -46,6 +54,7 @@ def test_a_step_reads_nothing_back(tiny, cross_attention, depth, part):
 @pytest.mark.gpu
 @pytest.mark.parametrize("optimizer", ["lion", "adamw"])
 def test_no_synchronization_between_logged_steps(make_screen, train, tmp_path, monkeypatch, optimizer):
+    """With channels masked too: what is off does less of the same."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device: synchronization cannot be detected")
     data = [(make_screen("three"), 1), (make_screen("two", channels=("DNA", "ER"), seed=1), 1)]
@@ -60,5 +69,14 @@ def test_no_synchronization_between_logged_steps(make_screen, train, tmp_path, m
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(loop.Trainer, "_step", watched)
-    run = train(data, tmp_path / "run", 20, optimizer=optimizer, device="cuda", log_every=10, ema=0.99)
+    run = train(
+        data,
+        tmp_path / "run",
+        20,
+        optimizer=optimizer,
+        device="cuda",
+        log_every=10,
+        ema=0.99,
+        mask_channels=0.3,
+    )
     assert [row["step"] for row in run.history] == [10, 20]
