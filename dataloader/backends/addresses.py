@@ -55,7 +55,8 @@ def projection_of(address: str) -> Projection | None:
 def plane_address(file: str, indices: Sequence[str], how: str = "") -> str:
     """Address of one plane of a file, or of a projection of several.
 
-    indices: of the planes, "3" for a page, "0,3" for leading indices, "" for an array of one plane. how: one of PROJECTIONS, "" for one plane.
+    indices: of the planes, "3" for a page, "0,3" for leading indices, "" for an array of one plane.
+    how:     one of PROJECTIONS, "" for one plane.
     """
     index = f"{how}:{'+'.join(indices)}" if how else indices[0]
     return f"{file}#{index}" if index else file
