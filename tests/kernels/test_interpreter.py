@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,15 @@ pytest.importorskip("triton", reason="the kernels need triton, which is installe
 FILES = sorted((Path(__file__).parent / "interpreted").glob("test_*.py"))
 
 
+def _release(package: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version(package).split(".")[:2])
+
+
+@pytest.mark.skipif(
+    _release("triton") < (3, 7) and _release("numpy") >= (2, 4),
+    reason=f"the interpreter of triton {version('triton')} does not run with numpy {version('numpy')}: it makes numbers "
+    "of arrays of one element, which numpy refuses from 2.4 on",
+)
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_in_the_interpreter(file):
     command = [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider", "--no-header"]

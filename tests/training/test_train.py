@@ -94,7 +94,8 @@ def test_loss_falls(screen, tmp_path):
 def test_run_folder_says_what_ran(screen, tmp_path):
     done = run(screen, tmp_path / "run", steps=2, val="plate")
     record = json.loads((done.path / "run.json").read_text())
-    assert record["versions"]["torch"] == torch.__version__
+    # The installed package is 2.11.0 where the library calls itself 2.11.0+cu130.
+    assert record["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert record["training_sites"] == record["validation_sites"] == 4
     assert (done.path / "config.toml").read_text().startswith("model =")
     assert done.history[-1]["val_mse"] > 0
