@@ -10,7 +10,7 @@ import warnings
 
 import typer
 
-from camae.cli import console, data, doctor, embed, maps, models, reproduction, runs, train
+from camae.cli import console, data, doctor, embed, maps, models, patch_map, reproduction, runs, train
 from camae.cli.options import PairCommand
 from camae.errors import CamaeError
 from camae.files import output_error
@@ -31,6 +31,7 @@ app.command()(reproduction.demo)
 app.command()(train.train)
 app.command(cls=PairCommand)(embed.embed)
 app.command("map")(maps.map_screen)
+app.command("patch-map", cls=PairCommand)(patch_map.patch_map)
 app.command()(runs.report)
 app.command()(reproduction.benchmark)
 app.command(cls=PairCommand)(reproduction.paper)
