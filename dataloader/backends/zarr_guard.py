@@ -6,6 +6,7 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ METADATA_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 # More than 1,032 times smaller than their pixels are no blocks of deflate, and few of any codec.
 _RATIO = 1032
 _BLOSC_HEADER = 16
+_ABSENT = 2**64 - 1  # offset and size of a chunk that a shard does not hold
 
 
 def check_metadata_size(path: str | os.PathLike[str]) -> None:
@@ -78,20 +80,82 @@ def _bytes_below(path: str, enough: int) -> int:
 def check_chunks(path: str, array: ZarrArray, index: tuple[int, ...]) -> None:
     """Raise CamaeError when a chunk file of the plane says it decodes to more than a chunk holds.
 
-    Looks at what the headers of Blosc, Zstandard, gzip and zlib say; arrays in shards are not looked at.
+    Looks at what the headers of Blosc, Zstandard, gzip and zlib say; of shards at Blosc alone. A Blosc chunk whose
+    header does not fit its bytes is refused too: the decoder trusts the header and would read beyond the chunk.
     """
-    if getattr(array, "shards", None) is not None:
+    shards = getattr(array, "shards", None)
+    if shards is not None:
+        for file in _files(path, array, index, shards):
+            _check_shard(file, array, math.prod(shards) // math.prod(array.chunks))
         return
     room = math.prod(array.chunks) * array.dtype.itemsize
     if not room:
         return
-    leading = [i // c for i, c in zip(index, array.chunks[:-2], strict=True)]
-    down, across = (-(-n // c) for n, c in zip(array.shape[-2:], array.chunks[-2:], strict=True))
+    blosc = any(map(_is_blosc, (*getattr(array.metadata, "codecs", ()), _compressor(array))))
+    for file in _files(path, array, index, array.chunks):
+        if blosc:
+            with open(file, "rb") as stream:
+                _check_blosc(str(file), stream.read(_BLOSC_HEADER), file.stat().st_size)
+        if _claimed(file, room) > room:
+            raise CamaeError(f"{file}: decodes to more than the {room:,} bytes of a chunk: it is damaged")
+
+
+def _files(path: str, array: ZarrArray, index: tuple[int, ...], tile: tuple[int, ...]) -> Iterator[Path]:
+    """Files of the plane array[index] that are there, each of one `tile` of the array."""
+    leading = [i // c for i, c in zip(index, tile[:-2], strict=True)]
+    down, across = (-(-n // c) for n, c in zip(array.shape[-2:], tile[-2:], strict=True))
     for y in range(down):
         for x in range(across):
             file = Path(path) / array.metadata.encode_chunk_key((*leading, y, x))
-            if file.is_file() and _claimed(file, room) > room:
-                raise CamaeError(f"{file}: decodes to more than the {room:,} bytes of a chunk: it is damaged")
+            if file.is_file():
+                yield file
+
+
+def _compressor(array: ZarrArray) -> object:
+    """Compressor of an array of format 2, None for format 3."""
+    return getattr(array.metadata, "compressor", None)
+
+
+def _is_blosc(codec: object) -> bool:
+    return "blosc" in type(codec).__name__.lower()
+
+
+def _check_blosc(name: str, head: bytes, size: int) -> None:
+    """Raise CamaeError where a Blosc header of 16 bytes does not name the size of its chunk."""
+    packed = struct.unpack("<I", head[12:])[0] if len(head) == _BLOSC_HEADER else None
+    if packed != size:
+        says = "has no Blosc header" if packed is None else f"says that it has {packed:,} bytes"
+        raise CamaeError(f"{name}: has {size:,} bytes and {says}: it is damaged")
+
+
+def _check_shard(file: Path, array: ZarrArray, chunks: int) -> None:
+    """Check the Blosc chunks of one shard, by the index at its start or end (Zarr 3: pairs of offset and size)."""
+    metadata: Any = array.metadata
+    sharding = metadata.codecs[0]
+    if not any(map(_is_blosc, sharding.codecs)):
+        return
+    names = [type(codec).__name__ for codec in sharding.index_codecs]
+    if names not in (["BytesCodec", "Crc32cCodec"], ["BytesCodec"]):
+        raise CamaeError(
+            f"{file}: the index of its shard is encoded by {', '.join(names)}, which is not read"
+        )
+    length = 16 * chunks + 4 * (len(names) - 1)
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        stream.seek(0 if sharding.index_location.value == "start" else max(0, size - length))
+        index = stream.read(16 * chunks)
+        if len(index) < 16 * chunks:
+            raise CamaeError(
+                f"{file}: has {size:,} bytes, its index of {chunks} chunks has more: it is damaged"
+            )
+        order = "<" if sharding.index_codecs[0].endian.value == "little" else ">"
+        for offset, count in struct.iter_unpack(f"{order}QQ", index):
+            if offset == count == _ABSENT:
+                continue
+            if offset + count > size:
+                raise CamaeError(f"{file}: a chunk of its shard ends beyond the file: it is damaged")
+            stream.seek(offset)
+            _check_blosc(f"{file}, chunk at byte {offset}", stream.read(min(count, _BLOSC_HEADER)), count)
 
 
 def _claimed(file: Path, room: int) -> int:

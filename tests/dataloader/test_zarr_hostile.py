@@ -24,6 +24,7 @@ from camae.dataloader.read_pixels import plane_kind, read_site
 from camae.errors import CamaeError
 
 zarr = pytest.importorskip("zarr")
+numcodecs = pytest.importorskip("numcodecs")
 V2 = {"zarr_format": 2, "order": "C", "dtype": "<u2", "fill_value": 0, "filters": None, "compressor": None}
 
 
@@ -223,6 +224,50 @@ def test_fault_35_bioformats2raw_layout(tmp_path: Path, listed: bool) -> None:
     from camae.dataloader.pixel_size import pixel_sizes
 
     assert pixel_sizes(manifest).tolist() == [0.6, 0.6]
+
+
+def blosc_store(folder: Path, zarr_format: int, shards: bool) -> tuple[Path, Path]:
+    """An array (64, 64) of Blosc chunks, and one file of it."""
+    path = folder / "blosc.zarr"
+    codec = zarr.codecs.BloscCodec(typesize=2) if zarr_format == 3 else numcodecs.Blosc(cname="lz4")
+    options = {"shards": (64, 64)} if shards else {}
+    made = zarr.create_array(
+        path,
+        shape=(64, 64),
+        chunks=(32, 32),
+        dtype="uint16",
+        compressors=codec,
+        zarr_format=zarr_format,
+        **options,
+    )
+    made[:] = np.arange(4096, dtype=np.uint16).reshape(64, 64) % 251
+    files = [p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith((".z", "zarr"))]
+    return path, files[0]
+
+
+@pytest.mark.parametrize(("zarr_format", "shards"), [(2, False), (3, False), (3, True)])
+@pytest.mark.parametrize("damage", ["longer", "shorter", "header", "claims"])
+def test_damaged_blosc_chunks_never_reach_the_decoder(
+    tmp_path: Path, zarr_format: int, shards: bool, damage: str
+) -> None:
+    """Found by fuzzing: the decoder reads as far as the header says, and the process died."""
+    path, file = blosc_store(tmp_path, zarr_format, shards)
+    expected = np.arange(4096, dtype=np.uint16).reshape(64, 64) % 251
+    np.testing.assert_array_equal(read_plane(str(path)), expected)
+    data = bytearray(file.read_bytes())
+    if damage == "longer":
+        data += b"\0" * 29
+    elif damage == "shorter":
+        del data[-29:]
+    elif damage == "header":
+        del data[9:]
+    else:
+        data[12:16] = struct.pack("<I", 37_748_736)
+    file.write_bytes(data)
+    with pytest.raises(CamaeError, match=r"it is damaged") as caught:
+        read_plane(str(path))
+    assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value) or shards
 
 
 def test_png_and_jpeg2000_that_lie(tmp_path: Path) -> None:
