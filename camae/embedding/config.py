@@ -168,7 +168,8 @@ class EmbedConfig(ReadOptions):
     pool: str = _option(
         "mean",
         "'mean' over patch tokens, 'cls' (class token), 'per_channel' (a mean for each channel), 'moments' (mean and "
-        "standard deviation over patch tokens) or 'moments_per_channel'",
+        "standard deviation over patch tokens) or 'moments_per_channel'; of images in memory also 'patch', a map of "
+        "the patches' vectors, and 'patch_mean', its mean over channels",
     )
     intensity: bool = _option(
         False,

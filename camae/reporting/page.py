@@ -15,6 +15,7 @@ from camae.files import write_text
 from camae.reporting import figures, html
 from camae.reporting.html import Section
 from camae.reporting.ordering import cluster_order
+from camae.reporting.patch_map import PATCH_MAP, patch_map_section
 from camae.reporting.run_folder import RunFolder, Score
 from camae.reporting.style import data_uri, png, svg
 
@@ -47,6 +48,9 @@ def report(run: Paths, out: str | Path | None = None, *, title: str | None = Non
         Section("training", "Training", _training(runs)),
         Section("run", "What was run", _each(runs, _run)),
     ]
+    if any((run.path / PATCH_MAP).is_file() for run in runs):
+        shown = _each(runs, lambda run: patch_map_section(run.path))
+        sections.insert(-1, Section("patches", "Patch map", shown))
     names = ", ".join(run.name for run in runs)
     page = html.page(
         title or f"camae report: {names}",
