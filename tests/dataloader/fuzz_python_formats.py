@@ -161,6 +161,8 @@ def main() -> int:
     counts: Counter[str] = Counter()
     failures = 0
     warnings.simplefilter("ignore")
+    now = Path("fuzz_now")
+    shutil.rmtree(now, ignore_errors=True)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         (root / "seeds").mkdir()
@@ -169,7 +171,7 @@ def main() -> int:
         began = time.process_time()
         while time.process_time() - began < 60 * minutes:
             kind = rng.choice(list(seeds))
-            path = damaged_copy(rng.choice(seeds[kind]), root / "now", rng, everything)
+            path = damaged_copy(rng.choice(seeds[kind]), now, rng, everything)
             for attempt in attempts(kind, path):
                 started, problem = time.process_time(), ""
                 try:
@@ -189,6 +191,7 @@ def main() -> int:
                     place = kept / f"{failures:03d}_{path.name}"
                     (shutil.copytree if path.is_dir() else shutil.copy)(path, place)
                     print(f"{place}: {problem}", flush=True)
+    shutil.rmtree(now, ignore_errors=True)
     print(", ".join(f"{n:,} {what}" for what, n in sorted(counts.items())), f"; {failures} failures")
     return failures > 0
 
