@@ -13,54 +13,11 @@ import pandas as pd
 import pytest
 import torch
 from device_arrays import Device
+from map_calls import CALLS, CONTROL, META, NAMES, PAIRS, PERT, PLATE, RULES, N, V, X
 
 from camae import maps
 from camae.errors import CamaeError, MissingBackendError
 
-RNG = np.random.default_rng(0)
-N = 160
-PERT = np.array([f"p{i:02d}" for i in np.arange(N) % 20])
-PLATE = np.array([f"P{i % 2}" for i in RNG.permutation(N)])
-CONTROL = np.arange(N) % 20 < 4
-META = pd.DataFrame({"pert": PERT, "plate": PLATE, "control": CONTROL})
-X = RNG.normal(size=(N, 8)) + RNG.normal(size=(20, 8))[np.arange(N) % 20]
-Y = RNG.normal(size=(N, 3))
-NAMES = np.unique(PERT)
-V = RNG.normal(size=(20, 8))
-PAIRS = [(NAMES[i], NAMES[(7 * i + 3) % 20]) for i in range(20)]
-ARMS = {name: f"chr{i % 3}p" for i, name in enumerate(NAMES)}
-SILENT = dict.fromkeys(NAMES.tolist(), -4.0)
-RULES = ("pert", [], "plate", "control")
-
-# Every public function that takes arrays, by name: called with `t`, which turns a NumPy array into the kind under test.
-CALLS = {
-    **{
-        f"align {m}": lambda t, m=m: maps.align(t(X), m, None if m == "spherize" else PLATE, CONTROL)
-        for m in maps.METHODS
-    },
-    "aggregate": lambda t: maps.aggregate(t(X), PERT, control=CONTROL),
-    "aggregate median": lambda t: maps.aggregate(t(X), PERT, "median", origin=t(V[0])),
-    "arm_bias": lambda t: maps.arm_bias(t(V), NAMES, ARMS),
-    "average_precision": lambda t: maps.average_precision(t(X), META, *RULES),
-    "consistency": lambda t: maps.consistency(t(X), PERT),
-    "correct_arms": lambda t: maps.correct_arms(t(V), NAMES, ARMS, SILENT, more_than=3),
-    "feature_regression": lambda t: maps.feature_regression(t(X), t(Y), t(X), t(Y), list("abc")),
-    "linear_probe": lambda t: maps.linear_probe(t(X), PERT, PLATE),
-    "magnitude": lambda t: maps.magnitude(t(X), PERT, t(CONTROL)),
-    "map_profiles": lambda t: maps.map_profiles(t(X), PERT, PLATE, CONTROL).vectors,
-    "nearest_neighbor": lambda t: maps.nearest_neighbor(t(V), NAMES[np.arange(20) % 5]),
-    "pooled_recall": lambda t: maps.pooled_recall([t(V), t(-V)], NAMES, PAIRS, bootstrap=20),
-    "recall": lambda t: maps.recall(t(V), NAMES, PAIRS, bootstrap=20),
-    "recall_at_fpr": lambda t: maps.recall_at_fpr(t(V), NAMES, PAIRS),
-    "recall_curve": lambda t: maps.recall_curve(t(V), NAMES, PAIRS),
-    "recall_difference": lambda t: maps.recall_difference([t(V)], (V[:, :4],), NAMES, PAIRS, bootstrap=20),
-    "relate": lambda t: maps.relate(t(V), origin=t(V[0])),
-    "retrieval": lambda t: maps.retrieval(t(X), META, *RULES, 100, query=t(~CONTROL)),
-    "split_controls": lambda t: maps.split_controls(t(CONTROL), PLATE),
-    "strongest": lambda t: maps.strongest(t(V), NAMES, 9),
-    "TVN": lambda t: maps.TVN().fit(t(X), PLATE, t(CONTROL)).transform(t(X[:9]), PLATE[:9]),
-    "keyword first": lambda t: maps.align(method="tvn", control=CONTROL, batch=PLATE, x=t(X)),
-}
 # Of camae.maps, what takes no array of numbers: tables and files, names, and the classes of aligners.
 NO_ARRAYS = {
     "METHODS", "ScreenMap", "align_parquet", "fit_parquet", "transform_parquet", "load_aligner", "map_screen",

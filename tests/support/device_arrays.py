@@ -1,7 +1,7 @@
 """Stand-in for CuPy: an array library whose arrays refuse to become NumPy arrays by themselves.
 
 `Device` stands for a CuPy array: it computes with its own kind and with Python numbers only, has `.get()`, and raises
-on any silent conversion (`__array__`), and when a NumPy array with dimensions is mixed in. `namespace` stands for the
+on any silent conversion (`__array__`), and when a NumPy array is mixed in. `namespace` stands for the
 module. `calls` holds every call of a function or a method: (name, arguments, keywords).
 """
 
@@ -15,7 +15,7 @@ calls: list[tuple[str, tuple, dict]] = []
 def _inner(value):
     if isinstance(value, Device):
         return value.host
-    if isinstance(value, np.ndarray) and value.ndim:
+    if isinstance(value, np.ndarray):
         raise TypeError("a NumPy array was mixed with device arrays")
     if isinstance(value, list | tuple) and any(isinstance(v, Device | np.ndarray) for v in value):
         return type(value)(_inner(v) for v in value)
