@@ -15,8 +15,10 @@ import torch
 from device_arrays import Device
 from map_calls import CALLS, CONTROL, META, NAMES, PAIRS, PERT, PLATE, RULES, N, V, X
 
+import camae
 from camae import maps
 from camae.errors import CamaeError, MissingBackendError
+from camae.model import CAMAE, preset
 
 # Of camae.maps, what takes no array of numbers: tables and files, names, and the classes of aligners.
 NO_ARRAYS = {
@@ -180,3 +182,31 @@ def test_warnings_name_the_line_of_the_call():
         with pytest.warns(UserWarning, match="vary|not scored|left out") as caught:
             call()
         assert caught[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_from_images_to_recall_as_tensors(device):
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+        pytest.importorskip("cupy", reason="needs CuPy")
+    torch.manual_seed(0)
+    model = CAMAE(preset("ca_mae_vit_ti16", crop=64, depth=1, channels=("DNA",))).eval().to(device)
+    pixels = np.random.default_rng(1).integers(0, 4096, (40, 1, 64, 64), dtype=np.uint16)
+    images = torch.from_numpy(pixels).to(device)
+    plate, control = np.repeat(["P0", "P1"], 20), np.arange(40) % 4 == 0
+    gene = np.array([f"g{i}" for i in np.arange(40) % 8])
+
+    def recalled(emb):
+        z = maps.align(emb, "tvn", batch=plate, control=control, components=4)
+        v = maps.aggregate(z, by=gene, control=control)
+        names = maps.perturbation_names(gene)
+        return v, maps.recall(v, names, [("g1", "g2"), ("g3", "g5")])
+
+    emb = camae.embed(images, ["DNA"], model=model)
+    assert emb.device.type == device
+    vectors, score = recalled(emb)
+    assert vectors.device == emb.device
+    _, expected = recalled(emb.cpu().numpy())
+    pd.testing.assert_frame_equal(score, expected)
