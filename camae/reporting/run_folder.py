@@ -37,8 +37,23 @@ class RunRecord(TypedDict, total=False):
     parameters: int
 
 
+class ScreenScore(TypedDict):
+    """One of several screens: recall of the trained encoder and of the best baseline, and their difference."""
+
+    seed: int
+    trained: Score
+    best_baseline: str
+    baseline: Score
+    difference: Score
+
+
 class RunSummary(TypedDict, total=False):
-    """`summary.json`, what came of a run. recall, recall_without_alignment: by system. seconds: wall clock."""
+    """`summary.json`, what came of a run. recall, recall_without_alignment: by system. seconds: wall clock.
+
+    read_outs: recall by encoder and read-out; read_out: the one that stands for each encoder. trained_minus: recall of
+    the trained encoder less that of each baseline without training; best_baseline: the one that recalls most.
+    screens: of a run on several.
+    """
 
     wells: int
     sites: int
@@ -49,10 +64,18 @@ class RunSummary(TypedDict, total=False):
     device: str
     backends: dict[str, str]
     versions: dict[str, str]
+    arrays: str
     alignment: dict[str, object]
     recall: dict[str, Score]
     recall_without_alignment: dict[str, Score]
+    read_outs: dict[str, dict[str, Score]]
+    read_out: dict[str, str]
+    trained_minus: dict[str, Score]
     trained_minus_untrained: Score
+    best_baseline: str
+    trained_minus_best: Score
+    screen_seed: int
+    screens: list[ScreenScore]
 
 
 @dataclass(frozen=True)
@@ -163,7 +186,7 @@ class RunFolder:
         return []
 
 
-_TABLES = ("model", "versions", "backends", "recall", "recall_without_alignment", "alignment")
+_TABLES = ("read_outs", "model", "versions", "backends", "recall", "recall_without_alignment", "alignment")
 
 
 def _json(path: Path) -> dict[str, object]:

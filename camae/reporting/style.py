@@ -23,7 +23,17 @@ if TYPE_CHECKING:
 # In SVG these two are replaced by the page's own ink and rule colors; in PNG they read well on white.
 INK, RULE = "#1b1f23", "#d5d9de"
 # Okabe-Ito colors: told apart with any color vision.
-SYSTEM_COLORS = {"trained": "#0072b2", "untrained": "#e69f00", "pixel": "#009e73", "random": "#8b929a"}
+SYSTEM_COLORS = {
+    "trained": "#0072b2",
+    "untrained": "#e69f00",
+    "pixel": "#009e73",
+    "random": "#8b929a",
+    "texture": "#d55e00",
+    "cells": "#cc79a7",
+    "position": "#56b4e9",
+    "shuffled": "#b4bac1",
+    "oracle": "#5c6670",
+}
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b929a")
 _SETTINGS: dict[RcKeyType, object] = {
     "font.family": "sans-serif",
@@ -55,9 +65,16 @@ def house_style() -> Iterator[None]:
         yield
 
 
+class NotebookFigure(Figure):
+    """Figure that a notebook shows, although pyplot does not know it."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self, dpi=110)
+
+
 def new_figure(width: float, height: float) -> Figure:
     """A figure of so many inches, outside pyplot: nothing global is touched."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = NotebookFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -26,6 +26,7 @@ class ModelSettings(TypedDict, total=False):
     depth: int
     heads: int
     drop_path: float
+    layer_scale: float
     decoder: DecoderSettings
 
 

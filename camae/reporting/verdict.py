@@ -1,0 +1,54 @@
+"""The sentence that follows from a demo's numbers, and what its systems are."""
+
+from __future__ import annotations
+
+from camae.reporting.run_folder import RunSummary
+
+SYSTEM_MEANING = {
+    "random": "random vectors",
+    "pixel": "pixel-intensity statistics",
+    "untrained": "same encoder, untrained",
+    "trained": "trained encoder",
+    "texture": "gradients of standardized planes",
+    "cells": "number and area of nuclei",
+    "position": "place of the well on its plate",
+    "shuffled": "trained encoder, labels shuffled",
+    "oracle": "true factors of the cells (upper limit)",
+}
+_SURE = 2.0  # standard errors
+
+
+def verdict(summary: RunSummary) -> str:
+    """One or two sentences: whether the trained encoder beats the best baseline that needs no training.
+
+    Beats: by at least two standard errors. Of a summary without such a comparison, the one with the untrained encoder;
+    empty when there is neither.
+    """
+    gain = summary.get("trained_minus_best")
+    if gain is None:
+        return _against_untrained(summary)
+    baseline = summary["best_baseline"]
+    what = f"{baseline!r} ({SYSTEM_MEANING.get(baseline, baseline)})"
+    points, error = 100 * gain["value"], 100 * gain["se"]
+    sure = abs(points) >= _SURE * error
+    first = "The trained encoder wins" if points > 0 and sure else "Training does not win"
+    screens = summary.get("screens")
+    where = f" on {len(screens)} screens" if screens else ""
+    apart = f"{abs(points) / error:.1f} standard errors" if error else "no standard error"
+    return (
+        f"{first}{where}: the trained encoder finds {abs(points):.1f} ± {error:.1f} points "
+        f"{'more' if points > 0 else 'fewer'} of the known pairs than the best baseline without training, {what}: "
+        f"{apart}{'' if sure else ', which chance alone may give'}."
+    )
+
+
+def _against_untrained(summary: RunSummary) -> str:
+    gain = summary.get("trained_minus_untrained")
+    if gain is None:
+        return ""
+    ratio = gain["value"] / gain["se"] if gain["se"] > 0 else float("inf")
+    found = "more" if gain["value"] > 0 else "fewer"
+    return (
+        f"The trained encoder finds {abs(100 * gain['value']):.1f} points {found} of the known pairs than the same "
+        f"encoder untrained: {abs(ratio):.1f} bootstrap standard errors."
+    )
