@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 
-.PHONY: help demo test test-full bench check format docs wheel-test gpu aot codecs clean
+.PHONY: help demo test test-full bench check format docs wheel-test gpu aot twin codecs clean
 help:
 	@echo "make demo       the whole product on a small screen (under 10 minutes on 2 cores)"
 	@echo "make test       the test suite (no GPU needed)"
@@ -15,6 +15,7 @@ help:
 	@echo "make wheel-test sdist and wheel, installed in a clean environment and tried"
 	@echo "make bench      pytest bench/"
 	@echo "make gpu        everything that needs a GPU, or PART=tests|kernels|step|embed|maps|reader|tiles|profile|sanitizer"
+	@echo "make twin       the suite on the GPU machine's software (Python 3.12, its torch, triton, CuPy, NumPy; no GPU)"
 	@echo "make aot        compile the kernels for sm_80 and sm_90a with another Triton (TRITON=3.6.0)"
 
 $(BIN)/python:
@@ -110,6 +111,23 @@ aot: $(VENV)/.dev
 	test -d $(AOT)/triton || $(PIP) install -q --no-deps --target $(AOT) triton==$(TRITON)
 	PYTHONPATH=$(AOT) TRITON_CACHE_DIR=$(AOT)/cache $(BIN)/python -m camae.kernels._compile_ahead tests/kernels/budgets.json
 	PYTHONPATH=$(AOT) TRITON_CACHE_DIR=$(AOT)/cache $(BIN)/python -m camae.kernels._recorder
+
+# The GPU machine's software without its GPU: Python 3.12 (pyenv's, or TWIN_PYTHON) and the versions of tests/twin.txt.
+# Tests of packages that it lacks, and of what its versions cannot run, are skipped and say why. One file:
+# make twin TWIN_TESTS=tests/maps/test_recall.py
+TWIN := build/twin
+TWIN_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12) python3.12)
+TWIN_TESTS ?= tests/kernels tests/model tests/training tests/embedding tests/maps
+TWIN_PIP := $(TWIN)/bin/python -m pip --disable-pip-version-check
+
+$(TWIN)/.installed: tests/twin.txt $(SOURCES) | codecs
+	test -x $(TWIN)/bin/python || $(TWIN_PYTHON) -m venv $(TWIN)
+	$(TWIN_PIP) install -q -r tests/twin.txt
+	$(TWIN_PIP) install -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+twin: $(TWIN)/.installed
+	OMP_NUM_THREADS=1 $(TWIN)/bin/python -m pytest -m "not gpu and not full" -n 2 --dist loadfile -rs $(TWIN_TESTS)
 
 clean:
 	rm -rf build dist site runs .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -22,8 +22,8 @@ def _release(package: str) -> tuple[int, ...]:
 
 @pytest.mark.skipif(
     _release("triton") < (3, 7) and _release("numpy") >= (2, 4),
-    reason=f"the interpreter of triton {version('triton')} does not run with numpy {version('numpy')}: it makes numbers "
-    "of arrays of one element, which numpy refuses from 2.4 on",
+    reason=f"the interpreter of triton {version('triton')} does not run with numpy {version('numpy')}: it makes "
+    "numbers of arrays of one element, which numpy refuses from 2.4 on",
 )
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_in_the_interpreter(file):
