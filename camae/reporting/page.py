@@ -11,22 +11,17 @@ import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError
-from camae.files import write_text
+from camae.files import remove_unfinished, write_text
 from camae.reporting import figures, html
 from camae.reporting.html import Section
 from camae.reporting.ordering import cluster_order
 from camae.reporting.patch_map import PATCH_MAP, patch_map_section
-from camae.reporting.run_folder import RunFolder, Score
+from camae.reporting.run_folder import RunFolder, RunSummary, Score
 from camae.reporting.style import data_uri, png, svg
+from camae.reporting.verdict import SYSTEM_MEANING, verdict
 
 Paths = str | Path | Sequence[str | Path]
 MAP_ROWS = 400  # of the heat map
-SYSTEM_MEANING = {
-    "random": "random vectors",
-    "pixel": "pixel-intensity statistics",
-    "untrained": "same encoder, untrained",
-    "trained": "trained encoder",
-}
 
 
 def report(run: Paths, out: str | Path | None = None, *, title: str | None = None) -> Path:
@@ -41,25 +36,27 @@ def report(run: Paths, out: str | Path | None = None, *, title: str | None = Non
     if not paths:
         raise CamaeError("there is no run to report: name at least one run folder")
     runs = [RunFolder.open(path) for path in paths]
-    sections = [
-        Section("recall", "Known relationships", _each(runs, _recall)),
-        Section("map", "Map", _each(runs, _map)),
-        Section("reconstructions", "Reconstructions", _each(runs, _reconstructions)),
-        Section("training", "Training", _training(runs)),
-        Section("run", "What was run", _each(runs, _run)),
-    ]
+    sections = [Section("recall", "Known relationships", _each(runs, _recall))]
+    if not all(run.summary.get("screens") for run in runs):  # each screen has a report of its own with these
+        sections += [
+            Section("map", "Map", _each(runs, _map)),
+            Section("reconstructions", "Reconstructions", _each(runs, _reconstructions)),
+            Section("training", "Training", _training(runs)),
+        ]
     if any((run.path / PATCH_MAP).is_file() for run in runs):
-        shown = _each(runs, lambda run: patch_map_section(run.path))
-        sections.insert(-1, Section("patches", "Patch map", shown))
+        sections.append(Section("patches", "Patch map", _each(runs, lambda run: patch_map_section(run.path))))
+    sections.append(Section("run", "What was run", _each(runs, _run)))
     names = ", ".join(run.name for run in runs)
     page = html.page(
         title or f"camae report: {names}",
         _subtitle(runs[0]),
-        "".join(_headline(run) for run in runs),
+        "".join(_headline(run, run.name if len(runs) > 1 else "") for run in runs),
         sections,
         f"Written by camae on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}. This file needs no network.",
     )
-    return write_text(Path(out) if out is not None else runs[0].path / "report.html", page)
+    target = Path(out) if out is not None else runs[0].path / "report.html"
+    remove_unfinished(target)
+    return write_text(target, page)
 
 
 def _each(runs: list[RunFolder], body: Callable[[RunFolder], str]) -> str:
@@ -87,18 +84,23 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
-def _headline(run: RunFolder) -> str:
+def _headline(run: RunFolder, name: str) -> str:
+    """What follows from the numbers, in words, and the numbers. name: of the run, where there are several."""
     summary = run.summary
+    sentence = verdict(summary)
+    words = html.paragraph(f"{name}: {sentence}" if name else sentence, "verdict") if sentence else ""
     cells: list[tuple[str, str, str]] = []
     recall = summary.get("recall", {})
     if "trained" in recall:
         error = figures.standard_error(recall["trained"]) or 0.0
         remark = f"± {100 * error:.0f} points; chance is 10\u00a0%"
         cells.append((f"{recall['trained']['value']:.0%}", "of known relationships found", remark))
-    gain = summary.get("trained_minus_untrained")
+    best = summary.get("trained_minus_best")
+    gain = best or summary.get("trained_minus_untrained")
     if gain:
+        against = f"the best baseline, {summary['best_baseline']}" if best else "untrained"
         remark = f"standard error {100 * gain['se']:.0f} points"
-        cells.append((f"{100 * gain['value']:+.0f} points", "trained against untrained", remark))
+        cells.append((f"{100 * gain['value']:+.0f} points", f"trained against {against}", remark))
     if "wells" in summary:
         sites = f"{summary['sites']:,} sites" if "sites" in summary else ""
         cells.append((f"{summary['wells']:,}", "wells embedded", sites))
@@ -107,22 +109,17 @@ def _headline(run: RunFolder) -> str:
     speed = [table["crops_per_second"].median() for table in run.logs.values() if "crops_per_second" in table]
     if speed:
         cells.append((f"{np.median(speed):.1f}", "training crops per second", "median"))
-    return html.tiles(cells) if cells else ""
+    return words + (html.tiles(cells) if cells else "")
 
 
 def _recall(run: RunFolder) -> str:
     recall = run.summary.get("recall")
     if not recall:
         return html.absent("recall of known relationships", "recall in summary.json")
-    parts = [
-        html.paragraph(
-            "Share of the known pairs of perturbations whose cosine lies in the lowest or highest 5 % of all pairs, "
-            "after alignment to the negative controls of each plate. Chance is 10 %."
-        )
-    ]
-    gain = run.summary.get("trained_minus_untrained")
-    if gain:
-        parts.append(html.paragraph(_verdict(gain), "verdict"))
+    about = html.paragraph(
+        "Share of the known pairs of perturbations whose cosine lies in the lowest or highest 5 % of all pairs, "
+        "after alignment to the negative controls of each plate. Chance is 10 %."
+    )
     bars = svg(figures.recall_bars(recall), f"{run.name}-bars")
     table = _recall_table(recall, run.summary.get("recall_without_alignment", {}))
     left = html.figure(bars, "Recall by system; whiskers are bootstrap standard errors.") + table
@@ -131,16 +128,52 @@ def _recall(run: RunFolder) -> str:
         right = html.figure(curve, "Recall as more of the extreme cosines are kept; dotted: chance.")
     else:
         right = html.absent("recall against percentile", "recall_curves.csv")
-    return "".join(parts) + html.pair(left, right)
+    return html.pair(left, right + _differences_table(run.summary)) + about + _screens_table(run.summary)
 
 
-def _verdict(gain: Score) -> str:
-    ratio = gain["value"] / gain["se"] if gain["se"] > 0 else np.inf
-    found = "more" if gain["value"] > 0 else "fewer"
-    return (
-        f"The trained encoder finds {abs(100 * gain['value']):.1f} points {found} of the known pairs than the same "
-        f"encoder untrained: {abs(ratio):.1f} bootstrap standard errors."
-    )
+def _differences_table(summary: RunSummary) -> str:
+    """The trained encoder against each baseline without training, and both encoders by read-out."""
+    parts = []
+    if differences := summary.get("trained_minus"):
+        rows = [[SYSTEM_MEANING.get(system, system), _signed(score)] for system, score in differences.items()]
+        parts.append(html.table(["trained less", "difference ± s.e."], rows, numeric=(1,)))
+    if read_outs := summary.get("read_outs"):
+        chosen = summary.get("read_out", {})
+        rows = [
+            [
+                SYSTEM_MEANING.get(system, system),
+                name,
+                _score(score),
+                "yes" if chosen.get(system) == name else "",
+            ]
+            for system, read in read_outs.items()
+            for name, score in read.items()
+        ]
+        parts.append(html.table(["encoder", "read-out", "recall ± s.e.", "shown"], rows, numeric=(2,)))
+    return "".join(parts)
+
+
+def _screens_table(summary: RunSummary) -> str:
+    """Recall on each of several screens."""
+    if not (screens := summary.get("screens")):
+        return ""
+    header = ["screen", "trained", screens[0]["best_baseline"], "difference ± s.e.", "report"]
+    rows = [
+        [
+            str(s["seed"]),
+            _score(s["trained"]),
+            _score(s["baseline"]),
+            _signed(s["difference"]),
+            f"screens/{s['seed']}/report.html",
+        ]
+        for s in screens
+    ]
+    return "<h3>Screen by screen</h3>" + html.table(header, rows, numeric=(1, 2, 3))
+
+
+def _signed(score: Score) -> str:
+    error = figures.standard_error(score)
+    return f"{score['value']:+.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def _recall_table(recall: Mapping[str, Score], unaligned: Mapping[str, Score]) -> str:
