@@ -9,12 +9,14 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from camae.errors import OutputError
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries written in Rust name errno
 _TEMPORARY = re.compile(r"\..+\.\d+(\.[^.]*)?")
+_UNFINISHED = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)(?P<suffix>\.[^.]*)?")
+_SUFFIXES = (".csv", ".html", ".json", ".parquet", ".png", ".safetensors", ".tif", ".toml")
 _REASONS = {
     errno.ENOSPC: "the disk is full; free space there, or choose a folder on another disk",
     errno.EDQUOT: "the disk quota is used up; free space there, or choose a folder on another disk",
@@ -102,6 +104,36 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
+def remove_unfinished(out: str | Path) -> None:
+    """Remove temporary files of `write_atomic` whose writer was killed: for the file `out`, or right in the folder.
+
+    For outputs without a lock: a file is left alone while a process of its number runs on this machine.
+    """
+    out = Path(out)
+    own_file = not out.is_dir()
+    with suppress(OSError):
+        for path in list((out.parent if own_file else out).glob(".*")):
+            found = _UNFINISHED.fullmatch(path.name)
+            if found is None or is_running(int(found["pid"])):
+                continue
+            suffix = found["suffix"] or ""
+            if f"{found['stem']}{suffix}" == out.name if own_file else suffix in _SUFFIXES:
+                path.unlink(missing_ok=True)
+
+
+def is_running(pid: int) -> bool:
+    """Whether another process of this number runs on this machine."""
+    if pid == os.getpid():
+        return False  # a number that was used before: what this process writes, it takes away itself
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries (names just made, renamed or removed) to disk."""
     handle = os.open(folder, os.O_RDONLY)
@@ -121,6 +153,15 @@ def read_json_lines(path: str | Path) -> list[Any]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def open_lines(path: str | Path) -> IO[str]:
+    """A file of lines, open to append to; a last line cut short by a kill or a full disk is taken away first."""
+    with suppress(FileNotFoundError), open(path, "rb+") as file:
+        text = file.read()
+        if (whole := text.rfind(b"\n") + 1) != len(text):
+            file.truncate(whole)
+    return open(path, "a", encoding="utf-8")
 
 
 def write_text(path: str | Path, text: str) -> Path:

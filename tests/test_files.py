@@ -3,11 +3,21 @@
 import errno
 import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 
 from camae.errors import CamaeError, OutputError
-from camae.files import output_errors, remove_leftovers, write_atomic, write_text
+from camae.files import (
+    open_lines,
+    output_errors,
+    read_json_lines,
+    remove_leftovers,
+    remove_unfinished,
+    write_atomic,
+    write_text,
+)
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
@@ -76,3 +86,28 @@ def test_leftovers_of_killed_writes_are_removed(tmp_path):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", ".lock", ".lock.rank0of2", "log.jsonl"]
+
+
+def test_unfinished_files_of_dead_writers_are_removed_and_no_others(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    alive = os.getppid()
+    mine = [f".{alive}.csv", f".table2.{alive}.csv", ".notes.txt", f".notes.{dead.pid}.txt", "table2.csv"]
+    for name in (*mine, f".table2.{dead.pid}.csv", f".map.{dead.pid}.parquet", f".table2.{os.getpid()}.csv"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path / "table2.csv")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*mine, f".map.{dead.pid}.parquet"])
+    remove_unfinished(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(mine)
+    remove_unfinished(tmp_path / "absent" / "file.csv")
+
+
+def test_a_line_cut_short_is_not_continued(tmp_path):
+    """A journal whose writer was killed in a line: the next row is a line of its own."""
+    path = tmp_path / "rows.jsonl"
+    for cut in ("", '{"a": 1}\n{"a": 2, "b', '{"a": 1'):
+        path.write_text(cut)
+        with open_lines(path) as file:
+            file.write('{"a": 3}\n')
+        whole = [{"a": 1}] if "\n" in cut else []
+        assert read_json_lines(path) == [*whole, {"a": 3}]

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from camae.errors import MissingBackendError
-from camae.files import output_errors, read_json_lines, write_text
+from camae.files import open_lines, output_errors, read_json_lines, write_text
 from camae.progress import PlainLines, is_live, time_left
 
 LogRow = dict[str, float]
@@ -74,7 +74,7 @@ def log_event(out: Path, sentence: str, step: int) -> None:
     row = {"time": round(time.time(), 3), "step": step, "event": sentence}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with open(out / "events.jsonl", "a", encoding="utf-8") as file:
+        with open_lines(out / "events.jsonl") as file:
             file.write(json.dumps(row) + "\n")
     except OSError as error:
         warnings.warn(f"{out / 'events.jsonl'} could not be written ({error})", stacklevel=2)

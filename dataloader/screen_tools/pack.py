@@ -27,12 +27,12 @@ from camae.dataloader.identity import DEPTH, TIME
 from camae.dataloader.manifest import ILLUMINATION, Manifest
 from camae.dataloader.read_pixels import checked_reader, plane_kind, read_plane, read_window
 from camae.errors import CamaeError, MissingBackendError, MissingFileError, OutputError
-from camae.files import output_error, write_atomic
+from camae.files import open_lines, output_error, remove_unfinished, write_atomic
+from camae.processors import usable_cpus
 
 CODECS = ("zstd", "none")
 TILE = 256
 _LONGEST_NAME = 60  # characters; file systems allow 255 bytes
-_UNFINISHED = re.compile(r"\..*\.(\d+)\.tif")  # the temporary files of write_atomic
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _pack_planes(
     known = _read_journal(journal)
     done: list[PackedPlane] = []
     reused = 0
-    with open(journal, "a", encoding="utf-8") as log, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with open_lines(journal) as log, ThreadPoolExecutor(workers or usable_cpus()) as pool:
         futures = [
             pool.submit(_pack_plane, manifest, job, folder, targets[job], codec, known, reader)
             for job in jobs
@@ -153,26 +153,9 @@ def _pack_planes(
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove the unfinished files `.NAME.PID.tif` of runs that were killed."""
-    for file in (folder / "planes").rglob(".*.tif"):
-        match = _UNFINISHED.fullmatch(file.name)
-        if match and not _is_running(int(match[1])):
-            file.unlink(missing_ok=True)
-    for file in folder.glob(".manifest.*.parquet"):
-        if file.name.split(".")[2].isdecimal() and not _is_running(int(file.name.split(".")[2])):
-            file.unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    if pid == os.getpid():
-        return False  # a number that was used before: this run has written nothing yet
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
+    """Remove the unfinished files of runs that were killed."""
+    for place, _, _ in os.walk(folder):
+        remove_unfinished(place)
 
 
 def _targets(manifest: Manifest, jobs: list[tuple[int, str]]) -> dict[tuple[int, str], str]:
