@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import IO, Any
 
 from rich.console import Console
@@ -26,8 +27,10 @@ _SECONDS = 30.0
 
 
 def is_live(console: Console) -> bool:
-    """Whether a console can redraw what it shows: a terminal or a notebook."""
-    return console.is_terminal or console.is_jupyter
+    """Whether a console can redraw what it shows: a terminal, or a notebook with ipywidgets."""
+    if console.is_jupyter:
+        return find_spec("ipywidgets") is not None
+    return console.is_terminal
 
 
 class PlainLines:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ METADATA = (
     "Metadata_control_type",
 )
 ILLUMINATION = "Illum_"
+_SHOWN_ROWS = 5  # in a notebook
 MOST_CHANNELS = 1000  # far above any microscope: what has more columns is another kind of table
 
 
@@ -88,7 +90,26 @@ class Manifest:
         return len(self.table)
 
     def __repr__(self) -> str:
-        return f"Manifest({len(self)} sites, channels={list(self.channels)}, root={str(self.root)!r})"
+        counts = "".join(f", {count:,} {name}" for name, count in self._counts().items())
+        return (
+            f"Manifest({len(self):,} sites{counts}, channels={list(self.channels)}, root={str(self.root)!r})"
+        )
+
+    def _counts(self) -> dict[str, int]:
+        """How many plates, wells and perturbations the sites are of, as far as the table says."""
+        keys = [name for name in METADATA[:3] if name in self.table]
+        found = {}
+        if "Metadata_Plate" in self.table:
+            found["plates"] = len(self.table[keys].drop_duplicates())
+        if "Metadata_Well" in self.table:
+            found["wells"] = len(self.table[[*keys, "Metadata_Well"]].drop_duplicates())
+        if "Metadata_Perturbation" in self.table:
+            found["perturbations"] = int(self.table["Metadata_Perturbation"].replace("", np.nan).nunique())
+        return found
+
+    def _repr_html_(self) -> str:
+        left_out = "".join(f"<br>{escape(line)}" for line in self.left_out.lines())
+        return f"<div>{escape(repr(self))}{left_out}</div>{self.table.head(_SHOWN_ROWS).to_html()}"
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Manifest:

@@ -25,10 +25,12 @@ from camae.maps.screens import Profiles, ScreenColumns, read_screen
 CONTROLS_PER_COMPONENT = 2
 FITS_COMPONENTS = ("pca", "pca_standardize", "tvn", "tvn_ando")
 
+_SHOWN_NAMES = 5  # in a repr
+
 Components: TypeAlias = Literal["half_controls"] | int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScreenMap:
     """Perturbation map of a screen.
 
@@ -48,6 +50,12 @@ class ScreenMap:
     names: npt.NDArray[np.str_]
     options: dict[str, object]
     notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        n, k = self.vectors.shape
+        shown = ", ".join(map(str, self.names[:_SHOWN_NAMES])) + (", ..." if n > _SHOWN_NAMES else "")
+        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        return f"ScreenMap({n:,} perturbations [{shown}] in {k:,} dimensions{options})"
 
 
 def map_profiles(

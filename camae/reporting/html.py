@@ -65,6 +65,12 @@ def facts(values: Mapping[str, str]) -> str:
     )
 
 
+def notebook_facts(title: str, values: Mapping[str, str]) -> str:
+    """A title with names and values, for notebooks, which bring their own style."""
+    rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in values.items())
+    return f"<div><b>{escape(title)}</b><table><tbody>{rows}</tbody></table></div>"
+
+
 def tiles(values: Sequence[tuple[str, str, str]]) -> str:
     """Headline numbers: (value, what it is, a smaller remark)."""
     cells = "".join(

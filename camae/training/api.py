@@ -6,9 +6,10 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from camae.dataloader.mixture import Source
+from camae.errors import CamaeError
 from camae.locks import writing
 from camae.model.backends import Backends
 from camae.model.interface import Model
@@ -21,12 +22,15 @@ from camae.training.evaluation import CenterCrops, Probe
 from camae.training.run_log import LogRow, read_log
 from camae.training.trainer import Trainer
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
-    """A training run that has finished.
+    """A training run that has finished. A notebook shows its numbers and its loss curve.
 
     path: its folder. model: the trained model, in eval mode. history: rows of log.jsonl. left_out, notes: what reading
     the data left out, and the rows that its joins matched.
@@ -37,6 +41,44 @@ class Run:
     history: list[LogRow]
     left_out: Omissions = field(default_factory=Omissions)
     notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name} {value}" for name, value in self._facts().items())
+        return f"Run({str(self.path)!r}: {facts})"
+
+    def _facts(self) -> dict[str, str]:
+        """Model, and the last numbers of the log."""
+        facts = {"model": self.model.config.name}
+        if self.history:
+            facts["step"] = f"{int(self.history[-1]['step']):,}"
+        for name, key in (("loss", "loss"), ("held-out loss", "val_loss"), ("crops/s", "crops_per_second")):
+            values = [row[key] for row in self.history if row.get(key) is not None]
+            if values:
+                facts[name] = f"{values[-1]:.4g}"
+        return facts
+
+    def curves(self, *others: Run, y: str = "loss") -> Figure:
+        """Figure of a number of the log against the steps, logarithmic, of this run and others.
+
+        y: a column of log.jsonl; where its held-out form ("val_loss") is there too, it is dashed.
+        Raises CamaeError for a run without a logged step, or a log without that column.
+        """
+        from camae.reporting.figures import loss_curves
+
+        runs = [self, *others]
+        if empty := [run.path for run in runs if not run.history]:
+            raise CamaeError(f"{empty[0]}: the run has no logged step, so it has no curve")
+        names = [run.path.resolve().name for run in runs]
+        if len(set(names)) < len(names):
+            names = [str(run.path) for run in runs]
+        return loss_curves({name: run.history for name, run in zip(names, runs, strict=True)}, y=y)
+
+    def _repr_html_(self) -> str:
+        from camae.reporting import html
+        from camae.reporting.style import data_uri, png
+
+        curve = html.image(data_uri(png(self.curves(), dpi=110)), "Loss curve") if self.history else ""
+        return html.notebook_facts(str(self.path), self._facts()) + curve
 
 
 def accepts_positions(*names: str) -> Callable[[Function], Function]:
