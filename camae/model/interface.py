@@ -16,7 +16,7 @@ from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.errors import CamaeError
 from camae.model.backends import BackendModule, Backends
 from camae.model.fork import compute_on_one_thread_after_fork
-from camae.model.hub import Origin
+from camae.model.hub import Origin, pinned
 from camae.model.standardization import standardization_eps
 from camae.model.token_layout import TokenLayout
 
@@ -24,6 +24,7 @@ compute_on_one_thread_after_fork()
 
 Image = np.ndarray | torch.Tensor
 Images = Image | Sequence[Image]  # (C, H, W), (B, C, H, W), or a sequence of (C_i, H, W)
+_SHOWN_CHANNELS = 12  # in a model's repr
 ChannelNames = Sequence[str] | Sequence[Sequence[str]]  # of all images, or of each
 
 
@@ -132,6 +133,23 @@ class Model(BackendModule, ABC):
         super().__init__(backends)
         self.config = config
         self.origin: Origin = {}
+
+    def __repr__(self) -> str:
+        """One line; `print(model.encoder)` shows the layers."""
+        c = self.config
+        size = f" {c.width} x {c.depth}," if isinstance(c, TransformerConfig) else ""
+        parameters = list(self.parameters())
+        count = sum(p.numel() for p in parameters)
+        device = parameters[0].device if parameters else "cpu"
+        channels = ", ".join(c.channels[:_SHOWN_CHANNELS]) + (
+            ", ..." if len(c.channels) > _SHOWN_CHANNELS else ""
+        )
+        mode = "training" if self.training else "eval"
+        source = f", from {pinned(self.origin)}" if self.origin else ""
+        return (
+            f"{type(self).__name__}({c.name}:{size} patch {c.patch}, crop {c.crop} px, channels [{channels}], "
+            f"{count / 1e6:,.1f} M parameters, {device}, {mode}{source})"
+        )
 
     @property
     def channels(self) -> list[str]:
