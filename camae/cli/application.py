@@ -10,7 +10,20 @@ import warnings
 
 import typer
 
-from camae.cli import console, data, doctor, embed, maps, models, patch_map, reproduction, runs, train
+from camae.cli import (
+    console,
+    data,
+    doctor,
+    embed,
+    evaluate,
+    explore,
+    maps,
+    models,
+    patch_map,
+    reproduction,
+    runs,
+    train,
+)
 from camae.cli.options import PairCommand
 from camae.errors import CamaeError
 from camae.files import output_error
@@ -25,6 +38,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _data = typer.Typer(help="Look at a screen before using it.", no_args_is_help=True, rich_markup_mode=None)
+_evaluate = typer.Typer(
+    help="Evaluate a model on a labeled screen.", no_args_is_help=True, rich_markup_mode=None
+)
 _runs = typer.Typer(help="Look at training runs.", no_args_is_help=True, rich_markup_mode=None)
 
 app.command()(reproduction.demo)
@@ -32,6 +48,7 @@ app.command()(train.train)
 app.command(cls=PairCommand)(embed.embed)
 app.command("map")(maps.map_screen)
 app.command("patch-map", cls=PairCommand)(patch_map.patch_map)
+app.command()(explore.explore)
 app.command()(runs.report)
 app.command()(reproduction.benchmark)
 app.command(cls=PairCommand)(reproduction.paper)
@@ -42,6 +59,9 @@ app.command()(doctor.doctor)
 app.add_typer(_data, name="data")
 _data.command("check")(data.check)
 _data.command("plan")(data.plan)
+app.add_typer(_evaluate, name="evaluate")
+_evaluate.command(cls=PairCommand)(evaluate.layers)
+_evaluate.command(cls=PairCommand)(evaluate.channels)
 app.add_typer(_runs, name="runs")
 _runs.command("compare")(runs.compare)
 

@@ -82,6 +82,9 @@ def check_files() -> None:
         "py.typed",
         "__init__.pyi",
         "reporting/page.css",
+        "reporting/explorer/explorer.css",
+        "reporting/explorer/explorer.html",
+        "reporting/explorer/main.js",
         "kernels/__init__.py",
         "dataloader/__init__.py",
     ):

@@ -1,0 +1,148 @@
+"""Writer of the explorer: profiles, known pairs and images in, one folder or one HTML file out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from camae.dataloader.manifest import Manifest
+from camae.errors import CamaeError, MissingFileError
+from camae.files import remove_unfinished, write_text
+from camae.maps.pairs import PairSources, read_pairs_folder
+from camae.maps.perturbation_map import Components
+from camae.maps.profiles import ProfileTable
+from camae.maps.replicates import ReplicateUnit
+from camae.maps.screens import Profiles, ScreenColumns, read_screen
+from camae.omissions import Omissions
+from camae.reporting.explorer.layout import check_layout
+from camae.reporting.explorer.model_map import model_map
+from camae.reporting.explorer.page import page
+from camae.reporting.explorer.thumbnails import FOLDER, Thumbnail, ThumbnailOptions, draw_thumbnails
+
+INDEX = "index.html"
+
+
+def explore(
+    results: Profiles | Mapping[str, Profiles],
+    images: Manifest | str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    pairs: PairSources | str | Path | None = None,
+    dose: str | None = None,
+    title: str | None = None,
+    layout: str = "auto",
+    wells: int = 3,
+    controls: int = 2,
+    size: int = 160,
+    crop: int = 512,
+    method: str = "tvn",
+    perturbation: str = "Metadata_Perturbation",
+    plate: str | None = "Metadata_Plate",
+    control: str = "Metadata_control_type",
+    negative: str = "negcon",
+    unit: ReplicateUnit = "well",
+    components: Components = "half_controls",
+) -> Path:
+    """Write a perturbation map as a page to explore, and return the path of its HTML file.
+
+    Parameters
+    ----------
+    results : DataFrame, path, sequence of paths, or dict of these by model
+        Profiles of wells as `maps.map_screen` takes them, or the folder that `camae embed` wrote. The models of a dict
+        can be chosen on the page, and their recall stands side by side; the first is shown first.
+    images : Manifest or path, optional
+        Manifest (or image folder) that was embedded: thumbnails of wells are drawn from it, of the first model's wells.
+    out : path, optional
+        Folder to write, with index.html and the thumbnails; or, without images, a file that ends in .html. Default:
+        the folder `explore` beside the first profiles.
+    pairs : known pairs, or their file or folder, optional
+        Marked on the page; recall is computed from them.
+    dose : str, optional
+        Column of doses, numbers in one unit.
+    title : str, optional
+        Of the page.
+    layout : {"auto", "pca", "umap"}
+        Embedding in two dimensions. "auto" is PCA, and UMAP where umap-learn is installed.
+    wells, controls : int
+        Thumbnails of each perturbation, and of the controls of each plate.
+    size, crop : int
+        Side of a thumbnail in pixels, and of the square in the middle of a site that it shows (0: the largest).
+    method, perturbation, plate, control, negative, unit, components
+        As in `maps.map_screen`.
+
+    Returns
+    -------
+    Path
+        The HTML file. What was left out is listed in left_out.csv beside it, and counted on the page.
+
+    Raises
+    ------
+    CamaeError
+        For unusable profiles, options or images; MissingFileError when a file does not exist; MissingBackendError
+        when UMAP is asked for and not installed; OutputError when an output cannot be written.
+    """
+    check_layout(layout)
+    options = ThumbnailOptions(wells, controls, size, crop)
+    models = results if isinstance(results, Mapping) else {"map": results}
+    models = {name: located(table) for name, table in models.items()}
+    if not models:
+        raise CamaeError("there is nothing to explore: name at least one profile file")
+    target = _target(out, next(iter(models.values())), images is not None)
+    left_out = Omissions()
+    known = read_pairs_folder(pairs, left_out) if isinstance(pairs, str | Path) else pairs
+    columns = ScreenColumns(perturbation, plate, control, negative)
+    screens = {name: read_screen(table, columns, unit) for name, table in models.items()}
+    shown = [model_map(name, s, method, components, layout, dose, known) for name, s in screens.items()]
+    for screen in screens.values():
+        left_out.extend(screen.omitted)
+    thumbnails: list[Thumbnail] = []
+    remove_unfinished(target)
+    if images is not None:
+        target.unlink(missing_ok=True)  # it would show the new thumbnails beside its old names
+        screen = next(iter(screens.values()))
+        thumbnails = draw_thumbnails(screen, _manifest(images), target.parent / FOLDER, options, left_out)
+    about = {"alignment": method, "unit": unit or "none", "title": title or "Map of perturbations"}
+    text = page(shown, known, thumbnails, options.size, about, left_out.lines())
+    write_text(target, text)
+    left_out.write(target.parent, "left_out.csv" if target.name == INDEX else f"{target.stem}.left_out.csv")
+    return target
+
+
+def located(profiles: Profiles) -> Profiles:
+    """Profiles, or the table of wells in the folder that `camae embed` wrote.
+
+    Raises MissingFileError for a folder without one.
+    """
+    if not isinstance(profiles, str | Path) or not Path(profiles).is_dir():
+        return profiles
+    path = Path(profiles) / "wells.parquet"
+    if not path.is_file():
+        raise MissingFileError(
+            f"{profiles}: the folder has no wells.parquet; name a folder that camae embed wrote, or a profile file"
+        )
+    return path
+
+
+def _target(out: str | Path | None, first: Profiles, with_images: bool) -> Path:
+    """The HTML file to write."""
+    if out is None:
+        source = first.source if isinstance(first, ProfileTable) else first
+        source = source[0] if isinstance(source, list | tuple) and source else source
+        if not isinstance(source, str | Path) or not Path(source).exists():
+            raise CamaeError(
+                "out= is missing: name the folder to write, because the profiles come from no file"
+            )
+        return Path(source).parent / "explore" / INDEX
+    if Path(out).suffix.lower() not in (".html", ".htm"):
+        return Path(out) / INDEX
+    if with_images:
+        raise CamaeError(
+            f"{out}: thumbnails need a folder beside the page; name a folder, or leave the images out"
+        )
+    return Path(out)
+
+
+def _manifest(images: Manifest | str | Path) -> Manifest:
+    from camae.dataloader.datasets import read_manifest
+
+    return read_manifest(images, incomplete="keep")
