@@ -135,7 +135,7 @@ def numbers(path: str | os.PathLike[str], table: pa.Table, name: str) -> np.ndar
     column = table.column(name)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if _is_text(column.type):
+    if is_text(column.type):
         return _parsed_numbers(Path(path), column, name)
     if pa.types.is_null(column.type):
         return np.full(len(column), np.nan)
@@ -311,7 +311,8 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         raise CamaeError(f"{path}, line {reader.line_num}: not a row of a table ({error})") from None
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Test for text of any width: pandas 3 writes Parquet with large_string, earlier ones with string."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 

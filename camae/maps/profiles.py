@@ -34,7 +34,7 @@ from camae.errors import CamaeError, MissingBackendError, MissingFileError
 from camae.maps.aggregation import group_means
 from camae.maps.inputs import listing
 from camae.omissions import Omissions
-from camae.text_table import SUFFIXES, are_numbers, as_text, numbers, read_arrow_table
+from camae.text_table import SUFFIXES, are_numbers, as_text, is_text, numbers, read_arrow_table
 from camae.wells import normal_well
 
 _WHOLE = r"^\s*[+-]?\d+\s*$"
@@ -146,7 +146,7 @@ def read_profile_table(path: str | Path, features: Sequence[str] | None = None) 
     names, left_out = _chosen(path, table.column_names, features, _Kinds(table))
     columns = [numbers(path, table, name) for name in names]
     dtype = np.result_type(*(column.dtype for column in columns))
-    from_text = any(pa.types.is_string(table.schema.field(name).type) for name in names)
+    from_text = any(is_text(table.schema.field(name).type) for name in names)
     if from_text and all(name.startswith("emb_") for name in names):
         dtype = np.dtype(np.float32)
     x = np.empty((table.num_rows, len(names)), dtype)
@@ -214,7 +214,7 @@ class _Kinds:
             return "empty" if len(column) and np.isnan(column.to_numpy()).all() else "float"
         if pa.types.is_integer(column.type):
             return "integer"
-        if not pa.types.is_string(column.type):
+        if not is_text(column.type):
             return "text"
         filled = (pa.compute.utf8_length(pa.compute.utf8_trim_whitespace(column)).to_numpy() > 0).sum()
         count = are_numbers(column).sum()

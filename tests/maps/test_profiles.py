@@ -4,6 +4,8 @@ import gzip
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -163,7 +165,7 @@ def test_fault_10_features_by_rule_and_by_name(tmp_path):
     rng = np.random.default_rng(0)
     bare = pd.DataFrame({"gene": list("abc"), "count": [1.0, 2, 3], "age": [1, 2, 3], "note": [""] * 3})
     bare = bare.join(pd.DataFrame(rng.normal(size=(3, 2)), columns=["f0", "f1"]))
-    for ending in ("csv", "parquet"):
+    for ending in ("csv", "parquet", "large.parquet"):
         got = read_profile_table(written_bare(tmp_path, bare, ending))
         assert got.features == ["f0", "f1"]
         assert {o.item: o.reason for o in got.omitted} == {
@@ -185,6 +187,13 @@ def test_fault_10_features_by_rule_and_by_name(tmp_path):
 
 def written_bare(folder, table, ending):
     path = folder / f"bare.{ending}"
+    if ending == "large.parquet":  # as pandas 3 writes text
+        wide = {"gene": pa.large_string(), "note": pa.large_string()}
+        fields = [
+            f.with_type(wide.get(f.name, f.type)) for f in pa.Schema.from_pandas(table, preserve_index=False)
+        ]
+        pq.write_table(pa.Table.from_pandas(table, pa.schema(fields), preserve_index=False), path)
+        return path
     table.to_parquet(path) if ending == "parquet" else table.to_csv(path, index=False)
     return path
 
