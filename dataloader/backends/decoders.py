@@ -1,4 +1,4 @@
-"""Image decoders of Python packages, whole planes: PNG, JPEG 2000, Zarr, Parquet, and TIFF by tifffile."""
+"""Image decoders of Python packages, whole planes: PNG, JPEG 2000, Zarr, Parquet, vendor formats, TIFF by tifffile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
 
-from camae.dataloader.backends import native
+from camae.dataloader.backends import native, vendor
 from camae.dataloader.backends.addresses import projection_of, refuse_remote, require, split_address
 from camae.dataloader.backends.projection import project
 from camae.dataloader.backends.zarr_guard import check_array, check_chunks, check_metadata_size
@@ -208,4 +208,5 @@ _DECODERS: dict[str, Decoder] = {
     ".jp2": _jp2,
     ".parquet": _parquet,
     ".zarr": _zarr,
+    **dict.fromkeys(vendor.SUFFIXES, vendor.read_plane),
 }

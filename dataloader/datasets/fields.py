@@ -13,7 +13,7 @@ from camae.dataloader.datasets.name_matching import Groups
 from camae.dataloader.datasets.site_keys import Key, key_columns, key_words, plate_folder, site_key
 from camae.dataloader.datasets.stacks import Choice
 from camae.dataloader.datasets.tiff_axes import ImageAxes, images_in
-from camae.errors import CamaeError
+from camae.errors import CamaeError, MissingBackendError
 from camae.omissions import Omissions
 
 _THREADS = 8  # network file systems answer one question slowly and many at once quickly
@@ -126,7 +126,7 @@ def _headers(
         for name, header in zip(names, pool.map(look, names), strict=True):
             if not isinstance(header, CamaeError):
                 headers[name] = header
-            elif incomplete != "skip":
+            elif incomplete != "skip" or isinstance(header, MissingBackendError):
                 raise header
             else:
                 bad.append(name)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from camae.dataloader.backends.vendor import SUFFIXES
 from camae.dataloader.datasets.common import files_below, validated, warn_left_out
 from camae.dataloader.datasets.fields import FieldRows, read_fields, read_stacks
 from camae.dataloader.datasets.name_matching import Groups, match_builtin, match_user_pattern
@@ -23,7 +24,7 @@ from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError
 from camae.omissions import Omissions
 
-IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jp2")
+IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jp2", *SUFFIXES)
 # Formats of images that are not read: they are counted, not passed over in silence.
 _OTHER_SUFFIXES = (
     *(
@@ -36,9 +37,6 @@ _OTHER_SUFFIXES = (
         ".c01",
         ".flex",
         ".stk",
-        ".nd2",
-        ".czi",
-        ".lif",
         ".lsm",
     ),
     *(".ims", ".vsi", ".oib", ".oif", ".dv", ".mrc", ".svs", ".ndpi"),
@@ -63,7 +61,7 @@ PATTERNS = {
         rf"Z(?P<z>\d{{2,3}})(?P<channel>C\d{{2}}){_END}"
     ),
 }
-_FIELD_END = r"(?:\.ome)?\.(?:tiff?|png|jp2)$"
+_FIELD_END = r"(?:\.ome)?\.(?:tiff?|png|jp2|czi|nd2|lif)$"
 # Wells of 1536-well plates and smaller: "w1" and "s1", which end other names, are none.
 _FIELD_WELL = r"(?P<well>(?:[A-P]|A[A-F])-?(?:0?[1-9]|[1-4]\d))"
 _FIELD_SITE = r"(?:[_-](?:s|f|site|field|fov)[_-]?(?P<site>\d+))?"

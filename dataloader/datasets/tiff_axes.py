@@ -1,4 +1,4 @@
-"""Axes of the images in a file: what its pages are, by OME, ImageJ or tifffile metadata. Only headers are read."""
+"""Axes of the images in a file: what its pages are, by OME, ImageJ, tifffile or a vendor's metadata; headers alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from camae.dataloader.backends import native
+from camae.dataloader.backends import native, vendor
 from camae.dataloader.backends.addresses import is_tiff
 from camae.dataloader.datasets.ome_xml import images_of_ome
 from camae.errors import CamaeError
@@ -46,7 +46,7 @@ class ImageAxes:
 def has_pages(path: str) -> bool:
     """Whether a file has several pages, by its header. False for what cannot be read: reading it says why."""
     try:
-        return is_tiff(path) and native.describe(path, any_reader=True).pages > 1
+        return vendor.is_vendor(path) or (is_tiff(path) and native.describe(path, any_reader=True).pages > 1)
     except CamaeError:
         return False
 
@@ -60,10 +60,12 @@ def holds_channels(path: str) -> bool:
 
 
 def images_in(path: str) -> list[ImageAxes]:
-    """Images of a file, in order; other files than TIFF hold one plane. An OME-TIFF may hold none of those it lists.
+    """Images of a file, in order; PNG and JPEG 2000 hold one plane. An OME-TIFF may hold none of those it lists.
 
     Raises MissingFileError or CamaeError naming the file, also for color images and metadata that contradict it.
     """
+    if vendor.is_vendor(path):
+        return [_of_scene(number, scene) for number, scene in enumerate(vendor.scenes(path))]
     if not is_tiff(path):
         return [_flat(1)]
     layout = native.describe(path, any_reader=True)
@@ -90,6 +92,15 @@ def images_in(path: str) -> list[ImageAxes]:
         return [_of_imagej(imagej, path, layout.pages)]
     found = _of_shape(shaped[0], layout.pages) if shaped else None
     return [found or _flat(layout.pages)]
+
+
+def _of_scene(number: int, scene: vendor.Scene) -> ImageAxes:
+    """Axes of a scene of a vendor's file; addresses are (scene, t, c, z)."""
+    indices_TCZ = np.empty([scene.sizes[axis] for axis in _AXES], dtype=object)
+    for index in np.ndindex(indices_TCZ.shape):
+        indices_TCZ[index] = ",".join(map(str, (number, *index)))
+    axes = "".join(a for a in scene.order if a in _AXES and scene.sizes[a] > 1) + "YX"
+    return ImageAxes(axes, indices_TCZ, scene.channels)
 
 
 def _flat(pages: int) -> ImageAxes:
