@@ -112,7 +112,8 @@ aot: $(VENV)/.dev
 	PYTHONPATH=$(AOT) TRITON_CACHE_DIR=$(AOT)/cache $(BIN)/python -m camae.kernels._compile_ahead tests/kernels/budgets.json
 	PYTHONPATH=$(AOT) TRITON_CACHE_DIR=$(AOT)/cache $(BIN)/python -m camae.kernels._recorder
 
-# The GPU machine's software without its GPU: Python 3.12 (pyenv's, or TWIN_PYTHON) and the versions of tests/twin.txt.
+# The GPU machine's software without its GPU: Python 3.12 (pyenv's, or TWIN_PYTHON) and the versions of tests/twin.txt,
+# 5 GB on disk; torch comes first, alone, so that an interruption costs less.
 # Tests of packages that it lacks, and of what its versions cannot run, are skipped and say why. One file:
 # make twin TWIN_TESTS=tests/maps/test_recall.py
 TWIN := build/twin
@@ -122,6 +123,7 @@ TWIN_PIP := $(TWIN)/bin/python -m pip --disable-pip-version-check
 
 $(TWIN)/.installed: tests/twin.txt $(SOURCES) | codecs
 	test -x $(TWIN)/bin/python || $(TWIN_PYTHON) -m venv $(TWIN)
+	$(TWIN_PIP) install -q $$(grep '^torch==' tests/twin.txt)
 	$(TWIN_PIP) install -q -r tests/twin.txt
 	$(TWIN_PIP) install -q --no-build-isolation --no-deps -e .
 	@touch $@

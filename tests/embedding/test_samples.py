@@ -41,6 +41,8 @@ def own_model(tmp_path_factory):
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.filterwarnings("ignore:.*are incomplete.*")
 def test_one_command(name, real_data, own_model, tmp_path):
+    if name == "jump_zarr":
+        pytest.importorskip("zarr", reason="needs zarr")
     folder, options, wells, plate = SAMPLES[name]
     command = ["embed", str(real_data / "images" / folder), "--model", str(own_model), "--out", str(tmp_path)]
     result = CliRunner().invoke(app, [*command, *options])
