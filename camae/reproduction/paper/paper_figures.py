@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,18 +13,41 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from camae import maps
+from camae.errors import CamaeError
 from camae.files import read_json_lines
 from camae.maps.pairs import Pairs
 from camae.maps.probes import CATEGORIES, feature_regression
+from camae.maps.profiles import read_profile_table
 from camae.reporting.figures import loss_curves, recall_against_percentile, save_png
 from camae.reporting.style import CYCLE, INK, house_style, new_figure, plain_axes
 from camae.reproduction.paper.evaluate_system import Outcome, Plan
 
 
-def write_figures(outcomes: Sequence[Outcome], plan: Plan, cellprofiler: str | Path | None) -> dict[str, str]:
+def read_cellprofiler(path: str | Path | None) -> pd.DataFrame | None:
+    """Table of CellProfiler features by well: Metadata_Plate, Metadata_Well and the features; None without a path.
+
+    path: as `maps.read_profiles` takes it. Columns of numbers that are no features are left out with a warning.
+    Raises CamaeError for a table without plates or wells, and what the reader raises.
+    """
+    if path is None:
+        return None
+    table = read_profile_table(path)
+    for line in table.omitted.lines():
+        warnings.warn(f"{path}: {line}", stacklevel=2)
+    keys = ["Metadata_Plate", "Metadata_Well"]
+    if missing := [key for key in keys if key not in table.meta]:
+        raise CamaeError(
+            f"{path}: has no column {missing[0]}, so that its features cannot be matched with the screen's wells"
+        )
+    return pd.concat([table.meta[keys], pd.DataFrame(table.x, columns=table.features)], axis=1)
+
+
+def write_figures(
+    outcomes: Sequence[Outcome], plan: Plan, cellprofiler: pd.DataFrame | None
+) -> dict[str, str]:
     """Write the figures into the results folder. Returns each figure's file name, or why there is none.
 
-    cellprofiler: table of CellProfiler features with Metadata_Plate and Metadata_Well, for Figure 6.
+    cellprofiler: features for Figure 6, of `read_cellprofiler`.
     """
     final = [o for o in outcomes if o.status == "done" and o.step is None]
     trained = [o for o in final if o.system.trains]
@@ -83,12 +107,10 @@ def _recall_curves(outcomes: Sequence[Outcome], pairs: Pairs) -> pd.DataFrame:
     )
 
 
-def _features(final: Sequence[Outcome], out: Path, cellprofiler: str | Path | None) -> str:
+def _features(final: Sequence[Outcome], out: Path, cellprofiler: pd.DataFrame | None) -> str:
     if cellprofiler is None:
         return "no CellProfiler features were given (cellprofiler=, with Metadata_Plate and Metadata_Well)"
-    meta, x = maps.read_profiles(cellprofiler)
-    names = [c for c in pd.read_parquet(cellprofiler).columns if not c.startswith("Metadata_")]
-    scores = feature_scores(final, pd.concat([meta, pd.DataFrame(x, columns=names)], axis=1))
+    scores = feature_scores(final, cellprofiler)
     if not scores:
         return "no well of the screen is in the table of CellProfiler features, or it has one plate only"
     save_png(feature_bars(scores), out / "figure6.png")

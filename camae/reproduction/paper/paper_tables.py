@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import pandas as pd
 
 from camae import maps
 from camae.embedding_table import features_of
-from camae.errors import CamaeError
+from camae.errors import CamaeError, MissingFileError
 from camae.maps.arrays import beside
 from camae.maps.pairs import Pairs
 from camae.maps.perturbation_map import ScreenMap
@@ -24,6 +25,7 @@ from camae.reproduction.benchmark.benchmark_tables import (
 )
 from camae.reproduction.paper import published
 from camae.reproduction.paper.evaluate_system import Outcome
+from camae.text_table import as_text, read_rows
 
 INTERMEDIATE = "Intermediate MAE ViT checkpoints"
 NO_PAIRS = "no known pairs were given"
@@ -217,13 +219,28 @@ def _recall_at_fpr(mapped: ScreenMap, pairs: Pairs, genes: Sequence[str] | None)
 
 
 def read_gene_sets(folder: str | Path | None) -> dict[str, list[str]]:
-    """Gene sets by file name: .txt files with one gene in a line."""
+    """Gene sets by file name: .txt files with one gene in a line.
+
+    Raises MissingFileError where there is no such folder, CamaeError for a folder without sets, two sets of one name,
+    a line of several cells, and what `read_rows` refuses.
+    """
     if folder is None:
         return {}
-    files = sorted(Path(folder).glob("*.txt"))
-    if not files:
+    if not Path(folder).is_dir():
+        raise MissingFileError(f"{folder}: no such folder of gene sets")
+    sets: dict[str, list[str]] = {}
+    for file in sorted(f for f in Path(folder).iterdir() if f.name.lower().endswith((".txt", ".txt.gz"))):
+        name = re.sub(r"\.txt(\.gz)?$", "", file.name, flags=re.IGNORECASE)
+        if name in sets:
+            raise CamaeError(f"{file}: another file of the folder holds the gene set {name}; keep one")
+        rows = read_rows(file)
+        if rows.num_columns > 1:
+            raise CamaeError(f"{file}, line 1: holds {rows.num_columns} cells where a line has one gene")
+        genes = (as_text(rows.column(0).to_pandas()).str.strip()).tolist()
+        sets[name] = [gene for gene in genes if gene]
+    if not sets:
         raise CamaeError(f"{folder}: holds no .txt file with the genes of a set, one in a line")
-    return {f.stem: [line.strip() for line in f.read_text().splitlines() if line.strip()] for f in files}
+    return sets
 
 
 def _profiles(o: Outcome, target: str | None = None) -> ScreenProfiles:

@@ -23,7 +23,7 @@ from camae.reproduction.demo.generate_screen import generate
 from camae.reproduction.model_settings import TrainingSettings
 from camae.reproduction.paper import paper_tables
 from camae.reproduction.paper.evaluate_system import Outcome, Plan, has_gpu, run_system
-from camae.reproduction.paper.paper_figures import write_figures
+from camae.reproduction.paper.paper_figures import read_cellprofiler, write_figures
 from camae.reproduction.paper.paper_page import (
     PaperResults,
     family_results,
@@ -96,6 +96,7 @@ def run_paper(
     arrays = array_backend(backend)
     say(f"arrays: {arrays}")
     todo, sets = chosen(size, systems), paper_tables.read_gene_sets(gene_sets)
+    features = read_cellprofiler(cellprofiler)
     screen = _open_screen(data, out, quick, pairs, say, reading or ReadOptions())
     plan = Plan(
         screen.manifest,
@@ -115,7 +116,7 @@ def run_paper(
     outcomes = _run_systems(todo, plan, size, say)
     tables = _tables(outcomes, screen, target, sets, null_size=500 if quick else 10_000)
     results = _results(screen, plan, size, quick, outcomes, tables)
-    results["figures"] = write_figures(outcomes, plan, cellprofiler)
+    results["figures"] = write_figures(outcomes, plan, features)
     return _written(out, results, tables, screen.manifest, began, say)
 
 

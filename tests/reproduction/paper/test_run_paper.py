@@ -1,5 +1,6 @@
 """`camae paper`: every cell holds a value or a reason, and the quick run covers every family."""
 
+import gzip
 import importlib.util
 import json
 import sys
@@ -17,8 +18,9 @@ from camae.errors import CamaeError
 from camae.model import registry as families
 from camae.reproduction.paper import published
 from camae.reproduction.paper.evaluate_system import Outcome, recorded_channel_map
-from camae.reproduction.paper.paper_figures import feature_scores
+from camae.reproduction.paper.paper_figures import feature_scores, read_cellprofiler
 from camae.reproduction.paper.paper_systems import PAPER, SMALLEST, chosen
+from camae.reproduction.paper.paper_tables import read_gene_sets
 from camae.reproduction.paper.run_paper import PAPER_RUN, run_paper
 from camae.reproduction.paper.system_flops import training_flops
 from camae.training.recipes import TABLE_3
@@ -154,6 +156,68 @@ def test_feature_regression_by_system():
     scores = feature_scores(outcomes, pd.concat([metadata, y], axis=1))
     assert scores[SMALLEST[1].backbone]["AreaShape"] > 0.999
     assert scores[SMALLEST[0].backbone]["Texture"] < 0.2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".tsv", ".parquet"])
+def test_fault_10_cellprofiler_features_are_read_as_all_profiles_are(tmp_path, suffix):
+    """From any table; object numbers and counts of images are no features; wells by their normal names."""
+    table = pd.DataFrame(
+        {
+            "Metadata_Plate": ["0012", "0012"],
+            "Metadata_Well": ["a1", "A02"],
+            "ImageNumber": [1, 2],
+            "Cells_AreaShape_Area": [1.5, 2.5],
+            "Nuclei_ObjectNumber": [7, 8],
+        }
+    )
+    path = tmp_path / f"features{suffix}"
+    if suffix == ".parquet":
+        table.to_parquet(path)
+    else:
+        table.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+    with pytest.warns(UserWarning, match="features left out"):
+        found = read_cellprofiler(path)
+    assert list(found.columns) == ["Metadata_Plate", "Metadata_Well", "Cells_AreaShape_Area"]
+    assert found.to_numpy().tolist() == [["0012", "A01", 1.5], ["0012", "A02", 2.5]]
+    assert read_cellprofiler(None) is None
+
+
+def test_cellprofiler_tables_that_cannot_be_matched_are_refused(tmp_path):
+    path = tmp_path / "features.csv"
+    path.write_text("Metadata_Well,Cells_AreaShape_Area\nA01,1.5\n")
+    with pytest.raises(
+        CamaeError, match=r"features\.csv: has no column Metadata_Plate, so that its features"
+    ):
+        run_paper(tmp_path / "absent", tmp_path / "out", cellprofiler=path)
+    path.write_text("Metadata_Plate,Metadata_Well,Cells_AreaShape_Area\nP,A01,1.5,\n")
+    with pytest.raises(CamaeError, match=r"features\.csv, line 2: 4 cells where the header names 3 columns"):
+        read_cellprofiler(path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_gene_sets_are_read_as_text(tmp_path):
+    """NA is a gene; zipped and upper-case files are read; what is no list of genes is refused with its line."""
+    (tmp_path / "ours.txt").write_bytes(b"TP53\r\nNA\r\n\r\n 0012 \r\n")
+    (tmp_path / "more.TXT.gz").write_bytes(gzip.compress(b"MYC\n"))
+    assert read_gene_sets(tmp_path) == {"more": ["MYC"], "ours": ["TP53", "NA", "0012"]}
+    assert read_gene_sets(None) == {}
+    for content, words in (
+        (b"TP53,MYC\nNA,A\n", r"wrong\.txt, line 1: holds 2 cells where a line has one gene"),
+        (b"TP53\nM\xffC\n", r"wrong\.txt, line 2: not UTF-8 text"),
+        (b"", r"wrong\.txt: the file is empty"),
+    ):
+        (tmp_path / "wrong.txt").write_bytes(content)
+        with pytest.raises(CamaeError, match=words):
+            read_gene_sets(tmp_path)
+    (tmp_path / "wrong.txt").unlink()
+    (tmp_path / "ours.TXT").write_text("MYC\n")
+    with pytest.raises(CamaeError, match="another file of the folder holds the gene set ours; keep one"):
+        read_gene_sets(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CamaeError, match=r"holds no \.txt file with the genes of a set, one in a line"):
+        read_gene_sets(tmp_path / "empty")
+    with pytest.raises(CamaeError, match="no such folder of gene sets"):
+        read_gene_sets(tmp_path / "absent")
 
 
 def test_saved_steps_become_rows(tmp_path):
