@@ -18,7 +18,17 @@ _PUBLIC = {
     "report": "camae.reporting",
     "CamaeError": "camae.errors",
 }
-_SUBMODULES = ("maps", "kernels", "dataloader", "model", "training", "embedding", "inference", "reproduction")
+_SUBMODULES = (
+    "maps",
+    "kernels",
+    "dataloader",
+    "model",
+    "training",
+    "embedding",
+    "evaluate",
+    "inference",
+    "reproduction",
+)
 
 __all__ = ["CamaeError", "embed", "embed_screen", "load", "maps", "report", "train", "use"]
 

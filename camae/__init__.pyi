@@ -1,5 +1,6 @@
 from camae import dataloader as dataloader
 from camae import embedding as embedding
+from camae import evaluate as evaluate
 from camae import inference as inference
 from camae import kernels as kernels
 from camae import maps as maps

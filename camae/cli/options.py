@@ -73,10 +73,12 @@ def with_options(
         made = [_parameter(f, types[f.name], defaults.get(f.name, f.default)) for f in ordered]
 
         several = {f.name for f in fields(config) if f.default == ()}
+        numbers = {f.name for f in fields(config) if {str, tuple[int, ...]} <= set(get_args(types[f.name]))}
 
         @functools.wraps(command)
         def run(**given: object) -> None:
-            command(**{n: _texts(n, v) if n in several else v for n, v in given.items()})
+            values = {n: _texts(n, v) if n in several else v for n, v in given.items()}
+            command(**{n: _numbers(n, v) if n in numbers else v for n, v in values.items()})
 
         setattr(run, "__signature__", inspect.Signature([*own, *made]))  # noqa: B010 - what typer reads
         run.__annotations__ = {p.name: p.annotation for p in (*own, *made)}
@@ -91,6 +93,20 @@ def _texts(name: str, given: object) -> tuple[str, ...]:
     if name not in _LISTS:
         return tuple(values)
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+def _numbers(name: str, given: object) -> str | tuple[int, ...] | None:
+    """Values of an option of numbers that may also be one word. Raises CamaeError for a word among numbers."""
+    values = cast("list[str]", given) or []
+    if len(values) == 1 and not _is_integer(values[0]):
+        return values[0]
+    if words := [value for value in values if not _is_integer(value)]:
+        raise CamaeError(f"--{name} {words[0]}: give one word alone, or numbers")
+    return tuple(int(value) for value in values) or None
+
+
+def _is_integer(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
 
 
 def parse_unit(text: str) -> Literal["well", "site"]:
@@ -133,8 +149,8 @@ def _parameter(field: Field[object], kind: object, default: object) -> inspect.P
     flag = _SINGULAR.get(field.name, "--" + field.name.replace("_", "-"))
     other = kind is bool or field.name in _ALIASES or field.name in _SINGULAR
     names = [flag, *_ALIASES.get(field.name, ())] if other else []
-    if tuple[int, ...] in get_args(kind):
-        kind = list[int] | None
+    if tuple[int, ...] in get_args(kind):  # numbers, or a word that stands for one
+        kind = list[str] | None if str in get_args(kind) else list[int] | None
     if get_args(kind) == (str, ...):
         kind, default = list[str] | None, None
     option = typer.Option(*names, help=field.metadata["help"], show_default=default not in (None, False))

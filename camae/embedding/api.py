@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from camae.embedding.best_layer import with_chosen_layer
 from camae.embedding.config import EmbedConfig, EmbedOptions
 from camae.embedding.default_model import ModelSource, resolve_model
 from camae.embedding.encode import EncodeOptions, compute_type, default_tokens_per_pass
@@ -32,7 +33,7 @@ def embed(
     tiles: str | None = EmbedConfig.tiles,
     tile: str | None = None,
     overlap: float = EmbedConfig.overlap,
-    layers: int | Sequence[int] | None = EmbedConfig.layers,
+    layers: int | str | Sequence[int] | None = EmbedConfig.layers,
     value_range: tuple[float, float] | None = EmbedConfig.value_range,
     dtype: torch.dtype | str | None = EmbedConfig.dtype,
     tokens_per_pass: int | None = EmbedConfig.tokens_per_pass,
@@ -71,7 +72,9 @@ def embed(
     chosen["intensity"] = intensity
     config = EmbedConfig.of(**(chosen | EmbedOptions(backends=backends)))
     _check_region_options(config, region, region_size)
-    plan, net = _planned(ImageSet.of(images, channels), resolve_model(model), config, region, region_size)
+    source = resolve_model(model)
+    config = with_chosen_layer(config, source)
+    plan, net = _planned(ImageSet.of(images, channels), source, config, region, region_size)
     options = EncodeOptions(
         config.pool,
         config.interpolate,

@@ -127,7 +127,7 @@ class EmbedOptions(TypedDict, total=False):
     overlap: float
     pool: str
     intensity: bool
-    layers: int | Sequence[int] | None
+    layers: int | str | Sequence[int] | None
     value_range: tuple[float, float] | None
     dtype: torch.dtype | str | None
     backends: BackendSettings
@@ -175,10 +175,10 @@ class EmbedConfig(ReadOptions):
         False,
         "also mean, standard deviation and quantiles of each plane before standardization, in the images' units",
     )
-    layers: int | tuple[int, ...] | None = _option(
+    layers: int | str | tuple[int, ...] | None = _option(
         None,
         "encoder block to take the output of instead of the last one, before the final norm: counted from 0 or, "
-        "negative, from the last; may be several",
+        "negative, from the last; may be several; 'best' is the one that `camae evaluate layers` chose",
     )
     value_range: tuple[float, float] | None = _option(
         None, "lowest and highest possible value of the images; needed for float images"
@@ -252,6 +252,10 @@ class EmbedConfig(ReadOptions):
             ),
             (0 <= self.overlap < 1, f"overlap {self.overlap} is not a share of a tile in [0, 1)"),
             (self.pool in POOLS, f"pool {self.pool!r} is not one of {', '.join(POOLS)}"),
+            (
+                not isinstance(self.layers, str) or self.layers == "best",
+                f"layers is {self.layers!r}; give numbers of blocks, or 'best'",
+            ),
             (
                 not (self.intensity and isinstance(self.layers, tuple) and len(self.layers) > 1),
                 "intensity=True goes with the output of one layer, because intensities are the same for all: give one "

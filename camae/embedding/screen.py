@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from camae.dataloader.manifest import Manifest
+from camae.embedding.best_layer import with_chosen_layer
 from camae.embedding.config import EmbedConfig, EmbedOptions
 from camae.embedding.default_model import ModelSource, resolve_model
 from camae.embedding.export import to_anndata
@@ -65,7 +66,9 @@ def embed_screen(
     process, and for images that cannot be embedded, naming row, file and channel.
     """
     config = EmbedConfig.of(config, **options)
-    net = _in_form(resolve_model(model, config.device), config)
+    source = resolve_model(model, config.device)
+    config = with_chosen_layer(config, source)
+    net = _in_form(source, config)
     with using_backends(net, config.backends):
         if isinstance(net, PlateAdaptive) and net.adapts_to_plates:
             table = _embed_by_plate(manifest, net, Path(out), config)

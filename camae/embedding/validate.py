@@ -123,10 +123,12 @@ def extremes(planes: torch.Tensor) -> np.ndarray:
     return torch.stack(torch.aminmax(values.flatten(-2), dim=-1)).double().cpu().numpy()
 
 
-def check_layers(layers: int | Sequence[int] | None, config: Config) -> tuple[int, ...]:
+def check_layers(layers: int | str | Sequence[int] | None, config: Config) -> tuple[int, ...]:
     """Block numbers from 0; negative ones count from the last block."""
     if layers is None:
         return ()
+    if isinstance(layers, str):
+        raise CamaeError(f"layers is {layers!r}; name blocks by their numbers here")
     depth = config.depth if isinstance(config, TransformerConfig) else 0
     numbers = [layers] if isinstance(layers, int) else list(layers)
     if not numbers:

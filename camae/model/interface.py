@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NotRequired, Protocol, Self, TypedDict, Unpack, runtime_checkable
 
 import numpy as np
@@ -123,7 +124,7 @@ class Model(BackendModule, ABC):
 
     config: what it was made from. encoder: the part that embedding uses. A model is made by
     `camae.model.registry.build` and read from a file by `camae.model.load`. origin: of weights from the hub,
-    repository, revision, commit, file and sha256, else empty.
+    repository, revision, commit, file and sha256, else empty. file: the model file it was read from, or None.
     """
 
     config: Config
@@ -133,6 +134,7 @@ class Model(BackendModule, ABC):
         super().__init__(backends)
         self.config = config
         self.origin: Origin = {}
+        self.file: Path | None = None
 
     def __repr__(self) -> str:
         """One line; `print(model.encoder)` shows the layers."""

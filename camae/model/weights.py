@@ -74,6 +74,7 @@ def load(
         )
     model = build(file, config, state)
     model.origin = fetch(path).origin if is_hub_name(path) else _stored_origin(metadata)
+    model.file = file
     if backends:
         model.use_backends(Backends.of(backends))
     return model.to(device)
