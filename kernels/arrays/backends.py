@@ -56,7 +56,7 @@ def array_backend(backend: str | ArrayBackend = "auto") -> ArrayBackend:
         name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
         return ArrayBackend("cupy", cupy, f"{cupy.__version__} on {name}")
     if backend == "cupy":
-        raise MissingBackendError(f"backend cupy cannot run here: {reason}; or use backend numpy")
+        raise MissingBackendError(f"backend cupy cannot run here: {reason}; use backend numpy or auto")
     return ArrayBackend("numpy", np, f"{np.__version__}; cupy cannot run here: {reason}")
 
 

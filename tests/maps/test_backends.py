@@ -56,7 +56,7 @@ def test_where_cupy_cannot_run_auto_is_numpy_and_cupy_an_error(monkeypatch, modu
     assert str(chosen) == f"numpy ({np.__version__}; cupy cannot run here: {reason})"
     with pytest.raises(MissingBackendError) as caught:
         array_backend("cupy")
-    assert str(caught.value) == f"backend cupy cannot run here: {reason}; or use backend numpy"
+    assert str(caught.value) == f"backend cupy cannot run here: {reason}; use backend numpy or auto"
     assert str(array_backend("numpy")) == f"numpy ({np.__version__}, as asked for)"
 
 
