@@ -167,9 +167,9 @@ class Chromium:
         for kind in ("keyDown" if "text" in more else "rawKeyDown", "keyUp"):
             self._send("Input.dispatchKeyEvent", type=kind, key=key, **more)
 
-    def screenshot(self, path: Path) -> None:
+    def picture(self) -> bytes:
         """PNG of the window."""
-        path.write_bytes(base64.b64decode(self._send("Page.captureScreenshot", format="png")["data"]))
+        return base64.b64decode(self._send("Page.captureScreenshot", format="png")["data"])
 
     def _send(self, method: str, **params: Any) -> dict[str, Any]:
         self._number += 1

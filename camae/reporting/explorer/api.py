@@ -17,7 +17,13 @@ from camae.omissions import Omissions
 from camae.reporting.explorer.layout import check_layout
 from camae.reporting.explorer.model_map import model_map
 from camae.reporting.explorer.page import page
-from camae.reporting.explorer.thumbnails import FOLDER, Thumbnail, ThumbnailOptions, draw_thumbnails
+from camae.reporting.explorer.thumbnails import (
+    FOLDER,
+    Thumbnail,
+    ThumbnailOptions,
+    choose_wells,
+    draw_thumbnails,
+)
 
 INDEX = "index.html"
 
@@ -98,9 +104,10 @@ def explore(
     thumbnails: list[Thumbnail] = []
     remove_unfinished(target)
     if images is not None:
+        manifest = _manifest(images)
+        chosen = choose_wells(next(iter(screens.values())), manifest, options, left_out)
         target.unlink(missing_ok=True)  # it would show the new thumbnails beside its old names
-        screen = next(iter(screens.values()))
-        thumbnails = draw_thumbnails(screen, _manifest(images), target.parent / FOLDER, options, left_out)
+        thumbnails = draw_thumbnails(chosen, manifest, target.parent / FOLDER, options, left_out)
     about = {"alignment": method, "unit": unit or "none", "title": title or "Map of perturbations"}
     text = page(shown, known, thumbnails, options.size, about, left_out.lines())
     write_text(target, text)

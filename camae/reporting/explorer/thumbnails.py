@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -62,7 +62,7 @@ class Thumbnail:
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class Chosen:
     """A well that gets a thumbnail. row: of the manifest, its first site."""
 
     perturbation: str
@@ -71,17 +71,64 @@ class _Chosen:
     row: int
 
 
-def draw_thumbnails(
-    screen: Screen, manifest: Manifest, folder: Path, options: ThumbnailOptions, left_out: Omissions
-) -> list[Thumbnail]:
-    """Write the thumbnails of a screen's wells and say what they show.
+def choose_wells(
+    screen: Screen, manifest: Manifest, options: ThumbnailOptions, left_out: Omissions
+) -> list[Chosen]:
+    """The first wells of every perturbation and the first controls of every plate that the manifest has a site of.
 
-    Wells of a perturbation are taken in the order of the profiles. All wells of a plate have the same contrast for each
-    channel, by `LIMITS` of its controls (of all its wells, where it has none). A well without a site in the manifest,
-    or whose site cannot be read, is noted in `left_out`. Raises CamaeError when no well gets a thumbnail.
+    Wells come in the order of the profiles; those without a site are noted in `left_out`. Raises CamaeError without the
+    columns of plate and well, or when the manifest has a site of none.
     """
-    by_plate: dict[str, list[_Chosen]] = {}
-    for well in _choose(screen, manifest, options, left_out):
+    for name in ("Metadata_Plate", "Metadata_Well"):
+        for table, what in ((screen.meta, "profiles"), (manifest.table, "manifest of the images")):
+            if name not in table:
+                raise CamaeError(
+                    f"the {what} have no column {name}, so wells cannot be matched with their images"
+                )
+    keys = [name for name in WELL if name in screen.meta and name in manifest.table]
+    site_of: dict[Key, int] = {}
+    for row, key in enumerate(_keys(manifest.table, keys)):
+        site_of.setdefault(key, row)
+    used: Counter[Key | str] = Counter()
+    found: list[Chosen] = []
+    for i, key in enumerate(_keys(screen.meta, keys)):
+        control, name = bool(screen.control[i]), str(screen.perturbation[i])
+        group: Key | str = key[:-1] if control else name
+        if group == "" or used[group] >= (options.controls if control else options.wells):
+            continue
+        if key not in site_of:
+            left_out.add("well", " ".join(key), "the manifest of the images has no site of it")
+            continue
+        used[group] += 1
+        found.append(Chosen("" if control else name, "/".join(key[:-1]), key[-1], site_of[key]))
+    if not found:
+        raise CamaeError(
+            f"the manifest of the images has no site of any well of the profiles (first: {left_out.found[-1].item}); "
+            "name the manifest that was embedded"
+        )
+    return found
+
+
+def _keys(table: pd.DataFrame, names: list[str]) -> Iterator[Key]:
+    texts = {name: as_text(table[name]) for name in names}
+    texts["Metadata_Well"] = texts["Metadata_Well"].map(normal_well)
+    return zip(*(texts[name].tolist() for name in names), strict=True)
+
+
+def draw_thumbnails(
+    chosen: Sequence[Chosen],
+    manifest: Manifest,
+    folder: Path,
+    options: ThumbnailOptions,
+    left_out: Omissions,
+) -> list[Thumbnail]:
+    """Write the thumbnails of the chosen wells and say what they show.
+
+    All wells of a plate have the same contrast for each channel, by `LIMITS` of its controls (of all its wells, where
+    it has none). A well whose site cannot be read is noted in `left_out`. Raises CamaeError when none can.
+    """
+    by_plate: dict[str, list[Chosen]] = {}
+    for well in chosen:
         by_plate.setdefault(well.plate, []).append(well)
     out: list[Thumbnail] = []
     first_error: CamaeError | None = None
@@ -104,51 +151,11 @@ def draw_thumbnails(
     return out
 
 
-def _choose(
-    screen: Screen, manifest: Manifest, options: ThumbnailOptions, left_out: Omissions
-) -> list[_Chosen]:
-    """The first wells of every perturbation and the first controls of every plate that the manifest has a site of."""
-    for name in ("Metadata_Plate", "Metadata_Well"):
-        for table, what in ((screen.meta, "profiles"), (manifest.table, "manifest of the images")):
-            if name not in table:
-                raise CamaeError(
-                    f"the {what} have no column {name}, so wells cannot be matched with their images"
-                )
-    keys = [name for name in WELL if name in screen.meta and name in manifest.table]
-    site_of: dict[Key, int] = {}
-    for row, key in enumerate(_keys(manifest.table, keys)):
-        site_of.setdefault(key, row)
-    used: Counter[Key | str] = Counter()
-    found: list[_Chosen] = []
-    for i, key in enumerate(_keys(screen.meta, keys)):
-        control, name = bool(screen.control[i]), str(screen.perturbation[i])
-        group: Key | str = key[:-1] if control else name
-        if group == "" or used[group] >= (options.controls if control else options.wells):
-            continue
-        if key not in site_of:
-            left_out.add("well", " ".join(key), "the manifest of the images has no site of it")
-            continue
-        used[group] += 1
-        found.append(_Chosen("" if control else name, "/".join(key[:-1]), key[-1], site_of[key]))
-    if not found:
-        raise CamaeError(
-            f"the manifest of the images has no site of any well of the profiles (first: {left_out.found[-1].item}); "
-            "name the manifest that was embedded"
-        )
-    return found
-
-
-def _keys(table: pd.DataFrame, names: list[str]) -> Iterator[Key]:
-    texts = {name: as_text(table[name]) for name in names}
-    texts["Metadata_Well"] = texts["Metadata_Well"].map(normal_well)
-    return zip(*(texts[name].tolist() for name in names), strict=True)
-
-
 _Planes: TypeAlias = npt.NDArray[np.float32]  # (C, size, size)
 
 
 def _read(
-    manifest: Manifest, options: ThumbnailOptions, well: _Chosen
+    manifest: Manifest, options: ThumbnailOptions, well: Chosen
 ) -> tuple[_Planes, list[str]] | CamaeError:
     try:
         channels = manifest.site_channels(well.row)
@@ -163,7 +170,7 @@ def _read(
     return np.stack([np.asarray(p.resize(size, Image.Resampling.BOX)) for p in planes]), names
 
 
-def _write(wells: list[tuple[_Chosen, _Planes, list[str]]], folder: Path, start: int) -> Iterator[Thumbnail]:
+def _write(wells: list[tuple[Chosen, _Planes, list[str]]], folder: Path, start: int) -> Iterator[Thumbnail]:
     """Strips of one plate's wells, numbered from `start`."""
     limits = {}
     for channel in {name for *_, names in wells for name in names}:
