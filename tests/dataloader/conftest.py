@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -13,6 +14,24 @@ import pytest
 import tifffile
 
 from camae.dataloader import Manifest
+
+# What tifffile and `pack` say of a codec that they lack; tifffile looks for zstd in Python 3.14's `compression`.
+_LACKS_A_CODEC = ("imagecodecs", "No module named 'compression'")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    """Where imagecodecs is absent, tests whose files only it can write or check are skipped and say so."""
+    try:
+        yield
+    except (Exception, pytest.fail.Exception) as error:
+        told, chain = "", error
+        while chain is not None and not told:
+            told = next((str(chain) for words in _LACKS_A_CODEC if words in str(chain)), "")
+            chain = chain.__cause__ or chain.__context__
+        if not told or importlib.util.find_spec("imagecodecs") is not None:
+            raise
+        pytest.skip(f"needs imagecodecs to write or check its files ({told.splitlines()[0][-120:]})")
 
 
 @pytest.fixture
