@@ -111,6 +111,7 @@ def train(
     pattern: str | None = None,
     metadata: Sequence[str | Path] = (),
     negative_controls: Sequence[str] = (),
+    channels: Sequence[str] = (),
     z: int | str | None = None,
     time: int | str | None = None,
     **settings: object,
@@ -126,8 +127,9 @@ def train(
     resume: continue a run found in `out`, exactly as if it had not stopped; False refuses a folder with one.
     format, incomplete, pattern, metadata, negative_controls, z, time: how a folder is read, as in
         `camae.dataloader.read_manifest`.
-    settings: any field of `camae.training.config.TrainConfig`; `channels` also names the channels of files that hold
-        several and do not name them, in the files' order.
+    channels: those that get a decoder, by default all of the data; for files that hold several channels and do not name
+        them, also their names, in the files' order.
+    settings: any field of `camae.training.config.TrainConfig`.
 
     Under torchrun every process calls this with the same arguments and takes its part of every batch.
     SIGTERM, SIGINT (Ctrl-C) and SIGHUP write a checkpoint at the end of the step and end the process with code 143, 130
@@ -137,7 +139,11 @@ def train(
     `checkpoints/`, `model.safetensors`, `reconstructions.npz` and pictures. Raises CamaeError for bad data or settings,
     an output that cannot be written or that another process writes, and a step that does not fit into memory.
     """
-    given: dict[str, object] = {"steps": steps, "model": model}
+    given: dict[str, object] = {
+        "steps": steps,
+        "model": model,
+        "channels": channels if len(channels) else None,
+    }
     chosen = {name: value for name, value in given.items() if value is not None}
     if isinstance(table := settings.get("backends"), Mapping | Backends):
         settings["backends"] = str(Backends.of(table))
