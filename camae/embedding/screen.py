@@ -46,7 +46,7 @@ def embed_screen(
     options: the fields of `EmbedConfig`, which change `config` where it is given: tiles, overlap, pool, layers,
         value_range, dtype, level, backends; linear, compile, bag_of_channels; sites_per_shard, tokens_per_pass; device,
         rank, world, ray_workers, ray_gpus, ray_cpus, reader, threads; anndata, quiet; format, incomplete, pattern,
-        metadata, negative_controls.
+        channels, z, time, metadata, negative_controls.
 
     A site's vector is the mean over its tiles (by default the non-overlapping ones with which the paper embedded
     RxRx3). Tiles in which a plane is constant are left out; the column Metadata_tiles says how many counted.

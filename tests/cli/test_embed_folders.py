@@ -181,3 +181,33 @@ def test_training_and_the_data_commands_read_such_a_folder(tmp_path, shell):
     import camae
 
     assert tuple(camae.load(out).channels) == ("DNA", "GFP")
+
+
+def test_python_takes_the_same_options(tmp_path, model_file, vectors):
+    import camae
+
+    written(tmp_path / "in", "TZCYX", imagej=True, metadata={"axes": "TZCYX"})
+    table = camae.embed_screen(
+        tmp_path / "in",
+        model_file,
+        tmp_path / "emb-python",
+        channels=["DNA", "GFP"],
+        z=2,
+        time="each",
+        device="cpu",
+        quiet=True,
+    )
+    found, _ = vectors(tmp_path / "in", "--channels", "DNA,GFP", "--z", "2", "--time", "each")
+    keys = zip(table["Metadata_Well"], table["Metadata_Time"], strict=True)
+    equal(dict(zip(keys, table.filter(like="emb_").to_numpy(), strict=True)), found)
+    assert len(table) == 4
+
+
+def test_another_choice_does_not_continue_a_folder(tmp_path, shell, model_file):
+    written(tmp_path / "in", "ZCYX", imagej=True, metadata={"axes": "ZCYX"})
+    command = ["embed", tmp_path / "in", "--model", model_file, "--out", tmp_path / "emb", "--device", "cpu"]
+    command += ["--quiet", "--channels", "DNA,GFP"]
+    assert shell(*command, "--z", "max")[0] == 0
+    code, _, err = shell(*command, "--z", "mean")
+    assert code == 2
+    assert "manifest" in err
