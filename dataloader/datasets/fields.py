@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from camae.dataloader.datasets import stacks
@@ -112,7 +112,9 @@ def read_stacks(
 def _headers(
     root: Path, names: Sequence[str], incomplete: str, left_out: Omissions
 ) -> dict[str, list[ImageAxes]]:
-    """Images of every file; files that cannot be read are left out when incomplete="skip"."""
+    """Images of every file. Files that cannot be read are left out when incomplete="skip"; when it is "keep", they are
+    taken for files like the others, so that a check of the screen finds them.
+    """
 
     def look(name: str) -> list[ImageAxes] | CamaeError:
         try:
@@ -120,19 +122,26 @@ def _headers(
         except CamaeError as error:
             return error
 
-    headers = {}
-    bad = []
+    headers: dict[str, list[ImageAxes]] = {}
+    bad: dict[str, CamaeError] = {}
     with ThreadPoolExecutor(_THREADS, "camae-headers") as pool:
         for name, header in zip(names, pool.map(look, names), strict=True):
-            if not isinstance(header, CamaeError):
-                headers[name] = header
-            elif incomplete != "skip" or isinstance(header, MissingBackendError):
+            if isinstance(header, MissingBackendError):
                 raise header
+            if isinstance(header, CamaeError):
+                bad[name] = header
             else:
-                bad.append(name)
-                left_out.add("file", name, "it cannot be read")
+                headers[name] = header
+    likely = next((images for images in headers.values() if len(images) == 1), None)
+    if bad and incomplete == "keep" and likely:
+        return headers | {name: [replace(likely[0], field=None)] for name in bad}
+    if bad and incomplete != "skip":
+        error = next(iter(bad.values()))
+        raise type(error)(f"{error}; pass incomplete='skip' (--incomplete skip) to leave it out")
     if bad:
-        warn_left_out("image", bad, len(names), root, "they cannot be read")
+        warn_left_out("image", list(bad), len(names), root, "they cannot be read")
+    for name in bad:
+        left_out.add("file", name, "it cannot be read")
     return headers
 
 

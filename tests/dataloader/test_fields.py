@@ -14,6 +14,7 @@ from PIL import Image
 from camae.dataloader import CropLoader, read_manifest, read_plane
 from camae.dataloader.datasets.tiff_axes import images_in
 from camae.dataloader.read_pixels import read_crops, read_site
+from camae.dataloader.screen_tools.check import check
 from camae.errors import CamaeError
 
 SIZES = {"T": 2, "Z": 3, "C": 2, "Y": 16, "X": 24}
@@ -361,6 +362,23 @@ def test_projections_that_cannot_be(tmp_path: Path) -> None:
             read_plane(tmp_path / "a.tif#max:0+1", reader)
         with pytest.raises(CamaeError, match=r"a\.tif.*(page 7|out of range)"):
             read_plane(tmp_path / "a.tif#max:0+7", reader)
+
+
+def test_damaged_files_are_refused_left_out_or_kept_for_a_check(tmp_path: Path) -> None:
+    two(tmp_path, {**IJ}, {**IJ})
+    (tmp_path / "P1_A02.tif").write_bytes((tmp_path / "P1_A02.tif").read_bytes()[:20])
+    with pytest.raises(
+        CamaeError, match=r"P1_A02\.tif: .*; pass incomplete='skip' \(--incomplete skip\) to leave it out"
+    ):
+        read_manifest(tmp_path, channels=["a", "b"])
+    with pytest.warns(UserWarning, match=r"1 of 2 images .* cannot be read: P1_A02\.tif"):
+        manifest = read_manifest(tmp_path, channels=["a", "b"], incomplete="skip")
+    assert (len(manifest), manifest.left_out.lines()) == (
+        1,
+        ["1 file left out: it cannot be read (first: P1_A02.tif)"],
+    )
+    problems = check(read_manifest(tmp_path, channels=["a", "b"], incomplete="keep"))
+    assert set(problems["path"].map(lambda path: Path(path).name)) == {"P1_A02.tif#0", "P1_A02.tif#1"}
 
 
 def instruments() -> list[tuple[str, str, str, str]]:
