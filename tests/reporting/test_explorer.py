@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 
 import numpy as np
 import pandas as pd
@@ -151,6 +152,32 @@ def test_wells_without_an_image_are_counted(tmp_path):
     ]
     notes = " ".join(PageData(page).data["notes"])
     assert "1 well left out: its image cannot be read for a thumbnail (first: P1 A02)" in notes
+
+
+def test_doses_and_pairs_that_are_not_shown_are_counted(tmp_path):
+    table = wells_table()
+    table.loc[table["Metadata_Dose"] == "10", "Metadata_Dose"] = "high"
+    with pytest.warns(UserWarning, match="pair"):
+        page = reporting.explore(
+            table, out=tmp_path / "x.html", pairs=[*PAIRS, ("gene00", "elsewhere")], dose="Dose", layout="pca"
+        )
+    notes = PageData(page).data["notes"]
+    assert "map: 4 wells are in no dose: Dose is no number (first: high)" in notes
+    assert "map: known pairs not shown, because the map lacks one of their names: 1 (pairs)" in notes
+
+
+def test_umap_is_used_where_it_is_installed(monkeypatch):
+    x = unit_rows(np.random.default_rng(0), 20, 4)
+    fake = types.ModuleType("umap")
+    fake.UMAP = lambda **options: types.SimpleNamespace(fit_transform=lambda rows: 2.0 * rows[:, :2])
+    monkeypatch.setitem(sys.modules, "umap", fake)
+    assert list(layouts(x, "auto")) == ["UMAP", "PCA"]
+    assert np.array_equal(layouts(x, "umap")["UMAP"], 2 * x[:, :2])
+    assert list(layouts(x[:10], "auto")) == ["PCA"]
+    with pytest.raises(
+        CamaeError, match="UMAP needs more than 15 perturbations, there are 10; choose layout 'pca'"
+    ):
+        layouts(x[:10], "umap")
 
 
 REFUSED = {

@@ -30,7 +30,7 @@ function loadModel(number) {
     rowOf: new Map(stored.names.map((name, i) => [name, i])),
     known: knownPairs(decoded(stored.pairs)),
     doses: stored.doses && {
-      column: stored.doses.column, unread: stored.doses.unread, row: decoded(stored.doses.row),
+      column: stored.doses.column, row: decoded(stored.doses.row),
       dose: decoded(stored.doses.dose), strength: decoded(stored.doses.strength),
       cosine: decoded(stored.doses.cosine), wells: decoded(stored.doses.wells),
     },

@@ -55,7 +55,7 @@ def _umap(unit_ND: Floats) -> Floats:
         raise CamaeError(
             f"UMAP needs more than 15 perturbations, there are {len(unit_ND)}; choose layout 'pca'"
         )
-    found = umap.UMAP(metric="cosine", random_state=0).fit_transform(unit_ND)
+    found = umap.UMAP(metric="cosine", random_state=0, n_jobs=1).fit_transform(unit_ND)
     return np.asarray(found, np.float32)
 
 

@@ -29,7 +29,7 @@ class Doses:
     """Doses of the perturbations, one entry for each dose of each perturbation.
 
     row: perturbation; dose: in the column's unit; strength: as in ModelMap; cosine: of the dose's vector with that of
-    the whole perturbation; wells: how many. unread: texts of the column that are no numbers, which are left out.
+    the whole perturbation; wells: how many. unread: texts of wells' doses that are no numbers; these are left out.
     """
 
     column: str
@@ -163,5 +163,5 @@ def _doses(screen: Screen, name: str, names: npt.NDArray[np.str_], unit: np.ndar
         _strength(scale, members),
         np.sum(unit_rows(vectors) * unit[row], axis=1, dtype=np.float64),
         np.array([len(index) for index in members]),
-        sorted({str(t) for t in text[treated & ~np.isfinite(number)]}),
+        [str(t) for t in text[treated & ~np.isfinite(number)] if t != ""],
     )

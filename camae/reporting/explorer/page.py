@@ -65,7 +65,7 @@ def page(
         "sources": list(_sources(pairs)),
         "recall": [row for model in models for row in _recall(model)],
         "thumbnails": _thumbnails(thumbnails, size) if thumbnails else None,
-        "notes": [f"{model.name}: {note}" for model in models for note in model.notes] + list(left_out),
+        "notes": [f"{model.name}: {note}" for model in models for note in _notes(model)] + list(left_out),
     }
     text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     package = files("camae.reporting.explorer")
@@ -103,6 +103,22 @@ def _model(model: ModelMap, pairs: PairSources | None, blocks: Blocks) -> dict[s
     }
 
 
+def _notes(model: ModelMap) -> list[str]:
+    """What was done to the profiles, and the doses and known pairs that the page does not show."""
+    notes = list(model.notes)
+    if model.doses is not None and (unread := model.doses.unread):
+        notes.append(
+            f"{len(unread):,} wells are in no dose: {model.doses.column} is no number (first: {unread[0]})"
+        )
+    unknown = {} if model.recall is None else model.recall.attrs["n_unknown"]
+    for source, count in unknown.items():
+        if count:
+            notes.append(
+                f"known pairs not shown, because the map lacks one of their names: {count:,} ({source})"
+            )
+    return notes
+
+
 def _coded(texts: Sequence[str], blocks: Blocks) -> Json:
     levels, code = np.unique(np.asarray(texts, dtype=str), return_inverse=True)
     return {"levels": levels.tolist(), "code": blocks.add(code.astype(np.int32))}
@@ -113,7 +129,6 @@ def _doses(model: ModelMap, blocks: Blocks) -> Json:
         return None
     return {
         "column": doses.column,
-        "unread": doses.unread,
         "row": blocks.add(doses.row.astype(np.int32)),
         "dose": blocks.add(doses.dose.astype(np.float64)),
         "strength": blocks.add(doses.strength.astype(np.float32)),
