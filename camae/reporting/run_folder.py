@@ -194,7 +194,7 @@ def _json(path: Path) -> dict[str, object]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # JSON, UTF-8
         raise CamaeError(f"{path}: not readable as JSON ({error}); run again or delete it") from None
     if not isinstance(value, dict):
         raise CamaeError(f"{path}: holds a {type(value).__name__} where a table of names and values is meant")

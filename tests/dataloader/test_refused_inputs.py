@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from screen_files import table, write
+from PIL import Image
+from screen_files import load_data, platemap, table, write
 
 from camae.dataloader import Manifest, read_manifest
-from camae.dataloader.datasets import rxrx, zarr_sites
-from camae.dataloader.mixture import Source, _joined
+from camae.dataloader.datasets import gallery, ome_zarr, rxrx, zarr_sites
+from camae.dataloader.mixture import Source, _joined, quotas
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.dataloader.read_pixels import read_crops, read_plane, read_site
 from camae.errors import CamaeError
@@ -113,3 +114,119 @@ def test_planes_of_kernels():
         check_planes(torch.zeros(8, 8), 8)
     with pytest.raises(CamaeError, match="patches of 60 pixels are not square"):
         patch_side(60)
+
+
+def test_pictures_that_are_no_gray_plane(tmp_path):
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "color.png")
+    with pytest.raises(
+        CamaeError, match=r"color\.png: is of mode RGB, one gray plane of 8 or 16 bit is needed"
+    ):
+        read_plane(str(tmp_path / "color.png"))
+    frames = [Image.fromarray(np.full((4, 4), i, np.uint8)) for i in range(2)]
+    frames[0].save(tmp_path / "film.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(
+        CamaeError, match=r"film\.png: holds 2 frames where one is meant: write each as a file"
+    ):
+        read_plane(str(tmp_path / "film.png"))
+    imagecodecs = pytest.importorskip("imagecodecs")
+    (tmp_path / "color.jp2").write_bytes(imagecodecs.jpeg2k_encode(np.zeros((8, 8, 3), np.uint8)))
+    with pytest.raises(
+        CamaeError, match=r"color\.jp2: is a color image \(8, 8, 3\), one gray plane is needed"
+    ):
+        read_plane(str(tmp_path / "color.jp2"))
+
+
+def test_addresses_with_other_numbers_than_the_file_has(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    write(tmp_path / "dna.tif")
+    with pytest.raises(CamaeError, match=r"a TIFF has one page number, as in .*dna\.tif#0"):
+        read_plane(f"{tmp_path / 'dna.tif'}#0,1")
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w")
+    group.create_array("x", shape=(2, 8, 8), dtype="uint16", chunks=(1, 8, 8))
+    with pytest.raises(CamaeError, match=r"a\.zarr: is a Zarr group, name the array in it"):
+        read_plane(str(tmp_path / "a.zarr"))
+    with pytest.raises(CamaeError, match=r"name the 1 leading indices, as in .*x#0"):
+        read_plane(str(tmp_path / "a.zarr" / "x"))
+
+
+def test_names_of_channels_that_are_not_there(tmp_path):
+    path = table(tmp_path / "m.csv", "Metadata_Plate,Metadata_Well,DNA\nP,A01,dna.tif\n")
+    with pytest.raises(CamaeError, match="cannot rename channel 'ER': there is DNA"):
+        read_manifest(path, channel_names={"ER": "x"})
+
+
+def test_gallery_folders_without_images(tmp_path):
+    with pytest.raises(CamaeError, match=r"holds no workspace/load_data_csv/<batch>/<plate>/load_data\.csv"):
+        gallery.read(tmp_path)
+    path = table(tmp_path / "load_data.csv", "Metadata_Plate,Metadata_Well\nP,A01\n")
+    with pytest.raises(
+        CamaeError, match=r"load_data\.csv: has no FileName_ or URL_ column, so it names no image"
+    ):
+        gallery.read(path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CamaeError, match="holds no image named as RxRx images are"):
+        rxrx.read(tmp_path / "empty")
+
+
+def test_two_platemaps_of_one_plate(tmp_path):
+    load_data(tmp_path, "PL1", "/images")
+    platemap(tmp_path, "well\tgene\nA1\tMYC\n", "Assay_Plate_Barcode,Plate_Map_Name\nPL1,map\nPL1,other\n")
+    with pytest.raises(CamaeError, match="names two platemaps for plate PL1, map and other: keep one"):
+        gallery.read(tmp_path, incomplete="keep")
+
+
+def test_two_perturbations_in_one_well():
+    rows = [ROW | {"Metadata_Site": s, "Metadata_Perturbation": s, "DNA": f"{s}.tif"} for s in "12"]
+    with pytest.raises(CamaeError, match=r"well A01 has two perturbations, '1' and '2': a well has one"):
+        Manifest(pd.DataFrame(rows))
+
+
+def ome_zarr_image(folder, attributes):
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(str(folder / "image.zarr"), mode="w", zarr_format=2)
+    group.create_array("0", shape=(1, 8, 8), dtype="uint16", chunks=(1, 8, 8))
+    group.create_group("levels")
+    group.attrs.update(attributes)
+    return folder / "image.zarr"
+
+
+@pytest.mark.parametrize(
+    ("scale", "words"),
+    [
+        ({"datasets": [{"path": "levels"}]}, "is no array, and the image's metadata says it is"),
+        ({"datasets": [{"path": "0"}], "axes": ["c", "y"]}, r"its axes \['c', 'y'\] do not fit its shape"),
+        ({"datasets": [{"path": "absent"}]}, r"cannot be opened as Zarr \("),
+        ({"datasets": []}, r"its OME metadata is damaged \(IndexError: "),
+    ],
+)
+def test_ome_zarr_images_that_are_not_as_they_say(tmp_path, scale, words):
+    with pytest.raises(CamaeError, match=words):
+        ome_zarr.read(ome_zarr_image(tmp_path, {"multiscales": [scale]}))
+
+
+def test_batches_of_one_size_and_shares_of_one_crop():
+    with pytest.raises(CamaeError, match=r"image 1 is \(4, 4\) .* a batch holds one size and one dtype"):
+        PlaneBatch.from_images([np.zeros((1, 8, 8), np.uint8), np.zeros((1, 4, 4), np.uint8)], [["DNA"]] * 2)
+    with pytest.raises(
+        CamaeError, match=r"weight 1e-09 of 1 is below 1 in .* crops: raise it, or leave the data"
+    ):
+        quotas([1.0, 1e-9])
+
+
+def test_ome_zarr_without_images(tmp_path):
+    with pytest.raises(CamaeError, match="holds no OME-Zarr plate or image"):
+        ome_zarr.read(ome_zarr_image(tmp_path, {}))
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(str(tmp_path / "plate.zarr"), mode="w", zarr_format=2)
+    group.attrs["plate"] = {"wells": [{"path": "A/1"}]}
+    group.create_group("A/1").attrs["well"] = {"images": [{"path": "0"}]}
+    group.create_group("A/1/0")
+    with pytest.raises(CamaeError, match=r"plate\.zarr/A/1/0: has no multiscales metadata"):
+        ome_zarr.read(tmp_path / "plate.zarr")
+
+
+def test_zarr_planes_of_a_million_chunks(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    zarr.create_array(str(tmp_path / "a.zarr"), shape=(10**6, 10**6), dtype="uint8", chunks=(64, 64))
+    with pytest.raises(CamaeError, match=r"has planes of 1000000x1000000 in .* chunks: too large to be read"):
+        read_plane(str(tmp_path / "a.zarr"))

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from camae import maps
-from camae.embedding_table import check_wells_agree
+from camae.embedding_table import check_wells_agree, read_table
 from camae.errors import CamaeError
-from camae.maps.arms import arm_bias
-from camae.maps.probes import feature_regression
+from camae.maps.arms import arm_bias, read_arms
+from camae.maps.probes import feature_regression, nearest_neighbor
 from camae.maps.replicates import independent_rows
 from camae.reproduction.benchmark.run_benchmark import profiles_by_model
 from camae.text_table import MOST_COLUMNS, read_text_table
@@ -75,3 +75,39 @@ def test_anndata_without_features(tmp_path):
     data.write_h5ad(tmp_path / "x.h5ad")
     with pytest.raises(CamaeError, match=r"x\.h5ad has no features among"):
         maps.read_profiles(tmp_path / "x.h5ad")
+
+
+def test_tables_without_rows_that_are_needed(tmp_path):
+    with pytest.raises(CamaeError, match=r"wells\.parquet: no such embeddings table"):
+        read_table(tmp_path / "wells.parquet")
+    (tmp_path / "arms.csv").write_text("gene,chrom_arm_name\nTP53,17p\n,8q\n")
+    with pytest.raises(CamaeError, match=r"arms\.csv: a row has no gene \(row 1\); complete or delete it"):
+        read_arms(tmp_path / "arms.csv")
+    pd.DataFrame({"Metadata_Well": ["A01"], "emb_0000": [True]}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(CamaeError, match=r"the column 'emb_0000' holds bool where numbers are needed"):
+        maps.read_profiles(tmp_path / "x.parquet", ["emb_0000"])
+    (tmp_path / "header.csv").write_text('"a,b\n')
+    with pytest.raises(CamaeError, match=r"header\.csv, line 1: not a row of a table"):
+        read_text_table(tmp_path / "header.csv")
+
+
+def test_groups_that_are_too_small():
+    control = np.array([True, True, True, True, True, False])
+    with pytest.raises(
+        CamaeError, match="batch 'b' has 1 negative controls, at least 2 are needed; leave the batch"
+    ):
+        maps.align(X, "standardize", batch=np.array(list("aaaabb")), control=control)
+    with pytest.raises(CamaeError, match="null names z, which no row has; give names that occur in by="):
+        maps.consistency(X, list("aabbcc"), null=["z"])
+    with pytest.raises(CamaeError, match="no row has a neighbor outside its own group; check exclude="):
+        nearest_neighbor(X, list("aabbcc"), exclude=["one"] * 6)
+    with pytest.raises(CamaeError, match=r"z: expected .*; convert it before the call"):
+        maps.aggregate("text", ["a"])
+
+
+def test_anndata_lacks_a_feature(tmp_path):
+    anndata = pytest.importorskip("anndata")
+    data = anndata.AnnData(X=X, obs=META.rename(index=str), var=pd.DataFrame(index=["f1", "f2", "f3"]))
+    data.write_h5ad(tmp_path / "x.h5ad")
+    with pytest.raises(CamaeError, match=r"x\.h5ad lacks a feature of f1, f4; it has f1, f2, f3"):
+        maps.read_profiles(tmp_path / "x.h5ad", ["f1", "f4"])

@@ -3,17 +3,31 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import camae
+from camae.dataloader.plane_batch import PlaneBatch
 from camae.embedding.default_model import VARIABLE
 from camae.errors import CamaeError
+from camae.evaluate.imputation import impute
+from camae.kernels import _dispatch
+from camae.kernels.reconstruction_loss import reconstruction_losses
+from camae.kernels.varlen_attention.packages import cudnn_attention
+from camae.model import registry, tensor_files, weights
 from camae.model.activation_checkpointing import set_recompute
+from camae.model.backends import Backends
 from camae.model.devices import check_device
+from camae.model.image_arrays import split_images
 from camae.model.standardization import standardization_eps
 from camae.reproduction.paper.paper_systems import chosen
 from camae.reproduction.paper.run_paper import run_paper
-from camae.training.evaluation import Probe
-from camae.training.optimization import freeze
+from camae.reproduction.systems.imagenet import ImageNetConfig
+from camae.reproduction.systems.mu_net import MUNetConfig
+from camae.reproduction.systems.wsl_densenet import DenseNetConfig
+from camae.training.compare_runs import compare_runs
+from camae.training.distributed import ParallelModel, World
+from camae.training.evaluation import Probe, reconstruct_rows
+from camae.training.optimization import EMA, freeze
 
 
 def test_embedding_without_a_model(monkeypatch, image):
@@ -73,3 +87,108 @@ def test_settings_of_the_paper(tmp_path):
         chosen("huge", None)
     with pytest.raises(CamaeError, match="checkpoints 'first' is not 'last' or 'all'"):
         run_paper(tmp_path, tmp_path / "out", checkpoints="first")
+
+
+def test_models_that_cannot_what_is_asked(tiny, image):
+    with pytest.raises(CamaeError, match="a channel is imputed by the decoders of a CA-MAE; give one"):
+        impute(torch.nn.Linear(2, 2), image(2), ["DNA", "ER"], "ER")
+    model = registry.from_config(ImageNetConfig(channels=("DNA", "ER")))
+    batch = batch_of(image(2))
+    with pytest.raises(CamaeError, match="has no training loss"):
+        model(batch, torch.rand(8))
+    with pytest.raises(CamaeError, match="does not reconstruct images"):
+        reconstruct_rows(model, batch, ["A01"], mask_ratio=0.75)
+    stored = tiny(stored_positions=2)
+    with pytest.raises(CamaeError, match="stored position tables cannot be interpolated; tile the images"):
+        camae.embed(image(2, size=64), ["DNA", "ER"], model=stored, tiles="interpolate")
+
+
+def batch_of(image_CHW, channels=("DNA", "ER")):
+    index = torch.arange(len(channels))
+    return PlaneBatch(image_CHW[: len(index)], torch.zeros_like(index), index, channels)
+
+
+def test_models_of_fixed_channels(image):
+    with pytest.raises(CamaeError, match=r"channel names repeat: \['DNA', 'DNA'\]"):
+        MUNetConfig(channels=("DNA", "DNA"))
+    model = registry.from_config(MUNetConfig(channels=("DNA", "ER")))
+    two = PlaneBatch(image(3), torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]), ("DNA", "ER"))
+    with pytest.raises(CamaeError, match="needs all of DNA, ER in every image"):
+        model.plane_index(two)
+
+
+def test_classifiers_need_classes_and_labels(image):
+    with pytest.raises(CamaeError, match="learns to tell perturbations apart; it was given 1 of them"):
+        registry.from_config(DenseNetConfig(channels=("DNA", "ER"), classes=("TP53",)))
+    model = registry.from_config(DenseNetConfig(channels=("DNA", "ER"), classes=("TP53", "MYC")))
+    with pytest.raises(CamaeError, match="is trained on labels, and the batch has none"):
+        model(batch_of(image(2)), torch.rand(8))
+
+
+def test_kernels_take_some_shapes_and_types_only(monkeypatch):
+    with pytest.raises(CamaeError, match=r"cuDNN's attention takes no sequence of one token"):
+        cudnn_attention(*[torch.zeros(1, 1, 16)] * 3, [1], [1], None)
+    monkeypatch.setattr(_dispatch, "choose", lambda *arguments, **options: "triton")
+    with pytest.raises(CamaeError, match=r"the loss kernel has patches of 8 and 16 px, not 4"):
+        reconstruction_losses(
+            torch.zeros(1, 16),
+            torch.zeros(1, 8, 8),
+            torch.zeros(1).long(),
+            torch.zeros(1).long(),
+            0.0,
+            eps=1e-6,
+        )
+
+
+def test_ranks_without_a_launcher(tiny):
+    with pytest.raises(CamaeError, match="parallel='fsdp' shares one model among processes: launch with"):
+        ParallelModel(tiny(), World(0, 1, torch.device("cpu")), "fsdp", False)
+
+
+def test_lists_of_images_and_backends(image):
+    with pytest.raises(
+        CamaeError, match=r"image 1 of the list has shape \(32, 32\); each must be \(C, H, W\)"
+    ):
+        split_images([image(1), image(1)[0]])
+    with pytest.raises(CamaeError, match=r"backends: unknown images; known are "):
+        Backends.of({"images": "native"})
+    with pytest.raises(CamaeError, match=r"ema 1 is not a decay in \[0, 1\)"):
+        EMA(torch.nn.Linear(2, 2), 1)
+
+
+def test_folders_that_hold_no_model(tmp_path):
+    with pytest.raises(
+        CamaeError, match=r"a folder without model\.safetensors or checkpoints in it; name a run"
+    ):
+        camae.load(tmp_path)
+    save_file(
+        {"a": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": weights._FORMAT, "config": "{"}
+    )
+    with pytest.raises(CamaeError, match="the configuration in its header is damaged; take another copy"):
+        camae.load(tmp_path)
+
+
+def test_folders_that_hold_no_run(tmp_path):
+    with pytest.raises(CamaeError, match=r"not a run of camae\.train \(it has no config\.toml\)"):
+        compare_runs([tmp_path])
+    with pytest.raises(CamaeError, match="the same run is named twice: "):
+        compare_runs([tmp_path, tmp_path])
+    for text, words in (
+        (b"[1]", r"summary\.json: holds a list where a table of names and values is meant"),
+        (b"\xff\xfe{", r"summary\.json: not readable as JSON"),
+    ):
+        (tmp_path / "summary.json").write_bytes(text)
+        with pytest.raises(CamaeError, match=words):
+            camae.report(tmp_path)
+
+
+def test_pairs_of_data_sets(tmp_path):
+    with pytest.raises(CamaeError, match=r"data set 0: give a manifest or a pair \(manifest, weight\), not"):
+        camae.train([("a.csv", "b.csv")], out=tmp_path / "run", steps=1)
+
+
+def test_files_of_too_many_tensors(tmp_path, monkeypatch):
+    save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(tensor_files, "_MOST_TENSORS", 1)
+    with pytest.raises(CamaeError, match=r"model\.safetensors: it lists 2 tensors; at most 1 are read"):
+        camae.load(tmp_path)
