@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -44,11 +45,10 @@ class Chromium:
         self._buffer, self._number = b"", 0
 
         def pipes_to_3_and_4() -> None:
-            first, second = os.dup(to_read), os.dup(to_write)  # above 4 or not, they are copies
-            os.dup2(first, 10)
-            os.dup2(second, 11)
-            os.dup2(10, 3)
-            os.dup2(11, 4)
+            # Copies well above, so that neither is closed when 3 and 4 are taken.
+            first, second = (fcntl.fcntl(pipe, fcntl.F_DUPFD, 20) for pipe in (to_read, to_write))
+            os.dup2(first, 3)
+            os.dup2(second, 4)
 
         self._process = subprocess.Popen(
             [

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from camae import maps
-from camae.embedding_table import SITE
 from camae.errors import CamaeError
 from camae.maps.aggregation import control_mean, group_means
 from camae.maps.alignment import align
@@ -119,14 +118,12 @@ def _strength(scale: _Scale, members: list[npt.NDArray[np.int64]]) -> npt.NDArra
 
 def _metadata(screen: Screen, members: list[npt.NDArray[np.int64]]) -> dict[str, list[str]]:
     """Texts of the columns that say the same in all wells of some perturbation, and not the same of all of them."""
+    rows = np.concatenate(members)
     out: dict[str, list[str]] = {}
     for name in map(str, screen.meta.columns):
         text = column(screen.meta, name, "metadata")
-        if (
-            name in SITE[-1:]
-            or (text[np.concatenate(members)] == screen.perturbation[np.concatenate(members)]).all()
-        ):
-            continue
+        if (text[rows] == screen.perturbation[rows]).all():
+            continue  # the names once more
         found = [_shared(text[index]) for index in members]
         if len(set(found)) > 1:
             out[name.removeprefix("Metadata_")] = found
