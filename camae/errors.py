@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 
+def one_line(text: str) -> str:
+    """Text with line breaks and other control characters escaped, as names from files may hold them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class CamaeError(ValueError):
     """Wrong input, or a request that cannot be met. The message is one sentence; the shell prints it alone."""
+
+    def __init__(self, *arguments: object):
+        super().__init__(*(one_line(a) if isinstance(a, str) else a for a in arguments))
 
 
 class MissingFileError(CamaeError, FileNotFoundError):

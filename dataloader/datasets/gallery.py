@@ -147,6 +147,9 @@ def _channels(raw: pd.DataFrame, file: Path) -> list[str]:
     ]
     if not names:
         raise CamaeError(f"{file}: has no FileName_ or URL_ column, so it names no image")
+    for name in names:
+        if name.startswith("Metadata_"):
+            raise CamaeError(f"{file}: a channel cannot be called {name}, as metadata are: rename its column")
     return unique(names)
 
 

@@ -230,3 +230,22 @@ def test_zarr_planes_of_a_million_chunks(tmp_path):
     zarr.create_array(str(tmp_path / "a.zarr"), shape=(10**6, 10**6), dtype="uint8", chunks=(64, 64))
     with pytest.raises(CamaeError, match=r"has planes of 1000000x1000000 in .* chunks: too large to be read"):
         read_plane(str(tmp_path / "a.zarr"))
+
+
+def test_names_with_line_breaks_stay_in_one_sentence(tmp_path):
+    """Found by fuzzing: a quoted header cell may hold tabs and line breaks."""
+    path = tmp_path / "m.tsv"
+    path.write_text('a\t"b\tc\nd"\nx\ty\tz\n')
+    with pytest.raises(
+        CamaeError, match=r"line 3: 3 cells where the header names 2 columns \(a, b\\tc\\nd\)"
+    ) as caught:
+        read_manifest(path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_channel_called_like_metadata_is_refused(tmp_path):
+    """Found by fuzzing: its files would stand in a column of metadata."""
+    path = tmp_path / "load_data.csv"
+    path.write_text("Metadata_Plate,Metadata_Well,Metadata_Site,FileName_Metadata_X\nP,A1,1,8.png\n")
+    with pytest.raises(CamaeError, match=r"a channel cannot be called Metadata_X, as metadata are"):
+        read_manifest(path)
