@@ -52,4 +52,6 @@ def _say(table: pd.DataFrame, path: Path) -> None:
 def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else ""
+    if value != value:  # no such value for this row
+        return ""
     return f"{value:.3f}" if isinstance(value, float) else str(value)

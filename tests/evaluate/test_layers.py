@@ -101,7 +101,9 @@ def test_refusals(labeled, model_file, tmp_path):
     with pytest.raises(CamaeError, match="pool 'max' is not one of"):
         evaluate.layers(manifest, model_file, tmp_path / "a", pool="max")
     with pytest.raises(CamaeError, match="has no encoder blocks to choose from; give a CA-MAE"):
-        evaluate.layers(manifest, camae.model.registry.build("mu_net_ti"), tmp_path / "a")
+        evaluate.layers(
+            manifest, camae.model.registry.build("mu_net_ti", channels=("DNA", "ER", "Mito")), tmp_path / "a"
+        )
     table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
     table[table["Metadata_Perturbation"] != "gene3"].to_csv(manifest.with_name("few.csv"), index=False)
     with pytest.raises(CamaeError, match="3 perturbations have replicates on two plates, and 4 are needed"):
