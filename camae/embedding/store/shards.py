@@ -129,7 +129,11 @@ def merge_shards(folder: Path, ledger: Ledger, level: str, inputs: InputStates) 
     if shard_states(folder, ledger, inputs).unwritten:
         return None
     with output_errors(folder):
-        for leftover in [*(folder / "sites").glob(".part-*"), *folder.glob(f".{level}s.*")]:
+        for leftover in [
+            *(folder / "sites").glob(".part-*"),
+            *folder.glob(f".{level}s.*"),
+            *folder.glob(".ledger.*"),
+        ]:
             leftover.unlink(missing_ok=True)
     sites = read_shards(folder, range(len(ledger.shard_rows)))
     table = by_well(sites) if level == "well" else sites.reset_index(drop=True)
