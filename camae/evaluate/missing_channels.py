@@ -175,8 +175,17 @@ def _note(table: pd.DataFrame) -> str:
     whole, single = table.iloc[0], table[table["n_channels"] == table["n_channels"].iloc[0] - 1]
     ranks = single[["separability", "consistency"]].rank(ascending=False).mean(axis=1)
     spared = single.loc[ranks.idxmin()]
+    # The sets share their wells, so two standard errors of one score are more than their difference needs.
+    lost = [
+        f"{row['left_out']} ({name})"
+        for row in single.to_dict("records")
+        for name in ("separability", "consistency")
+        if whole[name] - row[name] > 2 * max(whole[f"{name}_se"], row[f"{name}_se"])
+    ]
+    beyond = f"what is lost by more than two standard errors: {', '.join(lost)}"
     return (
         f"{spared['left_out']} can be spared best: without it separability is {spared['separability']:.3f} +- "
         f"{spared['separability_se']:.3f} (all channels {whole['separability']:.3f}) and consistency "
-        f"{spared['consistency']:.3f} +- {spared['consistency_se']:.3f} (all channels {whole['consistency']:.3f})"
+        f"{spared['consistency']:.3f} +- {spared['consistency_se']:.3f} (all channels {whole['consistency']:.3f}); "
+        + (beyond if lost else "no channel's loss is above two standard errors, so the order says little")
     )

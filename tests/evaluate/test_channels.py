@@ -9,7 +9,7 @@ from camae import evaluate
 from camae.embedding import embed_screen
 from camae.embedding_table import features_of
 from camae.errors import CamaeError
-from camae.evaluate.missing_channels import nested_sets
+from camae.evaluate.missing_channels import _note, nested_sets
 from camae.evaluate.scores import labeled_wells, score, standardized
 from camae.model import load
 from camae.omissions import Omissions
@@ -38,6 +38,21 @@ def test_each_set_scores_as_a_screen_of_those_channels(labeled, model_file, tmp_
     assert table["recall"].between(0, 1).all()
     assert table["imputed_mse"].isna().tolist() == [True, False, False, False, True]
     assert "can be spared best: without it separability is" in table.attrs["notes"][-1]
+
+
+@pytest.mark.parametrize(
+    ("value", "end"),
+    [
+        (0.8, "no channel's loss is above two standard errors, so the order says little"),
+        (0.3, "what is lost by more than two standard errors: DNA (separability), DNA (consistency)"),
+    ],
+)
+def test_note_says_whether_losses_are_above_their_errors(value, end):
+    scores = pd.DataFrame({"left_out": ["", "DNA", "ER"], "n_channels": [3, 2, 2]})
+    for name in ("separability", "consistency"):
+        scores = scores.assign(**{name: [0.9, value, 0.85], f"{name}_se": 0.1})
+    assert _note(scores).startswith("ER can be spared best")
+    assert _note(scores).endswith(end)
 
 
 def test_nested_sets_begin_with_what_can_be_spared():
