@@ -81,7 +81,6 @@ def run_demo(
     _check_numbers(seeds, screen_seed, screens)
     arrays = array_backend(backend)
     say(f"arrays: {arrays}")
-    say(f"arrays: {arrays}")
     if screens == 1:
         summary = _run_screen(out, seeds, screen_seed, arrays, console)
         say("5/5 report")
