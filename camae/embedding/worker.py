@@ -5,7 +5,6 @@ The same worker runs on one machine, as one of several ranks, and as a Ray actor
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +33,7 @@ from camae.embedding.validate import check_values
 from camae.embedding.windows import Window, constant_windows, tile_windows
 from camae.errors import CamaeError
 from camae.model.interface import Model
+from camae.processors import usable_cpus
 
 T = TypeVar("T")
 
@@ -109,7 +109,7 @@ class ShardWorker:
         self.reader = reader
         self.decodes_on = indexed(model.device if reader == "dali" else "cpu")
         self.inputs = InputStates(manifest) if inputs is None else inputs
-        self.threads = threads or min(8, max(1, (os.cpu_count() or 1) // 2))
+        self.threads = threads or min(8, max(1, usable_cpus() // 2))
         self.rows = ledger.shard_rows
         self.options = EncodeOptions(ledger.pool, ledger.tiles == "interpolate", ledger.dtype, ledger.layers)
 

@@ -18,6 +18,7 @@ import tifffile
 
 from camae.errors import CamaeError
 from camae.files import output_errors
+from camae.processors import usable_cpus
 from camae.reproduction.demo.cells import sample_cells
 from camae.reproduction.demo.optics import acquire
 from camae.reproduction.demo.organelles import draw_site
@@ -213,7 +214,7 @@ def generate(
     try:
         with output_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            _write_images(partial, parameters, workers or os.cpu_count() or 1, progress)
+            _write_images(partial, parameters, workers or usable_cpus(), progress)
             _write_tables(partial, parameters)
             if out.exists():
                 out.rmdir()
