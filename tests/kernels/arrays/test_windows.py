@@ -25,8 +25,8 @@ static unsigned long long atomicAdd(unsigned long long* at, unsigned long long m
 }
 #include "windows.cu"
 extern "C" void run(int grid_x, int grid_y, int threads, const COSINE* cosines, int rows, int columns, int above,
-                    const COSINE* low, const COSINE* high, unsigned long long* below, unsigned long long* filled, COSINE* inside,
-                    unsigned long long capacity) {
+                    const COSINE* low, const COSINE* high, unsigned long long* below, unsigned long long* filled,
+                    COSINE* inside, unsigned long long capacity) {
     gridDim = {grid_x, grid_y};
     blockDim = {threads, 1};
     for (blockIdx.y = 0; blockIdx.y < grid_y; ++blockIdx.y)
