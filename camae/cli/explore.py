@@ -19,26 +19,30 @@ from camae.cli.options import (
     parse_unit,
 )
 
+Results = Annotated[
+    list[str],
+    typer.Argument(
+        help="folder that `camae embed` wrote, or profiles (CSV, TSV, Parquet, AnnData); several are one screen "
+        "where their plates differ, else a model each; name=path says which model one is of"
+    ),
+]
+Images = Annotated[
+    str | None,
+    typer.Option(help="manifest (CSV, Parquet) or image folder that was embedded, for thumbnails"),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="folder to write, or without images a file that ends in .html; default: the folder explore beside "
+        "the first profiles"
+    ),
+]
+
 
 def explore(
-    results: Annotated[
-        list[str],
-        typer.Argument(
-            help="folder that `camae embed` wrote, or profiles (CSV, TSV, Parquet, AnnData); several are one screen "
-            "where their plates differ, else a model each; name=path says which model one is of"
-        ),
-    ],
-    images: Annotated[
-        str | None,
-        typer.Option(help="manifest (CSV, Parquet) or image folder that was embedded, for thumbnails"),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="folder to write, or without images a file that ends in .html; default: the folder explore beside "
-            "the first profiles"
-        ),
-    ] = None,
+    results: Results,
+    images: Images = None,
+    out: Out = None,
     pairs: Annotated[Path | None, typer.Option(help="file or folder of known pairs")] = None,
     dose: Annotated[str | None, typer.Option(help="column of doses, numbers in one unit")] = None,
     title: Annotated[str | None, typer.Option(help="of the page")] = None,

@@ -70,10 +70,8 @@ def map_screen(
             backend=arrays,
         )
         left_out.extend(table.omitted)
-        for line in result.notes:
+        for line in [*result.notes, *([f"{model}:"] if len(models) > 1 else [])]:
             say(line)
-        if len(models) > 1:
-            say(f"{model}:")
         say(maps.recall(result.vectors, result.names, known, bootstrap=1000).to_string())
         found = maps.strongest(result.vectors, result.names, count=1000, side="both")
         strongest.append(found.assign(model=model) if len(models) > 1 else found)

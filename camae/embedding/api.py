@@ -54,17 +54,15 @@ def embed(
     region_size: side in px of the square that a row of a table stands for; default the whole window.
     pool, tiles (or tile), overlap, layers, value_range, dtype, tokens_per_pass, backends: as in `EmbedConfig`. A tile
         with a constant plane is left out, with a warning.
-    intensity: put statistics of the planes' stored values after each vector (`camae.embedding.intensity_names`), of
-        each tile and then averaged, or of the region's own pixels.
+    intensity: statistics of stored values after each vector (`camae.embedding.intensity_names`), averaged over tiles.
 
     Returns float32 of the input's kind and device: (D,) for one image, (B, D) for a batch or a list of equal
     channel counts, with "per_channel" (C, D) and (B, C, D); a list of vectors when channel counts differ. "moments"
     have 2D values, means and then standard deviations. "patch" gives maps, (C, h, w, D) for an image of h x w patches,
     and "patch_mean" their mean over channels, (h, w, D); with tiles side by side the map spans them, and patches of
-    tiles that are left out are NaN. With intensity the last axis is longer by 7C (all statistics
-    of a channel, then the next), with a pooling per channel by 7. Several layers add an axis before these last ones:
-    (B, L, D), (B, L, C, D). With regions (D,) for a single mask, else (R, D) per image, and a list of these when
-    there are several images.
+    tiles that are left out are NaN. With intensity the last axis is longer by 7C (all statistics of a channel, then
+    the next), with a pooling per channel by 7. Several layers add an axis before these last ones: (B, L, D), (B, L, C,
+    D). With regions (D,) for a single mask, else (R, D) per image, and a list of these when there are several images.
     Raises CamaeError for whatever would give silently wrong vectors.
     """
     chosen: EmbedOptions = {"tiles": tiles, "tile": tile, "overlap": overlap, "value_range": value_range}
@@ -75,12 +73,11 @@ def embed(
     source = resolve_model(model)
     config = with_chosen_layer(config, source)
     plan, net = _planned(ImageSet.of(images, channels), source, config, region, region_size)
-    options = EncodeOptions(
-        config.pool,
-        config.interpolate,
+    computed, blocks = (
         compute_type(net, config.dtype, net.device.type),
         check_layers(config.layers, net.config),
     )
+    options = EncodeOptions(config.pool, config.interpolate, computed, blocks)
     with using_backends(net, config.backends):
         found = plan.encode(net, options, config.tokens_per_pass or default_tokens_per_pass(net))
     return _arranged(found, plan, config, as_array=is_one_array(region))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,9 +78,7 @@ def fit_parquet(
         path, kept, width = Path(scratch) / "rows.f32", [], 0
         with open(path, "wb") as out:
             for meta, x in _chunks(files, needed, rows):
-                chosen = (
-                    np.ones(len(x), bool) if control is None else (meta[control] == negative).to_numpy(bool)
-                )
+                chosen = _rows_to_fit(meta, control, negative)
                 with output_errors(path):
                     x[chosen].tofile(out)
                 name_N = np.full(len(x), EVERY) if batch is None else meta[batch].to_numpy(str)
@@ -93,6 +92,11 @@ def fit_parquet(
         x = cast(Array, HostTable(mapped, arrays.module))
         mask = None if control is None else np.ones(len(label), dtype=bool)
         return aligner.fit(x, None if batch is None else label, mask, sizes.means())
+
+
+def _rows_to_fit(meta: pd.DataFrame, control: str | None, negative: str) -> npt.NDArray[np.bool_]:
+    """Which rows an alignment is fitted on: the negative controls, or all without a column."""
+    return np.ones(len(meta), bool) if control is None else (meta[control] == negative).to_numpy(bool)
 
 
 def transform_parquet(
@@ -142,22 +146,23 @@ def transform_parquet(
                 columns = dict(zip(feature_columns(z.shape[1]), np.ascontiguousarray(z.T), strict=True))
                 table = pa.table({**{name: pa.array(meta[name]) for name in meta.columns}, **columns})
                 if writer is None:
-                    about = json.dumps(
-                        {"alignment": aligner.method, "rank": aligner.rank_, "arrays": str(arrays)}
-                    )
-                    schema = table.schema.with_metadata({b"camae": about.encode()})
-                    # Dictionaries, statistics and compression help text and only cost time on floats.
-                    kind = dict.fromkeys(columns, "none") | dict.fromkeys(meta.columns, "zstd")
-                    text = list(meta.columns)
-                    writer = pq.ParquetWriter(
-                        path, schema, compression=kind, use_dictionary=text, write_statistics=text
-                    )
+                    about = {"alignment": aligner.method, "rank": aligner.rank_, "arrays": str(arrays)}
+                    writer = _writer(path, table.schema, about, list(meta.columns), list(columns))
                 writer.write_table(table)
         finally:
             if writer is not None:
                 writer.close()
 
     return write_atomic(out, write)
+
+
+def _writer(
+    path: Path, schema: pa.Schema, about: dict[str, object], text: list[str], features: list[str]
+) -> pq.ParquetWriter:
+    """Writer of aligned rows. Dictionaries, statistics and compression help text and only cost time on floats."""
+    schema = schema.with_metadata({b"camae": json.dumps(about).encode()})
+    kind = dict.fromkeys(features, "none") | dict.fromkeys(text, "zstd")
+    return pq.ParquetWriter(path, schema, compression=kind, use_dictionary=text, write_statistics=text)
 
 
 def align_parquet(

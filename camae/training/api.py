@@ -121,33 +121,23 @@ def train(
     data: a manifest (object, CSV or Parquet) or a folder a reader knows; or several, also of different channel sets:
         `[(manifest, weight), ...]`, `{name: (manifest, weight), ...}` or a TOML file with a table `[name]` of `data`
         and `weight` each. Weights are shares of the crops; without them data sets count by their sites.
-    model: preset name (default: the configuration file's, else ca_mae_vit_b16).
-    out: run folder. steps: optimizer steps. Both may also be given by position, in this order.
-    config: TOML file of `TrainConfig` fields; arguments win over it, the resolved copy is kept in `out`.
-    resume: continue a run found in `out`, exactly as if it had not stopped; False refuses a folder with one.
-    format, incomplete, pattern, metadata, negative_controls, z, time: how a folder is read, as in
-        `camae.dataloader.read_manifest`.
-    channels: those that get a decoder, by default all of the data; for files that hold several channels and do not name
-        them, also their names, in the files' order.
-    settings: any field of `camae.training.config.TrainConfig`.
-
-    Under torchrun every process calls this with the same arguments and takes its part of every batch.
-    SIGTERM, SIGINT (Ctrl-C) and SIGHUP write a checkpoint at the end of the step and end the process with code 143, 130
-    or 129; a second one ends it at once. SIGUSR1 writes a checkpoint and goes on. One training at a time writes into
-    `out`. On a CPU a batch that would take much memory is computed in several passes, and `events.jsonl` says so.
-    Writes `config.toml`, `run.json`, `log.jsonl`, `events.jsonl`, `bad_sites.json` when sites could not be read,
-    `checkpoints/`, `model.safetensors`, `reconstructions.npz` and pictures. Raises CamaeError for bad data or settings,
-    an output that cannot be written or that another process writes, and a step that does not fit into memory.
+    model: preset name (default: the configuration file's, else ca_mae_vit_b16). out: run folder. steps: optimizer
+        steps. They may also be given by position, in this order.
+    config: TOML file of `TrainConfig` fields; arguments win over it, the resolved copy is kept in `out`. resume:
+        continue a run found in `out`, exactly as if it had not stopped; False refuses a folder with one.
+    format, incomplete, pattern, metadata, negative_controls, z, time: as in `camae.dataloader.read_manifest`.
+    channels: those that get a decoder, by default all of the data; for files of several channels that do not name
+        them, also their names, in file order. settings: any field of `camae.training.config.TrainConfig`.
+    Under torchrun every process calls this with the same arguments and takes its part of every batch. SIGTERM, SIGINT
+    (Ctrl-C) and SIGHUP write a checkpoint at the end of the step and end the process with code 143, 130 or 129, a
+    second one at once; SIGUSR1 writes a checkpoint and goes on. On a CPU a batch that would take much memory is
+    computed in several passes, and `events.jsonl` says so. Writes `config.toml`, `run.json`, `log.jsonl`,
+    `events.jsonl`, `bad_sites.json` for sites that could not be read, `checkpoints/`, `model.safetensors`,
+    `reconstructions.npz` and pictures. Raises CamaeError for bad data or settings, an output that cannot be written or
+    that another process writes, and a step that does not fit into memory.
     """
-    given: dict[str, object] = {
-        "steps": steps,
-        "model": model,
-        "channels": channels if len(channels) else None,
-    }
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if isinstance(table := settings.get("backends"), Mapping | Backends):
-        settings["backends"] = str(Backends.of(table))
-    resolved = resolve(config, **chosen, **settings)
+    given = {"steps": steps, "model": model, "channels": channels if len(channels) else None}
+    resolved = _resolved(config, given, settings)
     sources = open_data(
         data,
         format=format,
@@ -159,8 +149,7 @@ def train(
         time=time,
         file_channels=resolved.channels,
     )
-    training, validation = split_data(sources, resolved.val)
-    left_out, notes = _left_out(sources)
+    (training, validation), (left_out, notes) = split_data(sources, resolved.val), _left_out(sources)
     run, world = Path(out), World.join(resolved.device)
     callbacks = _callbacks(resolved, run, (validation or training)[0], quiet)
     with writing(run, world.rank, world.size, required=False):
@@ -168,6 +157,16 @@ def train(
         if world.rank == 0:
             left_out.write(run)
     return Run(run, trained, read_log(run / "log.jsonl"), left_out, notes)
+
+
+def _resolved(
+    config: str | Path | None, given: Mapping[str, object], settings: dict[str, object]
+) -> TrainConfig:
+    """Settings of the run: the file's, then those given (None: not), then the others."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if isinstance(table := settings.get("backends"), Mapping | Backends):
+        settings = settings | {"backends": str(Backends.of(table))}
+    return resolve(config, **chosen, **settings)
 
 
 def _left_out(sources: Sequence[Source]) -> tuple[Omissions, list[str]]:

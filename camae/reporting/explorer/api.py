@@ -12,7 +12,7 @@ from camae.maps.pairs import PairSources, read_pairs_folder
 from camae.maps.perturbation_map import Components
 from camae.maps.profiles import ProfileTable
 from camae.maps.replicates import ReplicateUnit
-from camae.maps.screens import Profiles, ScreenColumns, read_screen
+from camae.maps.screens import Profiles, Screen, ScreenColumns, read_screen
 from camae.omissions import Omissions
 from camae.reporting.explorer.layout import check_layout
 from camae.reporting.explorer.model_map import model_map
@@ -51,41 +51,21 @@ def explore(
 ) -> Path:
     """Write a perturbation map as a page to explore, and return the path of its HTML file.
 
-    Parameters
-    ----------
-    results : DataFrame, path, sequence of paths, or dict of these by model
-        Profiles of wells as `maps.map_screen` takes them, or the folder that `camae embed` wrote. The models of a dict
-        can be chosen on the page, and their recall stands side by side; the first is shown first.
-    images : Manifest or path, optional
-        Manifest (or image folder) that was embedded: thumbnails of wells are drawn from it, of the first model's wells.
-    out : path, optional
-        Folder to write, with index.html and the thumbnails; or, without images, a file that ends in .html. Default:
-        the folder `explore` beside the first profiles.
-    pairs : known pairs, or their file or folder, optional
-        Marked on the page; recall is computed from them.
-    dose : str, optional
-        Column of doses, numbers in one unit.
-    title : str, optional
-        Of the page.
-    layout : {"auto", "pca", "umap"}
-        Embedding in two dimensions. "auto" is PCA, and UMAP where umap-learn is installed.
-    wells, controls : int
-        Thumbnails of each perturbation, and of the controls of each plate.
-    size, crop : int
-        Side of a thumbnail in pixels, and of the square in the middle of a site that it shows (0: the largest).
-    method, perturbation, plate, control, negative, unit, components
-        As in `maps.map_screen`.
+    results: profiles of wells as `maps.map_screen` takes them, or the folder that `camae embed` wrote; a dict of
+        these by model, between which the page switches and whose recall stands side by side, the first shown first.
+    images: manifest (or image folder) that was embedded: thumbnails of the first model's wells are drawn from it.
+    out: folder to write, with index.html and the thumbnails; or, without images, a file that ends in .html. None: the
+        folder `explore` beside the first profiles.
+    pairs: known pairs, or their file or folder: marked on the page, and recall is computed from them.
+    dose: column of doses, numbers in one unit. title: of the page. layout: two dimensions, "pca", "umap", or "auto":
+        PCA, and UMAP where umap-learn is installed. wells, controls: thumbnails of each perturbation, and of the
+        controls of each plate. size, crop: side of a thumbnail, and of the square in the middle of a site that it
+        shows, px (0: the largest).
+    method, perturbation, plate, control, negative, unit, components: as in `maps.map_screen`.
 
-    Returns
-    -------
-    Path
-        The HTML file. What was left out is listed in left_out.csv beside it, and counted on the page.
-
-    Raises
-    ------
-    CamaeError
-        For unusable profiles, options or images; MissingFileError when a file does not exist; MissingBackendError
-        when UMAP is asked for and not installed; OutputError when an output cannot be written.
+    What was left out is counted on the page and listed in left_out.csv beside it. Raises CamaeError for unusable
+    profiles, options or images, MissingFileError when a file does not exist, MissingBackendError when UMAP is asked for
+    and not installed, OutputError when an output cannot be written.
     """
     check_layout(layout)
     options = ThumbnailOptions(wells, controls, size, crop)
@@ -101,18 +81,29 @@ def explore(
     shown = [model_map(name, s, method, components, layout, dose, known) for name, s in screens.items()]
     for screen in screens.values():
         left_out.extend(screen.omitted)
-    thumbnails: list[Thumbnail] = []
     remove_unfinished(target)
-    if images is not None:
-        manifest = _manifest(images)
-        chosen = choose_wells(next(iter(screens.values())), manifest, options, left_out)
-        target.unlink(missing_ok=True)  # it would show the new thumbnails beside its old names
-        thumbnails = draw_thumbnails(chosen, manifest, target.parent / FOLDER, options, left_out)
+    thumbnails = _thumbnails(images, next(iter(screens.values())), options, target, left_out)
     about = {"alignment": method, "unit": unit or "none", "title": title or "Map of perturbations"}
     text = page(shown, known, thumbnails, options.size, about, left_out.lines())
     write_text(target, text)
     left_out.write(target.parent, "left_out.csv" if target.name == INDEX else f"{target.stem}.left_out.csv")
     return target
+
+
+def _thumbnails(
+    images: Manifest | str | Path | None,
+    screen: Screen,
+    options: ThumbnailOptions,
+    target: Path,
+    left_out: Omissions,
+) -> list[Thumbnail]:
+    """Thumbnails of a screen's wells, drawn beside the page; none without images."""
+    if images is None:
+        return []
+    manifest = _manifest(images)
+    chosen = choose_wells(screen, manifest, options, left_out)
+    target.unlink(missing_ok=True)  # it would show the new thumbnails beside its old names
+    return draw_thumbnails(chosen, manifest, target.parent / FOLDER, options, left_out)
 
 
 def located(profiles: Profiles) -> Profiles:

@@ -97,8 +97,7 @@ def run_benchmark(
     components, as in `maps.map_profiles` and so in `camae map`.
     Writes table2.csv, table3.csv, arm_bias.csv, table4.csv, curves.csv (those that apply), benchmark.json,
     section.html, benchmark.html and left_out.csv; every table has a first column `model`. Returns benchmark.json.
-    Raises CamaeError or MissingFileError for unusable input, MissingBackendError when CuPy is asked for and cannot
-    run.
+    Raises CamaeError or MissingFileError for unusable input, MissingBackendError when CuPy cannot run.
     """
     genes = _gene_tables(arms, expression, arm_correction, tvn)
     omitted = Omissions()
@@ -118,8 +117,8 @@ def run_benchmark(
         null_size,
         seed,
     )
-    tables, notes = _benchmarked(profiles_by_model(embeddings, plate), settings, about_pairs, omitted)
-    results = _write(Path(out), tables, notes, settings.arrays)
+    models = profiles_by_model(embeddings, plate)
+    results = _write(Path(out), *_benchmarked(models, settings, about_pairs, omitted), settings.arrays)
     omitted.write(out)
     return results
 

@@ -80,29 +80,24 @@ def run_paper(
 
     data: a screen as `camae.train` takes it; without it a demo screen is made in `out/screen`.
     systems: names or families of `paper_systems`, default all of the size. size: "smallest" (two cores) or "paper"
-    (needs a GPU, and recipe={"steps": ...}). quick: few steps, and a smaller demo screen: shows that all parts work.
-    checkpoints: "last", or "all" for a row of every saved step with its validation loss.
-    pairs: file or folder of known pairs. weights: folder of ImageNet weights named after timm's models; channel_map:
-    {model's channel: image's channel} of these. gene_sets: folder of gene lists (Table 5). cellprofiler: table of
-    features by plate and well (Figure 6). target: column of targets joined by "|" (siblings of Table 4). recipe:
-    training settings of all. reader: image back-end. reading: how a folder is read. backend: library of
-    maps, "numpy", "cupy" or "auto" (CuPy where it runs). quiet: a line for each system.
-
-    Writes results.json (one entry per family), paper.html, tables, figures, and everything trained and embedded. A
-    second call continues. What cannot be filled says why; that is no error.
+    (needs a GPU, and recipe={"steps": ...}). quick: few steps and a small demo screen: shows that all parts work.
+    checkpoints: "last", or "all" for a row of every saved step with its loss. pairs: file or folder of known pairs.
+    weights: folder of ImageNet weights named after timm's models; channel_map: {model's channel: image's channel} of
+    these. gene_sets: folder of gene lists (Table 5). cellprofiler: table of features by plate and well (Figure 6).
+    target: column of targets joined by "|" (siblings of Table 4). recipe: training settings of all. reader: image
+    back-end. reading: how a folder is read. backend: library of maps, "numpy", "cupy" or "auto" (CuPy where it runs).
+    quiet: a line for each system. Writes results.json (an entry per family), paper.html, tables, figures, and all that
+    was trained and embedded. A second call continues. What cannot be filled says why; that is no error.
     """
     _check_checkpoints(checkpoints)
-    out, say, began = Path(out), plain_printer(console), time.perf_counter()
-    arrays = array_backend(backend)
+    out, say, began, arrays = Path(out), plain_printer(console), time.perf_counter(), array_backend(backend)
     say(f"arrays: {arrays}")
     todo, sets = chosen(size, systems), paper_tables.read_gene_sets(gene_sets)
     features = read_cellprofiler(cellprofiler)
     screen = _open_screen(data, out, quick, pairs, say, reading or ReadOptions())
+    settings = _training_settings(size, quick, _with_images(recipe, reader, value_range), screen.manifest)
     plan = Plan(
-        screen.manifest,
-        out,
-        screen.pairs,
-        _training_settings(size, quick, _with_images(recipe, reader, value_range), screen.manifest),
+        *(screen.manifest, out, screen.pairs, settings),
         tiles=tiles,
         weights=None if weights is None else Path(weights),
         channel_map=dict(channel_map or {}),
