@@ -21,7 +21,7 @@ def run(name, *arguments, timeout=300):
 
 def test_embed_a_folder(tmp_path):
     said = run("embed_a_folder", "--out", tmp_path)
-    assert "Manifest(72 sites, channels=['w1', 'w2', 'w3']" in said
+    assert "Manifest(72 sites, 1 plates, 72 wells, 0 perturbations, channels=['w1', 'w2', 'w3']" in said
     assert len(pd.read_parquet(tmp_path / "embeddings" / "wells.parquet")) == 72
     # Images and a model of one's own.
     again = run(

@@ -54,7 +54,7 @@ def test_fault_18_copy_commands_and_usage_errors(shell, tmp_path, screen):
 
 def test_fault_18_terminal_codes_in_names_are_shown_not_obeyed(shell):
     assert "\\x1b[2Jx" in one_sentence(shell("data", "check", "\x1b[2Jx"))
-    assert "a b" in one_sentence(shell("data", "check", "a\nb"))
+    assert "a\\nb" in one_sentence(shell("data", "check", "a\nb"))
 
 
 def test_fault_18_stages_of_demo_and_paper_are_printed_as_they_are(capsys):
