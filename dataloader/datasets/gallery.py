@@ -121,7 +121,10 @@ def _plain_names(raw: pd.DataFrame, file: Path) -> pd.DataFrame:
 
 
 def _metadata(raw: pd.DataFrame, file: Path) -> pd.DataFrame:
-    meta = normal_columns(raw[[c for c in raw.columns if c.lower().startswith("metadata_")]].copy())
+    names = {c: f"Metadata_{c[9:]}" for c in raw.columns if c.lower().startswith("metadata_")}
+    if twice := [c for c in names if names[c] != c and names[c] in names]:
+        raise CamaeError(f"{file}: has both {twice[0]} and {names[twice[0]]}: remove one")
+    meta = normal_columns(raw[list(names)].rename(columns=names))
     workspace = _workspace_of(file)
     meta["Metadata_Source"] = meta.get("Metadata_Source", workspace.parent.name if workspace else "")
     meta["Metadata_Batch"] = meta.get("Metadata_Batch", file.parent.parent.name if workspace else "")
@@ -171,7 +174,13 @@ def _named(
 
 def _resolve(tables: list[pd.DataFrame]) -> None:
     """Local paths in place of named folders and files. All plates at once: two may not lead to one folder."""
-    columns = [(t, c) for t in tables for c in t.columns if not c.startswith("Metadata_")]
+    columns = [
+        (t, c)
+        for t in tables
+        for name in t.attrs["channels"]
+        for c in (name, ILLUMINATION + name)
+        if c in t.columns
+    ]
     local = local_folders(cell[0] for t, c in columns for cell in t[c] if cell is not None)
     for table, column in columns:
         table[column] = [f"{local[cell[0]]}/{cell[1]}" if cell is not None else "" for cell in table[column]]

@@ -249,3 +249,19 @@ def test_a_channel_called_like_metadata_is_refused(tmp_path):
     path.write_text("Metadata_Plate,Metadata_Well,Metadata_Site,FileName_Metadata_X\nP,A1,1,8.png\n")
     with pytest.raises(CamaeError, match=r"a channel cannot be called Metadata_X, as metadata are"):
         read_manifest(path)
+
+
+def test_columns_nearly_called_metadata_are_no_files(tmp_path):
+    """Found by fuzzing: a column of metadata in another case is metadata, and no image."""
+    write(tmp_path / "8.png.tif")
+    path = tmp_path / "load_data.csv"
+    path.write_text(
+        "Metadata_Plate,Metadata_Well,Metadata_Site,MEtadata_X,FileName_OrigDNA,PathName_OrigDNA\n"
+        f"P,A1,1,odd,8.png.tif,{tmp_path}\n"
+    )
+    manifest = read_manifest(path)
+    assert manifest.channels == ("DNA",)
+    assert manifest.table["Metadata_X"].tolist() == ["odd"]
+    path.write_text(path.read_text().replace("Metadata_Site", "Metadata_x").replace("MEtadata_X", "METADATA_x"))
+    with pytest.raises(CamaeError, match=r"has both METADATA_x and Metadata_x: remove one"):
+        read_manifest(path)
