@@ -262,6 +262,8 @@ def test_columns_nearly_called_metadata_are_no_files(tmp_path):
     manifest = read_manifest(path)
     assert manifest.channels == ("DNA",)
     assert manifest.table["Metadata_X"].tolist() == ["odd"]
-    path.write_text(path.read_text().replace("Metadata_Site", "Metadata_x").replace("MEtadata_X", "METADATA_x"))
+    path.write_text(
+        path.read_text().replace("Metadata_Site", "Metadata_x").replace("MEtadata_X", "METADATA_x")
+    )
     with pytest.raises(CamaeError, match=r"has both METADATA_x and Metadata_x: remove one"):
         read_manifest(path)
