@@ -112,6 +112,8 @@ def every_write(disk, arguments, folder, mode, most, name):
         where = f"{name}, write {number}: {first.writes[number - 1]}"
         if mode == KILL:
             assert ended.code in (-9, 0), where
+        elif ended.code == 0 and len(ended.writes) < number:
+            pass  # threads put lines together: this run made fewer writes, and none was refused
         elif ended.code == 0:
             missing = [n for n in whole if files_in(folder).get(n) != whole[n]]
             assert name == "train", where
