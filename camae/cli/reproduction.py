@@ -141,8 +141,7 @@ def paper(
     from camae.reproduction.paper.run_paper import run_paper
 
     run_paper(
-        data,
-        out,
+        *(data, out),
         systems=systems,
         size=size,
         quick=quick,

@@ -72,8 +72,7 @@ def fit_parquet(
         OutputError where the disk of the scratch file (TMPDIR) refuses.
     """
     arrays = array_backend(backend)
-    needed = [name for name in (batch, control) if name is not None]
-    sizes = _Magnitudes()
+    needed, sizes = [name for name in (batch, control) if name is not None], _Magnitudes()
     with tempfile.TemporaryDirectory(prefix="camae-fit-") as scratch:
         path, kept, width = Path(scratch) / "rows.f32", [], 0
         with open(path, "wb") as out:

@@ -133,8 +133,7 @@ def train(
     second one at once; SIGUSR1 writes a checkpoint and goes on. On a CPU a batch that would take much memory is
     computed in several passes, and `events.jsonl` says so. Writes `config.toml`, `run.json`, `log.jsonl`,
     `events.jsonl`, `bad_sites.json` for sites that could not be read, `checkpoints/`, `model.safetensors`,
-    `reconstructions.npz` and pictures. Raises CamaeError for bad data or settings, an output that cannot be written or
-    that another process writes, and a step that does not fit into memory.
+    `reconstructions.npz` and pictures. Raises CamaeError for bad data or settings, and for outputs and memory it lacks.
     """
     given = {"steps": steps, "model": model, "channels": channels if len(channels) else None}
     resolved = _resolved(config, given, settings)

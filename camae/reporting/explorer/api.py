@@ -73,8 +73,7 @@ def explore(
     models = {name: located(table) for name, table in models.items()}
     if not models:
         raise CamaeError("there is nothing to explore: name at least one profile file")
-    target = _target(out, next(iter(models.values())), images is not None)
-    left_out = Omissions()
+    target, left_out = _target(out, next(iter(models.values())), images is not None), Omissions()
     known = read_pairs_folder(pairs, left_out) if isinstance(pairs, str | Path) else pairs
     columns = ScreenColumns(perturbation, plate, control, negative)
     screens = {name: read_screen(table, columns, unit) for name, table in models.items()}

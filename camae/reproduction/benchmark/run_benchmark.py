@@ -99,8 +99,7 @@ def run_benchmark(
     section.html, benchmark.html and left_out.csv; every table has a first column `model`. Returns benchmark.json.
     Raises CamaeError or MissingFileError for unusable input, MissingBackendError when CuPy cannot run.
     """
-    genes = _gene_tables(arms, expression, arm_correction, tvn)
-    omitted = Omissions()
+    genes, omitted = _gene_tables(arms, expression, arm_correction, tvn), Omissions()
     known = None if pairs is None else read_pairs_folder(pairs, omitted)
     about_pairs = [f"{pairs}: {line}" for line in omitted.lines()]
     settings = _Settings(

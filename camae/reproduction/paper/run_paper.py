@@ -86,8 +86,7 @@ def run_paper(
     these. gene_sets: folder of gene lists (Table 5). cellprofiler: table of features by plate and well (Figure 6).
     target: column of targets joined by "|" (siblings of Table 4). recipe: training settings of all. reader: image
     back-end. reading: how a folder is read. backend: library of maps, "numpy", "cupy" or "auto" (CuPy where it runs).
-    quiet: a line for each system. Writes results.json (an entry per family), paper.html, tables, figures, and all that
-    was trained and embedded. A second call continues. What cannot be filled says why; that is no error.
+    quiet: a line for each system. Writes results.json, paper.html, tables, figures and models; a second call continues.
     """
     _check_checkpoints(checkpoints)
     out, say, began, arrays = Path(out), plain_printer(console), time.perf_counter(), array_backend(backend)
