@@ -67,6 +67,8 @@ class Setting:
         """One row: `ours` against `plain` eager and compiled, all functions of `inputs`."""
         forms = {} if self.backend == "reference" else {"eager torch": plain}
         if self.device == "cuda" or self.recorder.full:
+            # Every formula is a closure of the same code, of which torch compiles eight and runs the rest eagerly.
+            torch._dynamo.reset()
             forms["torch.compile"] = torch.compile(plain, dynamic=False)
         if by_hand is not None:
             forms["step by step"] = by_hand
