@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from field_images import image
 from PIL import Image
 
 from camae.dataloader import CropLoader, read_manifest, read_plane
@@ -16,12 +17,6 @@ from camae.dataloader.datasets.tiff_axes import images_in
 from camae.dataloader.read_pixels import read_crops, read_site
 from camae.dataloader.screen_tools.check import check
 from camae.errors import CamaeError
-
-SIZES = {"T": 2, "Z": 3, "C": 2, "Y": 16, "X": 24}
-
-
-def image(axes: str, seed: int = 0, dtype: type = np.uint16) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 250, [SIZES[a] for a in axes]).astype(dtype)
 
 
 def two(folder: Path, first: dict, second: dict, axes: tuple[str, str] = ("CYX", "CYX")) -> Path:
@@ -379,38 +374,3 @@ def test_damaged_files_are_refused_left_out_or_kept_for_a_check(tmp_path: Path) 
     )
     problems = check(read_manifest(tmp_path, channels=["a", "b"], incomplete="keep"))
     assert set(problems["path"].map(lambda path: Path(path).name)) == {"P1_A02.tif#0", "P1_A02.tif#1"}
-
-
-def instruments() -> list[tuple[str, str, str, str]]:
-    """(file name, axes, metadata, command) of the rows of the page's table that describe files of several planes."""
-    page = (Path(__file__).parents[2] / "docs" / "your-images.md").read_text()
-    table = page.split("## By instrument")[1].split("\n## ")[0]
-    return re.findall(r"\| [^|]*`(\S+\.tif)`[^|]*\(([A-Z]+), ([^)]+)\) \| `([^`]+)` \|", table)
-
-
-@pytest.mark.parametrize(("name", "axes", "metadata", "command"), instruments())
-def test_commands_of_the_page_read_what_it_says(
-    tmp_path: Path, name: str, axes: str, metadata: str, command: str
-) -> None:
-    about: dict = {"axes": axes}
-    if metadata == "OME with names":
-        about["Channel"] = {"Name": ["DNA", "GFP"]}
-    written = (
-        {"metadata": about} if "metadata" not in metadata else {"metadata": None, "photometric": "minisblack"}
-    )
-    tifffile.imwrite(tmp_path / name, image(axes), imagej=metadata == "ImageJ", **written)
-    words = command.split()
-    options = dict(zip(words[3::2], words[4::2], strict=True))
-    channels = options["--channels"].split(",") if "--channels" in options else None
-    manifest = read_manifest(tmp_path, channels=channels, z=options.get("--z"), time=options.get("--time"))
-    assert manifest.table["Metadata_Well"].tolist() == ["B02"] * (2 if "T" in axes else 1)
-    whole = np.expand_dims(image(axes), tuple(range(5 - len(axes))))
-    order = "".join(a for a in "TCZ" if a not in axes) + axes
-    whole = np.moveaxis(whole, [order.index(a) for a in "TCZ"], [0, 1, 2])
-    for t in range(len(manifest)):
-        np.testing.assert_array_equal(read_site(manifest, t)[0], whole[t].max(1))
-
-
-def test_the_page_has_a_row_for_every_kind_of_file() -> None:
-    kinds = {(axes, metadata) for _, axes, metadata, _ in instruments()}
-    assert len(kinds) == 8
