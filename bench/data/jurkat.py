@@ -63,7 +63,7 @@ def _tiles(montage_HW: np.ndarray) -> np.ndarray:
 def pixel_features(planes_NCHW: np.ndarray) -> np.ndarray:
     """(N, 6 C) fp64 baseline: mean, sd, largest and three percentiles of each plane's stored values."""
     pixels_NCP = planes_NCHW.reshape(*planes_NCHW.shape[:2], -1).astype(np.float64)
-    percentiles = np.moveaxis(np.percentile(pixels_NCP, (5, 50, 95), axis=2), 0, -1)
+    percentiles = np.moveaxis(np.percentile(pixels_NCP, (1, 50, 99), axis=2), 0, -1)
     moments = np.stack([pixels_NCP.mean(2), pixels_NCP.std(2), pixels_NCP.max(2)], axis=-1)
     return np.concatenate([moments, percentiles], axis=-1).reshape(len(planes_NCHW), -1)
 
