@@ -1,16 +1,15 @@
-"""AnnData export: embeddings tables in the form of scanpy and other single-cell packages."""
+"""Tables of embeddings in the forms of other tools: AnnData (scanpy, mantispy), and back."""
 
 from __future__ import annotations
 
-import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from camae.embedding_table import feature_names, features_of, read_table
-from camae.errors import CamaeError, MissingBackendError
+from camae.anndata_form import as_anndata, h5ad_bytes, import_anndata, table_of
+from camae.embedding_table import read_table, write_table
+from camae.errors import CamaeError, MissingFileError
 from camae.files import write_atomic
 
 if TYPE_CHECKING:
@@ -23,41 +22,41 @@ def to_anndata(table: pd.DataFrame | str | Path, out: str | Path | None = None) 
     table: a table, or the path of one (`wells.parquet`, `sites.parquet`); what that file says about its model
         and preprocessing is kept as JSON in uns["camae"].
     out: also write it there (.h5ad), whole or not at all.
+    Metadata_Control_Type, Metadata_Control, Metadata_Batch (the plate, where none is named), var and
+    uns["mantispy"] are as `mantispy.io.validate` asks. `from_anndata` gives the table back: every row, name, number.
     Raises MissingBackendError without the package anndata, CamaeError for a table without features.
     """
-    try:
-        import anndata
-    except ImportError:
-        raise MissingBackendError(
-            "AnnData export needs the package anndata, which is not installed: pip install 'camae[anndata]'"
-        ) from None
+    import_anndata("AnnData export")
     about: dict[str, object] = {}
     if not isinstance(table, pd.DataFrame):
         table, about = read_table(table)
-    metadata = table.filter(regex="^Metadata_")
-    names = feature_names(table)
-    if not names:
-        raise CamaeError("the table has no feature columns: nothing to export")
-    result = anndata.AnnData(
-        X=features_of(table),
-        obs=metadata.set_axis([str(i) for i in range(len(table))]),
-        var=pd.DataFrame(index=names),
-        uns={"camae": json.dumps(about)},
-    )
+    result = as_anndata(table, about)
     if out is not None:
         path = Path(out)
         if path.suffix != ".h5ad":
             raise CamaeError(f"{path}: an AnnData file is written as .h5ad")
-        write_atomic(path, lambda temporary: temporary.write_bytes(_h5ad(result)))
+        write_atomic(path, lambda temporary: temporary.write_bytes(h5ad_bytes(result)))
     return result
 
 
-def _h5ad(table: AnnData) -> memoryview:
-    """The bytes of an .h5ad file. Made in memory: HDF5 cannot end a file on a full disk without tracebacks."""
-    import h5py
-    from anndata.io import write_elem
+def from_anndata(data: AnnData | str | Path, out: str | Path | None = None) -> pd.DataFrame:
+    """The embeddings table that `to_anndata` took, from the object or its .h5ad file.
 
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
-        write_elem(file, "/", table)
-    return buffer.getbuffer()
+    out: also write it there (.parquet), with what it says about model and preprocessing. Rows and features that
+    were taken out of the AnnData are missing; columns that were added to obs stay there.
+    Raises MissingFileError, MissingBackendError without anndata, CamaeError for AnnData of another program.
+    """
+    anndata = import_anndata("reading AnnData")
+    if isinstance(data, str | Path):
+        if not Path(data).is_file():
+            raise MissingFileError(f"{data}: no such AnnData file")
+        try:
+            data = anndata.read_h5ad(data)
+        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise CamaeError(f"{data} is not a readable AnnData file ({error})") from None
+    table, about = table_of(data)
+    if out is not None:
+        if Path(out).suffix != ".parquet":
+            raise CamaeError(f"{out}: an embeddings table is written as .parquet")
+        write_table(out, table, about)
+    return table

@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
 
+from camae.anndata_form import is_own, table_of
 from camae.embedding_table import (
     SITE,
     Kind,
@@ -264,6 +265,8 @@ def _read_anndata(path: Path, features: Sequence[str] | None) -> ProfileTable:
         raise CamaeError(f"{path} is not a readable AnnData file ({error})") from None
     if data.X is None:
         raise CamaeError(f"{path} holds no X, so it has no features")
+    if is_own(data) and features is None:
+        return profiles_of(table_of(data)[0], str(path))
     x = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)
     names = [str(name) for name in data.var_names]
     place = {name: k for k, name in enumerate(names)}
