@@ -168,7 +168,7 @@ class ForwardPass {
 
     void pack_values(const Band &band, std::size_t h, Rows rows) const {
         const std::size_t count = count_of(band, keys_of(band.b));
-        what.kernels.pack_rows(rows, count, count, what.dim, {}, 1, place(band, h) + panel_floats(band.b));
+        what.kernels.pack_values(rows, count, what.dim, place(band, h) + panel_floats(band.b));
     }
 
     void pack_queries(const Band &band, std::size_t h, Rows rows) const {
@@ -184,13 +184,14 @@ class ForwardPass {
     const Sequences &sequences;
 
     // A packed head: its key panels, its values, its queries.
-    std::size_t panel_floats(std::size_t b) const { return rounded_up(keys_of(b), panel_columns) * what.dim; }
-    std::size_t value_floats(std::size_t b) const { return keys_of(b) * what.dim; }
-    std::size_t query_floats(std::size_t b) const { return rounded_up(queries_of(b), strip_rows) * what.dim; }
+    std::size_t width() const { return what.dim / what.kernels.terms; }
+    std::size_t panel_floats(std::size_t b) const { return rounded_up(keys_of(b), panel_columns) * width(); }
+    std::size_t value_floats(std::size_t b) const { return rounded_up(keys_of(b), what.kernels.terms) * width(); }
+    std::size_t query_floats(std::size_t b) const { return rounded_up(queries_of(b), strip_rows) * width(); }
     std::size_t floats_of_head(std::size_t b) const { return panel_floats(b) + value_floats(b) + query_floats(b); }
 
     float *place(const Band &band, std::size_t h) const {
-        return band.to + (h - band.round.first_head) * band.stride + band.begin * what.dim;
+        return band.to + (h - band.round.first_head) * band.stride + band.begin * width();
     }
 
     static std::size_t count_of(const Band &band, std::size_t rows) {
@@ -266,7 +267,7 @@ class ForwardPass {
             return;
         }
         const float *const values = packed + panel_floats(b), *const queries = values + value_floats(b);
-        what.kernels.attend({queries + begin * dim, packed, values, result, sums, count, keys, dim}, memory);
+        what.kernels.attend({queries + begin * width(), packed, values, result, sums, count, keys, dim}, memory);
     }
 };
 
@@ -307,8 +308,9 @@ void self_attention(const Array &x, const Maybe &norm, float eps, const Array &q
     check_bounds(bounds, x.shape(0), "bounds");
     if (bias && (bias->ndim() != 1 || width(*bias, 0) != 3 * width_D || !contiguous(*bias)))
         throw std::invalid_argument("bias: those of q, k and v, (3 D,)");
-    Layer layers[] = {layer_of(q_panels, {}, width_D, width_D, "q"), layer_of(k_panels, {}, width_D, width_D, "k"),
-                      layer_of(v_panels, {}, width_D, width_D, "v")};
+    Layer layers[] = {layer_of(q_panels, {}, width_D, width_D, kernels, "q"),
+                      layer_of(k_panels, {}, width_D, width_D, kernels, "k"),
+                      layer_of(v_panels, {}, width_D, width_D, kernels, "v")};
     for (std::size_t i = 0; i < 3 && bias; ++i) layers[i].bias = bias->data() + i * width_D;
     const RowNorm token_norm = norm_of(norm, width_D, eps);
     const Sequences sequences(bounds, bounds);
@@ -344,6 +346,7 @@ void attention_backward(const Array &grad, const Array &q, const Array &k, const
         throw std::invalid_argument("grad and out need the rows of q");
     check_result(dq, "dq", q), check_result(dk, "dk", k), check_result(dv, "dv", v);
     const auto &kernels = kernels_of(instructions);
+    if (!kernels.attend_backward) throw std::invalid_argument("no backward pass in '" + instructions + "'");
     const Sequences sequences(bounds_q, bounds_k);
     const std::size_t heads = q.shape(1), dim = q.shape(2), T = q.shape(0);
     float *const to_q = dq.mutable_data(), *const to_k = dk.mutable_data(), *const to_v = dv.mutable_data();

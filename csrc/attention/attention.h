@@ -13,7 +13,8 @@ constexpr std::size_t most_keys = block_keys + panel_keys;  // the last block ta
 constexpr std::size_t gradient_queries = 96, gradient_keys = 384;
 
 // out = softmax(q k^T) v, sums = log2 of the softmax denominators. `dim` is a multiple of 16, there is a key.
-// No sums: nobody asks for them. Packed: the keys by pack_panels, values and queries by pack_rows, queries in units of log2.
+// No sums: nobody asks for them. Packed: the keys by pack_panels, the values by pack_values, the queries
+// by pack_rows and in units of log2.
 struct AttentionHead {
     const float *queries, *key_panels, *values;
     ResultRows out;

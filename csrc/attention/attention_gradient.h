@@ -79,7 +79,7 @@ float dot(const float *a, const float *b, std::size_t dim) {
 
 template <class Simd>
 void copy_out(const float *rows, std::size_t count, std::size_t dim, float factor, ResultRows out) {
-    for (std::size_t i = 0; i < count; ++i) copy_row<Simd>(rows + i * dim, dim, {}, factor, out[i]);
+    for (std::size_t i = 0; i < count; ++i) copy_row<Simd, false>(rows + i * dim, dim, {}, factor, out[i]);
 }
 
 template <class Simd>

@@ -11,7 +11,8 @@ namespace {
 
 constexpr float least = -1e30f;
 
-// Scores (base 2) of a row to probabilities under the new maximum; its sum is returned, the maximum updated.
+// Scores (base 2) of a row to probabilities under the new maximum, packed in place; their sum is returned, the maximum
+// updated.
 template <class Simd>
 float softmax_row(float *scores, std::size_t count, float *maximum) {
     auto largest = Simd::fill(*maximum), other = largest;
@@ -25,8 +26,8 @@ float softmax_row(float *scores, std::size_t count, float *maximum) {
     for (std::size_t j = 0; j < count; j += 2 * Simd::lanes) {
         const auto a = Simd::exp2(Simd::difference(Simd::load(scores + j), shift));
         const auto b = Simd::exp2(Simd::difference(Simd::load(scores + j + Simd::lanes), shift));
-        Simd::store(scores + j, a);
-        Simd::store(scores + j + Simd::lanes, b);
+        Simd::store_terms(scores + j / Simd::terms, a);
+        Simd::store_terms(scores + (j + Simd::lanes) / Simd::terms, b);
         sum = Simd::sum(sum, a);
         other_sum = Simd::sum(other_sum, b);
     }
@@ -49,10 +50,11 @@ struct Scratch {
 template <class Simd>
 CAMAE_INLINE void attend_block(const AttentionHead &head, const Scratch &at, std::size_t first_query,
                                std::size_t first_key, std::size_t keys) {
-    const std::size_t dim = head.dim, padded = rounded_up(keys, 2 * Simd::lanes);
+    constexpr std::size_t terms = Simd::terms;
+    const std::size_t dim = head.dim, width = dim / terms, padded = rounded_up(keys, 2 * Simd::lanes);
     for (std::size_t j = 0; j < padded; j += panel_keys)
-        multiply_columns<Simd>(padded - j < panel_keys ? padded - j : panel_keys, {head.queries + first_query * dim, dim, 1},
-                               head.key_panels + (first_key + j) * dim, panel_keys, dim, at.scores + j, most_keys, nullptr);
+        multiply_columns<Simd>(padded - j < panel_keys ? padded - j : panel_keys, {head.queries + first_query * width, width, 1},
+                               head.key_panels + (first_key + j) * width, panel_keys, width, at.scores + j, most_keys, nullptr);
     float factor[query_rows];
     for (std::size_t r = 0; r < query_rows; ++r) {
         float *scores = at.scores + r * most_keys, *maximum = at.maxima + first_query + r;
@@ -62,7 +64,7 @@ CAMAE_INLINE void attend_block(const AttentionHead &head, const Scratch &at, std
         factor[r] = __builtin_exp2f(before - *maximum);
         at.sums[first_query + r] = at.sums[first_query + r] * factor[r] + sum;
     }
-    multiply_columns<Simd>(dim, {at.scores, most_keys, 1}, head.values + first_key * dim, dim, keys,
+    multiply_columns<Simd>(dim, {at.scores, most_keys, 1}, head.values + first_key * width, dim, (keys + terms - 1) / terms,
                            at.out + first_query * dim, dim, factor);
 }
 
@@ -77,7 +79,7 @@ void attend(const AttentionHead &head, float *memory) {
         for (std::size_t q = 0; q < rows; q += query_rows) attend_block<Simd>(head, at, q, k, keys);
     }
     for (std::size_t i = 0; i < head.query_count; ++i) {
-        copy_row<Simd>(at.out + i * dim, dim, {}, 1 / at.sums[i], head.out[i]);
+        copy_row<Simd, false>(at.out + i * dim, dim, {}, 1 / at.sums[i], head.out[i]);
         if (head.sums) head.sums[i] = at.maxima[i] + __builtin_log2f(at.sums[i]);
     }
 }

@@ -16,6 +16,9 @@ CAMAE_INLINE std::size_t rounded_up(std::size_t n, std::size_t step) { return (n
 constexpr float exp2_terms[] = {1.0f,           0.693147207f,   0.240226509f,  0.0555032723f,
                                 0.00961805668f, 0.00134004282f, 0.000154614447f};
 
+// What products read is packed in units of 32 bits: one float, or two bfloat16 that are neighbors in the sum. A pointer to
+// such units is a pointer to float.
+
 // LayerNorm of a row.
 struct RowNorm {
     const float *weight = nullptr;  // none: the rows are taken as they are
@@ -43,15 +46,18 @@ struct LayerRows;
 // All CPU kernels in one instruction set.
 struct CpuKernels {
     const char *instructions;
+    std::size_t terms;  // of a sum in one unit: 1 in float32, 2 in bfloat16
     // Rows without gaps, normed where a norm is given, times `factor`, then rows of zeros until there are `padded`.
     void (*pack_rows)(Rows rows, std::size_t count, std::size_t padded, std::size_t dim, const RowNorm &norm,
                       float factor, float *out);
     // Rows transposed in panels of panel_columns, zeros after the last; `four_rows` holds some meanwhile.
     void (*pack_panels)(Rows rows, std::size_t count, std::size_t dim, const RowNorm &norm, float *four_rows,
                         float *panels);
+    // The rows of a sum without gaps, `terms` rows in each row of units; zeros fill the last.
+    void (*pack_values)(Rows rows, std::size_t count, std::size_t dim, float *out);
     void (*attend)(const AttentionHead &head, float *scratch);
-    void (*attend_backward)(const AttentionGradient &head, float *scratch);
+    void (*attend_backward)(const AttentionGradient &head, float *scratch);  // none in bfloat16
     void (*apply_layer)(const LayerRows &rows);
 };
 
-extern const CpuKernels kernels_avx512, kernels_avx2;
+extern const CpuKernels kernels_avx512_bf16, kernels_avx512, kernels_avx2;

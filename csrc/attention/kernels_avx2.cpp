@@ -5,5 +5,5 @@
 #include "attention_kernel.h"
 #include "linear_kernel.h"
 
-const CpuKernels kernels_avx2 = {"avx2",       pack_rows<Avx2>,       pack_panels<Avx2>,
-                                 attend<Avx2>, attend_backward<Avx2>, apply_layer<Avx2>};
+const CpuKernels kernels_avx2 = {"avx2",         Avx2::terms,  pack_rows<Avx2>,       pack_panels<Avx2>,
+                               pack_values<Avx2>, attend<Avx2>, attend_backward<Avx2>, apply_layer<Avx2>};

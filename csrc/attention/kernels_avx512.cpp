@@ -5,5 +5,5 @@
 #include "attention_kernel.h"
 #include "linear_kernel.h"
 
-const CpuKernels kernels_avx512 = {"avx512",       pack_rows<Avx512>,       pack_panels<Avx512>,
-                                   attend<Avx512>, attend_backward<Avx512>, apply_layer<Avx512>};
+const CpuKernels kernels_avx512 = {"avx512",         Avx512::terms,  pack_rows<Avx512>,       pack_panels<Avx512>,
+                               pack_values<Avx512>, attend<Avx512>, attend_backward<Avx512>, apply_layer<Avx512>};

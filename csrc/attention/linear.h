@@ -10,7 +10,8 @@ struct Layer {
     std::size_t in, out;
 };
 
-// Rows (by pack_rows) through a layer, then exact GELU if asked, then `add` where there is one.
+// Rows (by pack_rows) through a layer, then `add` where there is one; or exact GELU, and the results packed for the next
+// layer.
 struct LayerRows {
     const float *rows;
     std::size_t count;

@@ -40,24 +40,25 @@ CAMAE_INLINE void finish_row(const float *sums, std::size_t columns, const float
         if (bias) y = Simd::sum(y, Simd::load(bias + j));
         if (with_gelu) y = gelu<Simd>(y);
         if (with_add) y = Simd::sum(y, Simd::load(add + j));
-        Simd::store(out + j, y);
+        store<Simd, with_gelu>(out, j, y);
     }
 }
 
 template <class Simd, bool with_gelu, bool with_add>
 void apply(const LayerRows &a) {
     const Layer &layer = a.layer;
+    const std::size_t width = layer.in / Simd::terms;
     for (std::size_t n = 0; n < layer.out; n += panel_columns) {
         const std::size_t columns = layer.out - n < panel_columns ? layer.out - n : panel_columns;
-        const float *const panel = layer.panels + n * layer.in, *const bias = layer.bias ? layer.bias + n : nullptr;
+        const float *const panel = layer.panels + n * width, *const bias = layer.bias ? layer.bias + n : nullptr;
         for (std::size_t t = 0; t < a.count; t += strip_rows) {
             alignas(64) float sums[strip_rows * panel_columns];
-            multiply_columns<Simd>(columns, {a.rows + t * layer.in, layer.in, 1}, panel, panel_columns, layer.in, sums,
+            multiply_columns<Simd>(columns, {a.rows + t * width, width, 1}, panel, panel_columns, width, sums,
                                    panel_columns, nullptr);
             const std::size_t rows = a.count - t < strip_rows ? a.count - t : strip_rows;
             for (std::size_t r = 0; r < rows; ++r)
                 finish_row<Simd, with_gelu, with_add>(sums + r * panel_columns, columns, bias,
-                                                      with_add ? a.add[t + r] + n : nullptr, a.out[t + r] + n);
+                                                      with_add ? a.add[t + r] + n : nullptr, a.out[t + r] + (with_gelu ? n / Simd::terms : n));
         }
     }
 }

@@ -21,10 +21,10 @@ struct Left {
 };
 
 // Inlined (as its caller) because `factor` and the steps are then known: 6 % of the whole.
-// out[r][j] = out[r][j] * factor[r] + sum over k of left[r][k] * right[k][j] for six rows and `width` vectors.
-// No factor: the sum alone.
+// out[r][j] = out[r][j] * factor[r] + sum over k of left[r][k] * right[k][j] for six rows and `width` vectors; k counts
+// units, of which every one holds Simd::terms of the sum. No factor: the sum alone.
 template <class Simd, int width>
-CAMAE_INLINE void multiply(Left left, const float *right, std::size_t right_stride, std::size_t terms, float *out,
+CAMAE_INLINE void multiply(Left left, const float *right, std::size_t right_stride, std::size_t count, float *out,
                            std::size_t out_stride, const float *factor) {
     using Vector = typename Simd::Vector;
     constexpr int rows = strip_rows;
@@ -33,7 +33,7 @@ CAMAE_INLINE void multiply(Left left, const float *right, std::size_t right_stri
         for (int j = 0; j < width; ++j)
             sums[r][j] = factor ? Simd::product(Simd::load(out + r * out_stride + j * Simd::lanes), Simd::fill(factor[r]))
                                 : Simd::fill(0);
-    for (std::size_t k = 0; k < terms; ++k, right += right_stride) {
+    for (std::size_t k = 0; k < count; ++k, right += right_stride) {
         Vector line[width];
 #pragma GCC unroll 8
         for (int j = 0; j < width; ++j) line[j] = Simd::load(right + j * Simd::lanes);
@@ -41,7 +41,7 @@ CAMAE_INLINE void multiply(Left left, const float *right, std::size_t right_stri
         for (int r = 0; r < rows; ++r) {
             const Vector x = Simd::fill(left.first[r * left.row + k * left.term]);
 #pragma GCC unroll 8
-            for (int j = 0; j < width; ++j) sums[r][j] = Simd::multiply_add(x, line[j], sums[r][j]);
+            for (int j = 0; j < width; ++j) sums[r][j] = Simd::accumulate(sums[r][j], x, line[j]);
         }
     }
     for (int r = 0; r < rows; ++r)
@@ -51,21 +51,29 @@ CAMAE_INLINE void multiply(Left left, const float *right, std::size_t right_stri
 // `multiply` over `columns` (a multiple of 16), in the widest steps that the registers and the columns allow.
 template <class Simd>
 CAMAE_INLINE void multiply_columns(std::size_t columns, Left left, const float *right, std::size_t right_stride,
-                                   std::size_t terms, float *out, std::size_t out_stride, const float *factor) {
+                                   std::size_t count, float *out, std::size_t out_stride, const float *factor) {
     constexpr int widest = Simd::widest;
     std::size_t j = 0;
     for (; j + widest * Simd::lanes <= columns; j += widest * Simd::lanes)
-        multiply<Simd, widest>(left, right + j, right_stride, terms, out + j, out_stride, factor);
+        multiply<Simd, widest>(left, right + j, right_stride, count, out + j, out_stride, factor);
     for (; j < columns; j += 16)
-        multiply<Simd, 16 / Simd::lanes>(left, right + j, right_stride, terms, out + j, out_stride, factor);
+        multiply<Simd, 16 / Simd::lanes>(left, right + j, right_stride, count, out + j, out_stride, factor);
 }
 
-// One row, normed where a norm is given, times `factor`, into contiguous memory.
-template <class Simd>
+template <class Simd, bool packed>
+CAMAE_INLINE void store(float *row, std::size_t d, typename Simd::Vector a) {
+    if constexpr (packed)
+        Simd::store_terms(row + d / Simd::terms, a);
+    else
+        Simd::store(row + d, a);
+}
+
+// One row, normed where a norm is given, times `factor`, into contiguous memory; packed: as products read it.
+template <class Simd, bool packed>
 void copy_row(const float *row, std::size_t dim, const RowNorm &norm, float factor, float *out) {
     auto mean = Simd::fill(0), scale = Simd::fill(factor);
     if (!norm.weight) {
-        for (std::size_t d = 0; d < dim; d += Simd::lanes) Simd::store(out + d, Simd::product(Simd::load(row + d), scale));
+        for (std::size_t d = 0; d < dim; d += Simd::lanes) store<Simd, packed>(out, d, Simd::product(Simd::load(row + d), scale));
         return;
     }
     for (std::size_t d = 0; d < dim; d += Simd::lanes) mean = Simd::sum(mean, Simd::load(row + d));
@@ -78,7 +86,8 @@ void copy_row(const float *row, std::size_t dim, const RowNorm &norm, float fact
     const auto rstd = Simd::fill(1 / __builtin_sqrtf(Simd::total(squares) / static_cast<float>(dim) + norm.eps));
     for (std::size_t d = 0; d < dim; d += Simd::lanes) {
         const auto x = Simd::product(Simd::difference(Simd::load(row + d), mean), rstd);
-        Simd::store(out + d, Simd::product(Simd::multiply_add(x, Simd::load(norm.weight + d), Simd::load(norm.bias + d)), scale));
+        const auto y = Simd::multiply_add(x, Simd::load(norm.weight + d), Simd::load(norm.bias + d));
+        store<Simd, packed>(out, d, Simd::product(y, scale));
     }
 }
 
@@ -103,27 +112,44 @@ inline void transpose(const float *rows, std::size_t dim, float *panel) {
 
 template <class Simd>
 void pack_panels(Rows rows, std::size_t count, std::size_t dim, const RowNorm &norm, float *four_rows, float *panels) {
+    const std::size_t width = dim / Simd::terms;
     for (std::size_t i = 0; i < rounded_up(count, panel_columns); i += 4) {
         for (std::size_t r = 0; r < 4; ++r) {
-            float *const row = four_rows + r * dim;
+            float *const row = four_rows + r * width;
             prefetch_row(rows, i + r + rows_ahead, count, dim);
             if (i + r < count)
-                copy_row<Simd>(rows[i + r], dim, norm, 1, row);
+                copy_row<Simd, true>(rows[i + r], dim, norm, 1, row);
             else
-                std::memset(row, 0, dim * sizeof(float));
+                std::memset(row, 0, width * sizeof(float));
         }
-        transpose(four_rows, dim, panels + i / panel_columns * panel_columns * dim + i % panel_columns);
+        transpose(four_rows, width, panels + i / panel_columns * panel_columns * width + i % panel_columns);
     }
 }
 
 template <class Simd>
 void pack_rows(Rows rows, std::size_t count, std::size_t padded, std::size_t dim, const RowNorm &norm, float factor,
                float *out) {
+    const std::size_t width = dim / Simd::terms;
     for (std::size_t i = 0; i < count; ++i) {
         prefetch_row(rows, i + rows_ahead, count, dim);
-        copy_row<Simd>(rows[i], dim, norm, factor, out + i * dim);
+        copy_row<Simd, true>(rows[i], dim, norm, factor, out + i * width);
     }
-    std::memset(out + count * dim, 0, (padded - count) * dim * sizeof(float));
+    std::memset(out + count * width, 0, (padded - count) * width * sizeof(float));
+}
+
+template <class Simd>
+void pack_values(Rows rows, std::size_t count, std::size_t dim, float *out) {
+    if constexpr (Simd::terms == 1) {
+        pack_rows<Simd>(rows, count, count, dim, {}, 1, out);
+    } else {
+        for (std::size_t i = 0; i < count; i += 2, out += dim) {
+            prefetch_row(rows, i + rows_ahead, count, dim), prefetch_row(rows, i + 1 + rows_ahead, count, dim);
+            for (std::size_t d = 0; d < dim; d += Simd::lanes) {
+                const auto next = i + 1 < count ? Simd::load(rows[i + 1] + d) : Simd::fill(0);
+                Simd::store(out + d, Simd::pairs(Simd::load(rows[i] + d), next));
+            }
+        }
+    }
 }
 
 }  // namespace

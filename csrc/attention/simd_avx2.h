@@ -9,7 +9,7 @@ namespace {
 
 struct Avx2 {
     using Vector = __m256;
-    static constexpr int lanes = 8, widest = 2;
+    static constexpr int lanes = 8, widest = 2, terms = 1;
 
     static Vector load(const float *x) { return _mm256_loadu_ps(x); }
     static void store(float *x, Vector a) { _mm256_storeu_ps(x, a); }
@@ -18,6 +18,8 @@ struct Avx2 {
     static Vector difference(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
     static Vector product(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
     static Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+    static Vector accumulate(Vector sum, Vector a, Vector b) { return _mm256_fmadd_ps(a, b, sum); }
+    static void store_terms(float *x, Vector a) { store(x, a); }
     static Vector quotient(Vector a, Vector b) { return _mm256_div_ps(a, b); }
     static Vector minimum(Vector a, Vector b) { return _mm256_min_ps(a, b); }
     static Vector maximum(Vector a, Vector b) { return _mm256_max_ps(a, b); }

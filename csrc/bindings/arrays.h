@@ -43,10 +43,11 @@ inline RowNorm norm_of(const Maybe &weight_bias, std::size_t columns, float eps)
     return {weight_bias->data(), weight_bias->data() + columns, eps};
 }
 
-// A layer of weights by pack_weight, (outputs / 64 rounded up, inputs, 64).
-inline Layer layer_of(const Array &panels, const Maybe &bias, std::size_t in, std::size_t out, const char *name) {
+// A layer of weights by pack_weight for the same kernels, (outputs / 64 rounded up, inputs / terms, 64).
+inline Layer layer_of(const Array &panels, const Maybe &bias, std::size_t in, std::size_t out,
+                      const CpuKernels &kernels, const char *name) {
     const std::size_t count = (out + panel_columns - 1) / panel_columns;
-    if (panels.ndim() != 3 || width(panels, 0) != count || width(panels, 1) != in || width(panels, 2) != panel_columns ||
+    if (panels.ndim() != 3 || width(panels, 0) != count || width(panels, 1) != in / kernels.terms || width(panels, 2) != panel_columns ||
         !contiguous(panels))
         throw std::invalid_argument(std::string(name) + ": a weight packed for these widths");
     if (bias && (bias->ndim() != 1 || width(*bias, 0) != out || !contiguous(*bias)))

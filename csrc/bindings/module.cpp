@@ -7,6 +7,7 @@ void bind_plane_statistics(py::module_ &m);
 void bind_image_reader(py::module_ &m);
 void bind_attention(py::module_ &m);
 void bind_block(py::module_ &m);
+void bind_fingerprint(py::module_ &m);
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Native parts of camae: plane statistics, image reading, attention and transformer blocks on a CPU";
@@ -14,4 +15,5 @@ PYBIND11_MODULE(_native, m) {
     bind_image_reader(m);
     bind_attention(m);
     bind_block(m);
+    bind_fingerprint(m);
 }
