@@ -56,16 +56,19 @@ class Affine:
         if self.matrix.ndim == 1:
             with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by the caller
                 centered *= beside(self.matrix, x).astype(x.dtype, copy=False)
-            return centered
+            return centered if self.factor is None else self._factor_beside(x, x.dtype).right_of(centered)
         if self.factor is None:
             return centered @ beside(self.matrix, x).astype(x.dtype, copy=False)
-        level, axes, gain = self.factor.level, beside(self.factor.axes, x), beside(self.factor.gain, x)
         matrix = beside(self.matrix, x)
         if x.shape[0] > matrix.shape[0] // 2:  # folding the factor into the matrix costs less than using it
-            return centered @ LowRank(level, axes, gain).right_of(matrix).astype(x.dtype)
-        return LowRank(level, axes.astype(x.dtype), gain.astype(x.dtype)).right_of(
-            centered @ matrix.astype(x.dtype)
-        )
+            return centered @ self._factor_beside(x, np.dtype(np.float64)).right_of(matrix).astype(x.dtype)
+        return self._factor_beside(x, x.dtype).right_of(centered @ matrix.astype(x.dtype))
+
+    def _factor_beside(self, x: Array, dtype: np.dtype) -> LowRank:
+        """The factor in x's namespace and `dtype`."""
+        assert self.factor is not None
+        axes, gain = beside(self.factor.axes, x), beside(self.factor.gain, x)
+        return LowRank(self.factor.level, axes.astype(dtype, copy=False), gain.astype(dtype, copy=False))
 
 
 Magnitude: TypeAlias = Callable[[str], Array]  # batch label -> mean absolute value of its features (D,), fp64
@@ -87,10 +90,15 @@ class Alignment(abc.ABC):
     """
 
     method: ClassVar[str] = ""
+    of_replicates: ClassVar[bool] = False  # whether it is fitted on replicates of perturbations
 
     def __post_init__(self) -> None:
         self.maps_: dict[str, Affine] = {}
         self.rank_: int = 0
+        self.folds_: list[
+            LowRank
+        ] = []  # factors of cross-validated methods, each without a fold of perturbations
+        self._perturbation: np.ndarray | None = None
         self._constant: dict[str, npt.NDArray[np.intp]] = {}
         _check_options(self)
 
@@ -107,6 +115,7 @@ class Alignment(abc.ABC):
         batch: Labels | None = None,
         control: Mask | None = None,
         magnitudes: Mapping[str, Array] | None = None,
+        perturbation: Labels | None = None,
     ) -> Alignment:
         """Learn the maps.
 
@@ -122,6 +131,9 @@ class Alignment(abc.ABC):
             Mean absolute value of each feature, for each batch and, under "", for all rows, where x is only a part
             of the table. Columns that vary by less than rounding at that scale are not scaled up; a warning names
             them.
+        perturbation : n labels, optional
+            Perturbation of each row, "" for none: for methods that are fitted on replicates (`ReplicateWhitening`);
+            others do not use it.
 
         Returns
         -------
@@ -135,8 +147,9 @@ class Alignment(abc.ABC):
         """
         x = embeddings(x)
         batch_N, control_N = _arguments(x, batch, control)
-        self._constant = {}
+        self._constant, self._perturbation = {}, _perturbation(x, perturbation)
         self.maps_ = dict(self._learn(x, batch_N, control_N, _magnitude(x, batch_N, magnitudes)))
+        self._perturbation = None
         self._warn_of_constant(x.shape[1])
         return self
 
@@ -160,7 +173,7 @@ class Alignment(abc.ABC):
         )
 
     @takes_tensors
-    def transform(self, x: Array, batch: Labels | None = None) -> Array:
+    def transform(self, x: Array, batch: Labels | None = None, perturbation: Labels | None = None) -> Array:
         """Apply the learned maps.
 
         Parameters
@@ -169,6 +182,8 @@ class Alignment(abc.ABC):
             Embeddings with the features of `fit`, NumPy, CuPy or torch.
         batch : n labels, optional
             Needed when the maps were learned by batch.
+        perturbation : n labels, optional
+            Perturbation of each row, "" for none: for methods that are cross-validated (`ReplicateWhitening`).
 
         Returns
         -------
@@ -188,8 +203,9 @@ class Alignment(abc.ABC):
             raise CamaeError(
                 f"the aligner was fitted on {first.offset.shape[0]} features, x has {x.shape[1]}"
             )
+        name_N = _perturbation(x, perturbation)
         if EVERY in self.maps_:
-            return check_finite(self.maps_[EVERY](x), self.method)
+            return check_finite(self._apply(self.maps_[EVERY], x, name_N), self.method)
         if batch is None:
             raise CamaeError(f"{self.method} was fitted by batch; give batch= for the rows to transform")
         names, members = groups(labels(batch, x.shape[0], "batch"))
@@ -200,11 +216,22 @@ class Alignment(abc.ABC):
             )
         out = namespace(x).empty((x.shape[0], self.rank_), dtype=x.dtype)
         for name, index in zip(names.tolist(), members, strict=True):
-            out[namespace(x).asarray(index)] = self.maps_[name](rows(x, index))
+            own = None if name_N is None else name_N[index]
+            out[namespace(x).asarray(index)] = self._apply(self.maps_[name], rows(x, index), own)
         return check_finite(out, self.method)
 
+    def _apply(self, affine: Affine, x: Array, perturbation: np.ndarray | None) -> Array:
+        """Rows x of one batch mapped; perturbation: their labels, where they are known."""
+        return affine(x)
+
     @takes_tensors
-    def fit_transform(self, x: Array, batch: Labels | None = None, control: Mask | None = None) -> Array:
+    def fit_transform(
+        self,
+        x: Array,
+        batch: Labels | None = None,
+        control: Mask | None = None,
+        perturbation: Labels | None = None,
+    ) -> Array:
         """`fit` and `transform` of the same table, without keeping more than one batch's map at a time.
 
         Parameters, result and errors are those of `fit` and `transform`.
@@ -216,14 +243,17 @@ class Alignment(abc.ABC):
         if batch_N is not None:
             names, index = groups(batch_N)
             members = dict(zip(names.tolist(), index, strict=True))
-        self._constant = {}
+        name_N = _perturbation(x, perturbation)
+        self._constant, self._perturbation = {}, name_N
         for name, affine in self._learn(x, batch_N, control_N, _magnitude(x, batch_N)):
             if name == EVERY:
-                out = affine(x)
+                out = self._apply(affine, x, name_N)
                 continue
             if out is None:
                 out = xp.empty((x.shape[0], self.rank_), dtype=x.dtype)
-            out[xp.asarray(members[name])] = affine(rows(x, members[name]))
+            own = None if name_N is None else name_N[members[name]]
+            out[xp.asarray(members[name])] = self._apply(affine, rows(x, members[name]), own)
+        self._perturbation = None
         assert out is not None  # every method yields at least one batch
         self._warn_of_constant(x.shape[1])
         return check_finite(out, self.method)
@@ -266,6 +296,10 @@ def _arguments(
         None if batch is None else labels(batch, n, "batch"),
         None if control is None else mask(control, n, "control"),
     )
+
+
+def _perturbation(x: Array, perturbation: Labels | None) -> np.ndarray | None:
+    return None if perturbation is None else labels(perturbation, x.shape[0], "perturbation")
 
 
 def fit_rows(

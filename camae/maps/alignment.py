@@ -14,19 +14,29 @@ from camae.errors import CamaeError
 from camae.maps.affine import Alignment
 from camae.maps.arrays import Array, Labels, Mask, takes_tensors, to_host
 from camae.maps.inputs import embeddings, labels, mask
+from camae.maps.shrinkage import ReplicateWhitening, ShrunkTVN
 from camae.maps.standardizing import Center, RobustizeMAD, Standardize
 from camae.maps.whitening import PCA, TVN, PCAStandardize, Spherize, TVNAndo
 
 ALIGNERS: dict[str, type[Alignment]] = {
     aligner.method: aligner
-    for aligner in (Center, Standardize, PCA, PCAStandardize, TVN, TVNAndo, Spherize, RobustizeMAD)
+    for aligner in (
+        *(Center, Standardize, PCA, PCAStandardize, TVN, TVNAndo, ShrunkTVN, ReplicateWhitening),
+        *(Spherize, RobustizeMAD),
+    )
 }
 METHODS = ("none", *ALIGNERS)
 
 
 @takes_tensors
 def align(
-    x: Array, method: str, batch: Labels | None = None, control: Mask | None = None, **options: object
+    x: Array,
+    method: str,
+    batch: Labels | None = None,
+    control: Mask | None = None,
+    *,
+    perturbation: Labels | None = None,
+    **options: object,
 ) -> Array:
     """Align embeddings: remove differences between batches, learned on the negative controls.
 
@@ -39,12 +49,16 @@ def align(
         Embeddings, NumPy, CuPy or torch, floating point.
     method : str
         One of `METHODS`: "none"; "center" (`Center`); "standardize" (`Standardize`); "pca" (`PCA`);
-        "pca_standardize" (`PCAStandardize`); "tvn" (`TVN`); "tvn_ando" (`TVNAndo`); "spherize" (`Spherize`);
+        "pca_standardize" (`PCAStandardize`); "tvn" (`TVN`); "tvn_ando" (`TVNAndo`); "tvn_shrunk" (`ShrunkTVN`) and
+        "replicate_whitening" (`ReplicateWhitening`), for few controls; "spherize" (`Spherize`);
         "robustize_mad" (`RobustizeMAD`). The classes say what each computes.
     batch : n labels, optional
         Plate or experiment of each row.
     control : n booleans, optional
-        True for negative controls. Needed by both TVN methods; the others fit on all rows without it.
+        True for negative controls. Needed by the TVN methods; the others fit on all rows without it.
+    perturbation : n labels, optional
+        Perturbation of each row, "" for none. Needed by "replicate_whitening", which is cross-validated over
+        perturbations; the others do not use it.
     **options
         Options of the method's class, for example ``components=128`` or ``eps=0.5``.
 
@@ -72,7 +86,7 @@ def align(
         aligner = make(**options)
     except TypeError as error:
         raise CamaeError(f"alignment '{method}' has no such option: {error}") from None
-    return aligner.fit_transform(x, batch=batch, control=control)
+    return aligner.fit_transform(x, batch=batch, control=control, perturbation=perturbation)
 
 
 @takes_tensors

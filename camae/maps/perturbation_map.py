@@ -86,7 +86,8 @@ def map_profiles(
         there are controls, because a covariance of about as many controls as components describes their noise.
         None keeps all, a number keeps that many.
     **options
-        Further options of the alignment, for example ``eps=0.5``.
+        Further options of the alignment, for example ``eps=0.5``, or ``shrinkage=0.3`` of "tvn_shrunk" and
+        "replicate_whitening".
 
     Returns
     -------
@@ -115,7 +116,7 @@ def _mapped(
     x = embeddings(x)
     control_N = mask(control, x.shape[0], "control")
     options = component_options(method, x.shape[1], control_N, components) | options
-    z = align(x, method, batch=batch, control=control_N, **options)
+    z = align(x, method, batch, control_N, perturbation=perturbation, **options)
     return (*perturbation_vectors(z, perturbation, control_N), options)
 
 

@@ -43,12 +43,15 @@ def save_aligner(aligner: Alignment, folder: str | Path) -> Path:
     -----
     aligner.json holds the method, its options, the rank and the batch names. aligner.safetensors holds, in fp64,
     offset (batches, d); matrix (batches or 1, d[, k]); and where batches have a low-rank factor level (batches,),
-    axes (batches, k, r) and gain (batches, r), padded with zeros.
+    axes (batches, k, r) and gain (batches, r), padded with zeros, one row where all batches share it. fold_level,
+    fold_axes and fold_gain are the factors of a cross-validated method, one for each fold.
     """
     if not aligner.maps_:
         raise CamaeError(f"{type(aligner).__name__} is not fitted; fit it before saving")
     folder = Path(folder)
     tensors = _tensors(list(aligner.maps_.values()))
+    if aligner.folds_:
+        tensors |= {f"fold_{name}": tensor for name, tensor in _stacked(aligner.folds_).items()}
     write_atomic(folder / "aligner.safetensors", lambda path: save_file(tensors, path))
     header = {
         "format": FORMAT,
@@ -69,23 +72,32 @@ def _tensors(maps: list[Affine]) -> dict[str, np.ndarray]:
     }
     factors = [m.factor for m in maps if m.factor is not None]
     if factors:
-        rank = max(f.axes.shape[1] for f in factors)
-        tensors["level"] = np.array([f.level for f in factors])
-        tensors["axes"] = np.zeros((len(factors), factors[0].axes.shape[0], rank))
-        tensors["gain"] = np.zeros((len(factors), rank))
-        for i, factor in enumerate(factors):
-            tensors["axes"][i, :, : factor.axes.shape[1]] = to_numpy(factor.axes)
-            tensors["gain"][i, : len(factor.gain)] = to_numpy(factor.gain)
+        tensors |= _stacked(factors[:1] if all(f is factors[0] for f in factors) else factors)
     # safetensors writes the memory of an array as it lies.
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
+def _stacked(factors: list[LowRank]) -> dict[str, np.ndarray]:
+    """Factors as three tensors, those of smaller rank padded with zeros."""
+    rank = max(f.axes.shape[1] for f in factors)
+    axes = np.zeros((len(factors), factors[0].axes.shape[0], rank))
+    gain = np.zeros((len(factors), rank))
+    for i, factor in enumerate(factors):
+        axes[i, :, : factor.axes.shape[1]] = to_numpy(factor.axes)
+        gain[i, : len(factor.gain)] = to_numpy(factor.gain)
+    return {"level": np.array([f.level for f in factors]), "axes": axes, "gain": gain}
+
+
+def _factors(tensors: dict[str, np.ndarray], prefix: str = "") -> list[LowRank]:
+    """The factors that `_stacked` made tensors of."""
+    level, axes, gain = (tensors.get(prefix + name, ()) for name in ("level", "axes", "gain"))
+    return [LowRank(float(one), a, g) for one, a, g in zip(level, axes, gain, strict=True)]
+
+
 def _maps(tensors: dict[str, np.ndarray], batches: list[str]) -> dict[str, Affine]:
-    out = {}
+    out, factors = {}, _factors(tensors)
     for i, name in enumerate(batches):
-        factor = None
-        if "level" in tensors:
-            factor = LowRank(float(tensors["level"][i]), tensors["axes"][i], tensors["gain"][i])
+        factor = factors[min(i, len(factors) - 1)] if factors else None
         out[name] = Affine(
             tensors["offset"][i], tensors["matrix"][min(i, len(tensors["matrix"]) - 1)], factor
         )
@@ -131,6 +143,7 @@ def load_aligner(folder: str | Path) -> Alignment:
                 f"{folder / 'aligner.safetensors'} holds values that are not finite; fit and save again"
             )
         aligner.maps_ = _maps(tensors, header["batches"])
+        aligner.folds_ = _factors(tensors, "fold_")
         aligner.rank_ = int(header["rank"])
     except (
         json.JSONDecodeError,

@@ -63,6 +63,12 @@ def safe_scale(std: Array, magnitude: Array) -> Array:
     return xp.where(is_rounding(std, magnitude), xp.ones_like(std), std)
 
 
+def weight_scale(std: Array, magnitude: Array) -> Array:
+    """Standard deviations to divide by: infinite where a column varies by no more than rounding, which weighs 0."""
+    xp = namespace(std)
+    return xp.where(is_rounding(std, magnitude), xp.full_like(std, np.inf), std)
+
+
 def magnitude_along(axes_DK: Array, magnitude: Array) -> Array:
     """Size of the terms whose rounding errors add up in x @ axes_DK, (K,)."""
     return namespace(axes_DK).sqrt((axes_DK**2).T @ magnitude**2)

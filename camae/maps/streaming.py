@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,6 +39,7 @@ def fit_parquet(
     negative: str = "negcon",
     rows: int = ROWS,
     backend: str | ArrayBackend = "auto",
+    perturbation: str = "Metadata_Perturbation",
 ) -> Alignment:
     """Fit an alignment on Parquet files that need not fit in memory together.
 
@@ -59,6 +59,9 @@ def fit_parquet(
         Rows in memory at once.
     backend : {"auto", "numpy", "cupy"}
         Library of the computation. "auto" is CuPy where it is installed and a CUDA device is there, else NumPy.
+    perturbation : str
+        Column of perturbations, read for methods that are fitted on replicates (`ReplicateWhitening`) alone; their
+        rows are then fitted on beside the controls.
 
     Returns
     -------
@@ -72,30 +75,34 @@ def fit_parquet(
         OutputError where the disk of the scratch file (TMPDIR) refuses.
     """
     arrays = array_backend(backend)
-    needed, sizes = [name for name in (batch, control) if name is not None], _Magnitudes()
+    of = perturbation if aligner.of_replicates else None
+    needed, sizes = [name for name in (batch, control, of) if name is not None], _Magnitudes()
     with tempfile.TemporaryDirectory(prefix="camae-fit-") as scratch:
         path, kept, width = Path(scratch) / "rows.f32", [], 0
         with open(path, "wb") as out:
             for meta, x in _chunks(files, needed, rows):
-                chosen = _rows_to_fit(meta, control, negative)
+                name_N = np.full(len(x), EVERY) if batch is None else meta[batch].to_numpy(str)
+                control_N = (
+                    np.ones(len(x), bool) if control is None else (meta[control] == negative).to_numpy()
+                )
+                of_N = np.full(len(x), "") if of is None else meta[of].to_numpy(str)
+                chosen = control_N | (of_N != "")
                 with output_errors(path):
                     x[chosen].tofile(out)
-                name_N = np.full(len(x), EVERY) if batch is None else meta[batch].to_numpy(str)
                 sizes.add(arrays.asarray(x), name_N)
-                kept.append(name_N[chosen])
+                kept.append(pd.DataFrame({"batch": name_N, "control": control_N, "of": of_N})[chosen])
                 width = x.shape[1]
-        label = np.concatenate(kept)
-        if len(label) == 0:
+        used = pd.concat(kept)
+        if not used["control"].any():
             raise CamaeError(f"no row has {control} = '{negative}'; there are no negative controls to fit on")
-        mapped = np.memmap(path, np.float32, "r", shape=(len(label), width))
-        x = cast(Array, HostTable(mapped, arrays.module))
-        mask = None if control is None else np.ones(len(label), dtype=bool)
-        return aligner.fit(x, None if batch is None else label, mask, sizes.means())
-
-
-def _rows_to_fit(meta: pd.DataFrame, control: str | None, negative: str) -> npt.NDArray[np.bool_]:
-    """Which rows an alignment is fitted on: the negative controls, or all without a column."""
-    return np.ones(len(meta), bool) if control is None else (meta[control] == negative).to_numpy(bool)
+        mapped = np.memmap(path, np.float32, "r", shape=(len(used), width))
+        return aligner.fit(
+            cast(Array, HostTable(mapped, arrays.module)),
+            None if batch is None else used["batch"],
+            None if control is None else used["control"],
+            sizes.means(),
+            None if of is None else used["of"],
+        )
 
 
 def transform_parquet(
@@ -105,6 +112,7 @@ def transform_parquet(
     batch: str | None = "Metadata_Plate",
     rows: int = ROWS,
     backend: str | ArrayBackend = "auto",
+    perturbation: str = "Metadata_Perturbation",
 ) -> Path:
     """Align every row of Parquet files with a fitted alignment into one Parquet file.
 
@@ -122,6 +130,8 @@ def transform_parquet(
         Rows in memory at once.
     backend : {"auto", "numpy", "cupy"}
         Library of the computation, as in `fit_parquet`; the file's metadata say which.
+    perturbation : str
+        Column of perturbations, read for methods that are cross-validated over them alone.
 
     Returns
     -------
@@ -134,14 +144,15 @@ def transform_parquet(
         For a batch unseen at fit, or missing columns; MissingFileError for no file.
     """
 
-    arrays = array_backend(backend)
+    arrays, of = array_backend(backend), perturbation if aligner.folds_ else None
 
     def write(path: Path) -> None:
         writer = None
         try:
-            for meta, x in _chunks(files, [batch] if batch else [], rows):
+            for meta, x in _chunks(files, [name for name in (batch, of) if name], rows):
                 label = None if batch is None else meta[batch].to_numpy(str)
-                z = to_numpy(aligner.transform(arrays.asarray(x), label))
+                name = None if of is None else meta[of].to_numpy(str)
+                z = to_numpy(aligner.transform(arrays.asarray(x), label, name))
                 columns = dict(zip(feature_columns(z.shape[1]), np.ascontiguousarray(z.T), strict=True))
                 table = pa.table({**{name: pa.array(meta[name]) for name in meta.columns}, **columns})
                 if writer is None:
@@ -173,6 +184,7 @@ def align_parquet(
     negative: str = "negcon",
     rows: int = ROWS,
     backend: str | ArrayBackend = "auto",
+    perturbation: str = "Metadata_Perturbation",
 ) -> Alignment:
     """Align Parquet files: `fit_parquet`, then `transform_parquet` of the same files.
 
@@ -184,7 +196,7 @@ def align_parquet(
         Parquet file to write.
     aligner : Alignment
         For example ``maps.TVN()``.
-    batch, control, negative, rows, backend
+    batch, control, negative, rows, backend, perturbation
         As in `fit_parquet`.
 
     Returns
@@ -198,8 +210,8 @@ def align_parquet(
         As `fit_parquet` and `transform_parquet`.
     """
     arrays = array_backend(backend)
-    fit_parquet(aligner, files, batch, control, negative, rows, arrays)
-    transform_parquet(aligner, files, out, batch, rows, arrays)
+    fit_parquet(aligner, files, batch, control, negative, rows, arrays, perturbation)
+    transform_parquet(aligner, files, out, batch, rows, arrays, perturbation)
     return aligner
 
 

@@ -17,22 +17,16 @@ from camae.maps.arrays import Array, namespace, rows
 from camae.maps.spectral import (
     Moments,
     inverse_root,
-    is_rounding,
     magnitude_along,
     moments,
     principal_axes,
     safe_scale,
     symmetric_power,
+    weight_scale,
 )
 
 RTOL = 1e-6  # singular values under RTOL * the largest carry rounding noise, not biology: 1e-12 in variance
 KINDS = ("ZCA", "PCA", "ZCA-cor", "PCA-cor")
-
-
-def _weight_scale(std: Array, magnitude: Array) -> Array:
-    """Standard deviations to divide by: infinite where a column varies by no more than rounding, which weighs 0."""
-    xp = namespace(std)
-    return xp.where(is_rounding(std, magnitude), xp.full_like(std, np.inf), std)
 
 
 @dataclass
@@ -157,7 +151,7 @@ class TVN(Alignment):
         total = moments(x, index)
         std_D = namespace(x).sqrt(total.variance)
         self._note_constant(EVERY, std_D, magnitude(EVERY))
-        scale_D = _weight_scale(std_D, magnitude(EVERY))
+        scale_D = weight_scale(std_D, magnitude(EVERY))
         scaled = Moments(total.count, total.mean, total.covariance / scale_D / scale_D[:, None])
         axes_DK, spread_K = principal_axes(
             scaled, self.rtol, self.components, self.method, magnitude(EVERY) / scale_D
@@ -269,7 +263,7 @@ class Spherize(Alignment):
             if self.kind.endswith("cor"):
                 std_D = xp.sqrt(total.variance * unbiased)
                 self._note_constant(name, std_D, magnitude(name))
-                scale_D = _weight_scale(std_D, magnitude(name))
+                scale_D = weight_scale(std_D, magnitude(name))
             scaled = Moments(
                 total.count, total.mean, total.covariance * unbiased / scale_D / scale_D[:, None]
             )

@@ -74,7 +74,7 @@ def test_ando_is_its_transcription(plates):
 @pytest.mark.parametrize("method", maps.METHODS)
 @pytest.mark.parametrize("few", [False, True])  # few: fewer controls than features in every batch
 def test_fit_then_transform_equals_align_and_survives_the_disk(plates, method, few, tmp_path):
-    x, batch, control, _ = plates
+    x, batch, control, meta = plates
     if method == "none":
         np.testing.assert_array_equal(maps.align(x, "none"), x)
         return
@@ -87,23 +87,28 @@ def test_fit_then_transform_equals_align_and_survives_the_disk(plates, method, f
         "pca_standardize": maps.PCAStandardize,
         "tvn": maps.TVN,
         "tvn_ando": maps.TVNAndo,
+        "tvn_shrunk": maps.ShrunkTVN,
+        "replicate_whitening": maps.ReplicateWhitening,
         "spherize": maps.Spherize,
         "robustize_mad": maps.RobustizeMAD,
     }[method]()
-    unit = None if method == "spherize" else batch
+    unit, pert = None if method == "spherize" else batch, meta.pert.to_numpy(str)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = maps.align(x, method, unit, control)
-        aligner.fit(x, unit, control)
+        expected = maps.align(x, method, unit, control, perturbation=pert)
+        aligner.fit(x, unit, control, perturbation=pert)
     assert expected.shape == (1200, aligner.rank_)
     # The two ways of applying a low-rank factor differ by rounding: 24-term sums, condition number under 1e4.
-    np.testing.assert_allclose(aligner.transform(x, unit), expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(aligner.transform(x, unit, pert), expected, rtol=0, atol=1e-9)
     loaded = maps.load_aligner(maps.save_aligner(aligner, tmp_path / "a"))
     # Same numbers in another memory order: sums of 24 terms may round differently.
     np.testing.assert_allclose(
-        loaded.transform(x[:50], batch[:50]), aligner.transform(x[:50], batch[:50]), rtol=0, atol=1e-11
+        loaded.transform(x[:50], batch[:50], pert[:50]),
+        aligner.transform(x[:50], batch[:50], pert[:50]),
+        rtol=0,
+        atol=1e-11,
     )
-    single = aligner.transform(x.astype(np.float32), unit)
+    single = aligner.transform(x.astype(np.float32), unit, pert)
     assert single.dtype == np.float32
     np.testing.assert_allclose(single, expected, atol=2e-3 * np.abs(expected).max())
 
@@ -121,12 +126,13 @@ def test_null_components_are_dropped_with_a_warning_that_names_the_rank():
 
 
 def test_constant_columns_stay_finite(plates):
-    x, batch, control, _ = plates
+    x, batch, control, meta = plates
     x[:, 3] = 1e6 + 0.1
     for method in maps.METHODS:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            z = maps.align(x, method, None if method == "spherize" else batch, control)
+            unit = None if method == "spherize" else batch
+            z = maps.align(x, method, unit, control, perturbation=meta.pert)
         assert np.isfinite(z).all()
         assert method == "none" or np.abs(z).max() < 1e3
 

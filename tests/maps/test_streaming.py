@@ -24,6 +24,7 @@ def _screen(folder, rows=1500, d=16, plates=5, files=3):
     table = pd.DataFrame(x, columns=feature_columns(d))
     table.insert(0, "Metadata_Plate", [f"P{i}" for i in rng.integers(0, plates, rows)])
     table.insert(1, "Metadata_control_type", np.where(rng.random(rows) < 0.4, "negcon", ""))
+    table.insert(2, "Metadata_Perturbation", [f"p{i}" for i in rng.integers(0, 40, rows)])
     paths = []
     for k, part in enumerate(np.array_split(np.arange(rows), files)):
         paths.append(folder / f"{k}.parquet")
@@ -31,7 +32,10 @@ def _screen(folder, rows=1500, d=16, plates=5, files=3):
     return table, paths
 
 
-@pytest.mark.parametrize("method", [maps.TVN, maps.TVNAndo, maps.PCAStandardize, maps.RobustizeMAD])
+@pytest.mark.parametrize(
+    "method",
+    [maps.TVN, maps.TVNAndo, maps.PCAStandardize, maps.RobustizeMAD, maps.ShrunkTVN, maps.ReplicateWhitening],
+)
 def test_streamed_alignment_equals_alignment_in_memory(tmp_path, method):
     table, paths = _screen(tmp_path)
     fitted = maps.align_parquet(paths, tmp_path / "out.parquet", method(), rows=64)
@@ -40,7 +44,13 @@ def test_streamed_alignment_equals_alignment_in_memory(tmp_path, method):
     assert about == {"alignment": fitted.method, "rank": fitted.rank_, "arrays": about["arrays"]}
     assert out.Metadata_Plate.tolist() == table.Metadata_Plate.tolist()
     control = (table.Metadata_control_type == "negcon").to_numpy()
-    expected = maps.align(features_of(table), fitted.method, table.Metadata_Plate, control)
+    expected = maps.align(
+        features_of(table),
+        fitted.method,
+        table.Metadata_Plate,
+        control,
+        perturbation=table.Metadata_Perturbation,
+    )
     # fp32 sums of 16 terms with entries up to 20, in another order.
     np.testing.assert_allclose(features_of(out), expected, rtol=0, atol=16 * 20 * 1.2e-7 * 10)
 
@@ -63,7 +73,7 @@ def test_blocks_go_through_the_device_and_nothing_moves_by_itself(tmp_path, meth
     found, expected = (read_table(tmp_path / f"{name}.parquet") for name in ("device", "host"))
     assert found[1]["arrays"] == "cupy (stand-in)"
     np.testing.assert_allclose(features_of(found[0]), features_of(expected[0]), rtol=0, atol=1e-4)
-    pd.testing.assert_frame_equal(found[0].iloc[:, :2], expected[0].iloc[:, :2])
+    pd.testing.assert_frame_equal(found[0].iloc[:, :3], expected[0].iloc[:, :3])
     # What was learned on the device is saved, and applies to arrays of the host.
     loaded = maps.load_aligner(maps.save_aligner(fitted, tmp_path / "aligner"))
     x, plate = features_of(table)[:50], None if batch is None else table.Metadata_Plate[:50]
@@ -81,7 +91,7 @@ def test_a_row_that_is_not_finite_is_named_in_whichever_block(tmp_path, monkeypa
     monkeypatch.setattr("camae.maps.inputs.ROWS", 100)
     table, _ = _screen(tmp_path, files=1)
     rows = np.flatnonzero(table.Metadata_control_type == "negcon")
-    table.iloc[rows[257], 4] = np.inf
+    table.iloc[rows[257], 5] = np.inf
     table.to_parquet(tmp_path / "bad.parquet", index=False)
     with pytest.raises(CamaeError, match="row 257, column 2, and in 1 rows"):
         maps.fit_parquet(maps.TVN(), [tmp_path / "bad.parquet"])

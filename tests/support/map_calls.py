@@ -23,7 +23,9 @@ RULES = ("pert", [], "plate", "control")
 # By name; `t` turns a NumPy array into the kind under test.
 CALLS = {
     **{
-        f"align {m}": lambda t, m=m: maps.align(t(X), m, None if m == "spherize" else PLATE, CONTROL)
+        f"align {m}": lambda t, m=m: maps.align(
+            t(X), m, None if m == "spherize" else PLATE, CONTROL, perturbation=PERT
+        )
         for m in maps.METHODS
     },
     "aggregate": lambda t: maps.aggregate(t(X), PERT, control=CONTROL),
@@ -47,5 +49,11 @@ CALLS = {
     "split_controls": lambda t: maps.split_controls(t(CONTROL), PLATE),
     "strongest": lambda t: maps.strongest(t(V), NAMES, 9),
     "TVN": lambda t: maps.TVN().fit(t(X), PLATE, t(CONTROL)).transform(t(X[:9]), PLATE[:9]),
+    "ShrunkTVN": lambda t: maps.ShrunkTVN(0.3).fit(t(X), PLATE, t(CONTROL)).transform(t(X[:9]), PLATE[:9]),
+    "ReplicateWhitening": lambda t: (
+        maps.ReplicateWhitening()
+        .fit(t(X), PLATE, t(CONTROL), perturbation=PERT)
+        .transform(t(X[:9]), PLATE[:9], PERT[:9])
+    ),
     "keyword first": lambda t: maps.align(method="tvn", control=CONTROL, batch=PLATE, x=t(X)),
 }

@@ -74,7 +74,7 @@ def model_map(
 ) -> ModelMap:
     """Map of one model from its profiles, made as `maps.map_screen` makes it. pairs: known ones, None for no recall."""
     options = component_options(method, screen.x.shape[1], screen.control, components)
-    z = align(screen.x, method, batch=screen.plate, control=screen.control, **options)
+    z = align(screen.x, method, screen.plate, screen.control, perturbation=screen.perturbation, **options)
     vectors, names = perturbation_vectors(z, screen.perturbation, screen.control)
     unit = unit_rows(vectors)
     rows = np.flatnonzero(~screen.control & (screen.perturbation != ""))
