@@ -192,6 +192,11 @@ def about_of(schema: pa.Schema) -> dict[str, object]:
     return json.loads((schema.metadata or {}).get(_KEY, b"{}"))
 
 
+def is_own_file(path: str | Path) -> bool:
+    """Whether `write_table` wrote this Parquet file."""
+    return _UNIT_KEY in (pq.read_schema(path).metadata or {})
+
+
 def features_of(table: pd.DataFrame) -> np.ndarray:
     """Feature matrix (N, D) of a table, fp32: the columns that `select_features` finds."""
     return table[feature_names(table)].to_numpy(np.float32)

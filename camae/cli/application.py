@@ -17,6 +17,7 @@ from camae.cli import (
     embed,
     evaluate,
     explore,
+    export,
     maps,
     models,
     patch_map,
@@ -46,6 +47,7 @@ _runs = typer.Typer(help="Look at training runs.", no_args_is_help=True, rich_ma
 app.command()(reproduction.demo)
 app.command()(train.train)
 app.command(cls=PairCommand)(embed.embed)
+app.command()(export.export)
 app.command("map")(maps.map_screen)
 app.command("patch-map", cls=PairCommand)(patch_map.patch_map)
 app.command()(explore.explore)

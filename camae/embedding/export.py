@@ -1,4 +1,4 @@
-"""Tables of embeddings in the forms of other tools: AnnData (scanpy, mantispy), and back."""
+"""Tables of embeddings in the forms of other tools, and back: AnnData (scanpy, mantispy), Gallery, DeepProfiler."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from camae.anndata_form import as_anndata, h5ad_bytes, import_anndata, table_of
 from camae.embedding_table import read_table, write_table
 from camae.errors import CamaeError, MissingFileError
 from camae.files import write_atomic
+from camae.omissions import Omissions
+from camae.workspace_dl import SiteForm, read_workspace, write_workspace
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -46,17 +48,55 @@ def from_anndata(data: AnnData | str | Path, out: str | Path | None = None) -> p
     were taken out of the AnnData are missing; columns that were added to obs stay there.
     Raises MissingFileError, MissingBackendError without anndata, CamaeError for AnnData of another program.
     """
-    anndata = import_anndata("reading AnnData")
-    if isinstance(data, str | Path):
-        if not Path(data).is_file():
-            raise MissingFileError(f"{data}: no such AnnData file")
-        try:
-            data = anndata.read_h5ad(data)
-        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise CamaeError(f"{data} is not a readable AnnData file ({error})") from None
-    table, about = table_of(data)
+    import_anndata("reading AnnData")
+    table, about = table_of(_h5ad(Path(data)) if isinstance(data, str | Path) else data)
     if out is not None:
         if Path(out).suffix != ".parquet":
             raise CamaeError(f"{out}: an embeddings table is written as .parquet")
         write_table(out, table, about)
     return table
+
+
+def _h5ad(path: Path) -> AnnData:
+    anndata = import_anndata("reading AnnData")
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such AnnData file")
+    try:
+        return anndata.read_h5ad(path)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CamaeError(f"{path} is not a readable AnnData file ({error})") from None
+
+
+def export_table(
+    source: str | Path,
+    out: str | Path,
+    network: str = "",
+    form: SiteForm = "parquet",
+    omitted: Omissions | None = None,
+) -> list[Path]:
+    """Write a table of embeddings in another form, and return the files that were written.
+
+    source: .parquet, .h5ad, or a folder of the Gallery's `workspace_dl` or of DeepProfiler's npz files.
+    out: .parquet or .h5ad, or a folder that gets the Gallery's layout (`camae.workspace_dl`).
+    network, form: of that layout: name of the model and its hash; files of sites as "parquet" or "npz".
+    omitted: filled with what could not be read.
+    Every form keeps rows, names, numbers and what the table says about model and preprocessing.
+    Raises CamaeError for a table that does not fit the form, MissingBackendError for AnnData without anndata.
+    """
+    source, out = Path(source), Path(out)
+    if source.is_dir():
+        table, about = read_workspace(source, omitted)
+    elif source.suffix == ".h5ad":
+        table, about = table_of(_h5ad(source))
+    else:
+        table, about = read_table(source)
+    if out.suffix == ".parquet":
+        return [write_table(out, table, about)]
+    if out.suffix == ".h5ad":
+        data = as_anndata(table, about)
+        return [write_atomic(out, lambda temporary: temporary.write_bytes(h5ad_bytes(data)))]
+    if not network:
+        raise CamaeError(
+            f"{out} is a folder of the Gallery's layout: name the model and its hash by network="
+        )
+    return write_workspace(table, about, out, network, form)

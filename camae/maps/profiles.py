@@ -37,6 +37,7 @@ from camae.maps.inputs import listing
 from camae.omissions import Omissions
 from camae.text_table import SUFFIXES, are_numbers, as_text, is_text, numbers, read_arrow_table
 from camae.wells import normal_well
+from camae.workspace_dl import profile_files, read_workspace
 
 _WHOLE = r"^\s*[+-]?\d+\s*$"
 
@@ -94,7 +95,8 @@ def read_profiles(
     Parameters
     ----------
     path : path
-        .csv, .tsv, .txt (each also .gz), .parquet, or .h5ad (AnnData: metadata in obs, features in X).
+        .csv, .tsv, .txt (each also .gz), .parquet, or .h5ad (AnnData: metadata in obs, features in X); or a folder of
+        the Gallery's `workspace_dl` or of DeepProfiler's npz files (`camae.workspace_dl`).
     features : sequence of str, optional
         Feature columns, where the rule of `camae.embedding_table.select_features` does not find them: emb_####
         columns; else those of CellProfiler's compartments without identifiers; else all columns of floating-point
@@ -133,6 +135,11 @@ def read_profiles(
 def read_profile_table(path: str | Path, features: Sequence[str] | None = None) -> ProfileTable:
     """`read_profiles` with the names of the features and what was left out."""
     path = Path(path)
+    if path.is_dir() and features is None and profile_files(path):
+        omitted = Omissions()
+        table = profiles_of(read_workspace(path, omitted)[0], str(path))
+        table.omitted.extend(omitted)
+        return table
     if not path.is_file():
         raise MissingFileError(
             f"{path} does not exist; give a table of profiles ({', '.join(SUFFIXES)} or .h5ad)"
