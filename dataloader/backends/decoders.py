@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
 
-from camae.dataloader.backends import native, vendor
+from camae.dataloader.backends import native, vendor, zarr_planes
 from camae.dataloader.backends.addresses import projection_of, refuse_remote, require, split_address
 from camae.dataloader.backends.projection import project
-from camae.dataloader.backends.zarr_guard import check_array, check_chunks, check_metadata_size
 from camae.dataloader.optional_module import optional_module
 from camae.errors import CamaeError
 
@@ -181,32 +180,12 @@ def image_column(schema: pyarrow.Schema) -> str:
     raise CamaeError(f"the Parquet file has no column of encoded images: it has {', '.join(schema.names)}")
 
 
-def _zarr(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
-    zarr = optional_module("zarr", f"{path}: Zarr")
-    check_metadata_size(path)
-    array = zarr.open(path, mode="r")
-    if not isinstance(array, zarr.Array):
-        raise CamaeError(f"{path}: is a Zarr group, name the array in it")
-    if array.ndim < 2:
-        raise CamaeError(f"{path}: has shape {array.shape}, a plane of (height, width) is needed")
-    if len(index) != array.ndim - 2:
-        raise CamaeError(
-            f"{path}: has shape {array.shape}: name the {array.ndim - 2} leading indices, as in {path}#"
-            + ",".join("0" * (array.ndim - 2))
-        )
-    check_array(path, array, index)
-    if sizes_only:
-        return np.empty(array.shape[-2:], array.dtype)
-    check_chunks(path, array, index)
-    return np.asarray(array[index]).astype(array.dtype.newbyteorder("="), copy=False)
-
-
 _DECODERS: dict[str, Decoder] = {
     ".tif": _tiff,
     ".tiff": _tiff,
     ".png": _png,
     ".jp2": _jp2,
     ".parquet": _parquet,
-    ".zarr": _zarr,
+    ".zarr": zarr_planes.read_plane,
     **dict.fromkeys(vendor.SUFFIXES, vendor.read_plane),
 }

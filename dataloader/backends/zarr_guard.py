@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from camae.dataloader.backends import jpeg_xl
 from camae.errors import CamaeError
 
 if TYPE_CHECKING:
@@ -77,27 +78,45 @@ def _bytes_below(path: str, enough: int) -> int:
     return total
 
 
-def check_chunks(path: str, array: ZarrArray, index: tuple[int, ...]) -> None:
-    """Raise CamaeError when a chunk file of the plane says it decodes to more than a chunk holds.
+def check_chunks(path: str, array: ZarrArray, index: tuple[int, ...]) -> list[Path]:
+    """Files of the plane's chunks. Raises CamaeError when one says that it decodes to more than a chunk holds.
 
-    Looks at what the headers of Blosc, Zstandard, gzip and zlib say; of shards at Blosc alone. A Blosc chunk whose
-    header does not fit its bytes is refused too: the decoder trusts the header and would read beyond the chunk.
+    Looks at what the headers of Blosc, Zstandard, gzip, zlib and JPEG XL say; of shards at Blosc alone. A Blosc chunk
+    whose header does not fit its bytes is refused too: the decoder trusts the header and would read beyond the chunk.
     """
     shards = getattr(array, "shards", None)
     if shards is not None:
-        for file in _files(path, array, index, shards):
+        files = list(_files(path, array, index, shards))
+        for file in files:
             _check_shard(file, array, math.prod(shards) // math.prod(array.chunks))
-        return
+        return files
     room = math.prod(array.chunks) * array.dtype.itemsize
     if not room:
-        return
+        return []
+    files = list(_files(path, array, index, array.chunks))
     blosc = any(map(_is_blosc, (*getattr(array.metadata, "codecs", ()), _compressor(array))))
-    for file in _files(path, array, index, array.chunks):
+    jxl = getattr(_compressor(array), "codec_id", "") == jpeg_xl.CODEC
+    for file in files:
+        if jxl:
+            _check_jpeg_xl(file, array.chunks[-2:])
+            continue
         if blosc:
             with open(file, "rb") as stream:
                 _check_blosc(str(file), stream.read(_BLOSC_HEADER), file.stat().st_size)
         if _claimed(file, room) > room:
             raise CamaeError(f"{file}: decodes to more than the {room:,} bytes of a chunk: it is damaged")
+    return files
+
+
+def _check_jpeg_xl(file: Path, size: tuple[int, ...]) -> None:
+    """Raise CamaeError for a chunk that is no JPEG XL picture of this height and width."""
+    with open(file, "rb") as stream:
+        claimed = jpeg_xl.picture_size(stream.read(4096))
+    if claimed != tuple(size):
+        says = (
+            "is no JPEG XL image" if claimed is None else f"is a JPEG XL image of {claimed[0]}x{claimed[1]}"
+        )
+        raise CamaeError(f"{file}: {says} where a chunk has {size[0]}x{size[1]} pixels: it is damaged")
 
 
 def _files(path: str, array: ZarrArray, index: tuple[int, ...], tile: tuple[int, ...]) -> Iterator[Path]:
