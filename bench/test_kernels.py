@@ -266,8 +266,8 @@ def test_varlen_attention(recorder, setting, benchmark, case, backward):
         return lambda: torch.autograd.grad(out, (q, k, v), slope, retain_graph=True)
 
     usable = [b.name for b in backends(device) if b.usable and b.name != backend]
-    ours = [backend, *(["native"] if "native" in usable else [])]
-    others = [name for name in usable if name != "native"]
+    ours = [backend, *(name for name in ("native", "triton_atomic") if name in usable)]
+    others = [name for name in usable if name not in ours]
     shape, pairs = q.shape[1:], list(zip(lengths_q, lengths_k, strict=True))
     flops = sum(floors.attention_flops(n, m, *shape, backward) for n, m in pairs)
     # bf16: outputs of order 1/sqrt(T) rounded at 2^-9, probabilities too.

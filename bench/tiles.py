@@ -19,16 +19,9 @@ import torch
 from rows import FLUSH_BYTES, commit, device_name, versions
 
 from camae.kernels.varlen_attention.head_norm_triton import Norms, normed_keys
-from camae.kernels.varlen_attention.triton import (
-    AttentionConfig,
-    Problem,
-    Tile,
-    _forward,
-    _key_gradient,
-    _query_gradient,
-    config_for,
-    separate_buffers,
-)
+from camae.kernels.varlen_attention.problem import Problem, separate_buffers
+from camae.kernels.varlen_attention.tile_table import AttentionConfig, Tile, config_for
+from camae.kernels.varlen_attention.triton import _forward, _key_gradient, _query_gradient
 
 # (name, lengths of queries and keys, heads, head dim, norms of q and k inside, backward too)
 SHAPES = (
@@ -51,6 +44,7 @@ SWEEP = {
     ),
     "queries": ((64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 4), (128, 64, 4), (128, 64, 8)),
     "keys": ((32, 64, 4), (64, 64, 4), (128, 64, 4), (32, 128, 4), (64, 128, 8), (128, 64, 8)),
+    "atomic": ((32, 64, 4), (64, 64, 4), (32, 64, 8), (64, 64, 8), (32, 128, 8), (64, 128, 8)),
 }
 ROUNDS, PROCESSES = 10, 14
 
@@ -84,7 +78,11 @@ def call_of(problem: Problem, grad_THd: torch.Tensor, kernel: str, tile: Tile) -
     folded_THd, _ = _query_gradient(problem, grad_THd, out_THd, lse_HT, delta_HT, buffers.grad_q)
     if kernel == "queries":
         return lambda: _query_gradient(own, grad_THd, out_THd, lse_HT, delta_HT, buffers.grad_q)
-    return lambda: _key_gradient(own, grad_THd, folded_THd, lse_HT, delta_HT, *buffers[1:])
+    inputs = (own, grad_THd, folded_THd, lse_HT, delta_HT, *buffers[1:])
+    if kernel == "keys":
+        return lambda: _key_gradient(*inputs)
+    dq_THd = torch.zeros(problem.q_THd.shape, dtype=torch.float32, device="cuda")
+    return lambda: _key_gradient(*inputs, dq_THd)
 
 
 def work() -> list[tuple[int, str, Tile]]:
@@ -150,7 +148,7 @@ def main(out: Path) -> None:
                 file.write(json.dumps(about | row) + "\n")
             found.sort(key=lambda entry: entry[0])
             own = next((s for s, tile in found if tile == shipped), float("nan"))
-            products = {"forward": 2, "queries": 3, "keys": 4}[kernel]
+            products = {"forward": 2, "queries": 3, "keys": 4, "atomic": 5}[kernel]
             flops = sum(2 * n * m for n, m in lengths) * heads * d * products
             best = "; ".join(
                 f"{t.queries}x{t.keys}w{t.warps}s{t.stages} {s * 1e6:.0f}us" for s, t in found[:4]

@@ -20,12 +20,29 @@ FloatArray = npt.NDArray[np.float32]
 
 
 @cache
-def instructions() -> tuple[str, ...]:
-    """Instruction sets of this processor that the kernels are compiled for, best first."""
+def instructions(precision: str = "float32") -> tuple[str, ...]:
+    """Instruction sets of this processor that the kernels are compiled for, best first.
+
+    precision: of products, "float32" ("avx512", "avx2") or "bfloat16" ("avx512_bf16").
+    """
     try:
-        return tuple(importlib.import_module("camae._native").cpu_instructions())
+        return tuple(importlib.import_module("camae._native").cpu_instructions(precision))
     except ImportError:
         return ()
+
+
+@cache
+def has_tiles() -> bool:
+    """Whether this processor has tile products of bfloat16 (AMX), which torch's products and SDPA use."""
+    try:
+        return bool(importlib.import_module("camae._native").has_tiles())
+    except ImportError:
+        return False
+
+
+def processor_instructions() -> tuple[str, ...]:
+    """All that is known of this processor: "avx2", "avx512", "avx512_bf16", "amx", the last ones the newest."""
+    return (*reversed(instructions()), *instructions("bfloat16"), *(("amx",) if has_tiles() else ()))
 
 
 def native_module(op: str) -> ModuleType:
@@ -43,6 +60,11 @@ def arrays(*tensors: torch.Tensor) -> list[FloatArray]:
 def optional_arrays(*tensors: torch.Tensor | None) -> list[FloatArray | None]:
     """`arrays` where some may be None."""
     return [None if x is None else arrays(x)[0] for x in tensors]
+
+
+def fingerprint(tensors: Sequence[torch.Tensor]) -> int:
+    """64 bits that follow from all bytes of contiguous float32 tensors: other ones after any change of a value."""
+    return int(native_module("fingerprint").fingerprint(arrays(*tensors), torch.get_num_threads()))
 
 
 def bounds(*cu_seqlens: torch.Tensor) -> Sequence[npt.NDArray[np.int64]]:

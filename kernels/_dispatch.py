@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -99,6 +99,13 @@ def triton_backend(device: torch.device) -> Backend:
     return Backend("triton", True, "our Triton kernels")
 
 
+def triton_atomic_backend(device: torch.device) -> Backend:
+    """Our Triton kernels of attention with a backward pass of 5 products; never a default."""
+    found = triton_backend(device)
+    why = "our Triton kernels, backward pass with atomics" if found.usable else found.why
+    return Backend("triton_atomic", found.usable, why)
+
+
 def native_backend(device: torch.device) -> Backend:
     """Our C++ kernels: on a CPU that has one of their instruction sets."""
     if device.type != "cpu":
@@ -106,6 +113,19 @@ def native_backend(device: torch.device) -> Backend:
     if not _cpu.instructions():
         return Backend("native", False, _cpu.MISSING)
     return Backend("native", True, f"our C++ kernel ({_cpu.instructions()[0]}), float32")
+
+
+def native_block_backend(device: torch.device) -> Backend:
+    """Our C++ block: as `native_backend`, and in bfloat16 where its kernels are the fastest here."""
+    backend = native_backend(device)
+    if not backend.usable:
+        return backend
+    low = _cpu.instructions("bfloat16")
+    if _cpu.has_tiles():
+        why = "bfloat16 by torch's products and SDPA, which have this processor's AMX"
+    else:
+        why = f"{low[0]} in bfloat16" if low else "bfloat16 by torch's products"
+    return replace(backend, why=f"our C++ block ({_cpu.instructions()[0]} in float32; {why})")
 
 
 def _cuda_package(name: str, module: str, what: str) -> Availability:
@@ -124,6 +144,11 @@ def _cuda_package(name: str, module: str, what: str) -> Availability:
 def _triton_on_cuda(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     """Kernels on CUDA, plain torch elsewhere. The interpreter is never a default: it is for tests."""
     return "triton" if device.type == "cuda" else "reference"
+
+
+def _native_on_cpu(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """The C++ block on CPUs that have its instructions, block by layers elsewhere."""
+    return "native" if native_backend(device).usable else "reference"
 
 
 @dataclass(frozen=True)
@@ -197,6 +222,7 @@ _TRITON_OP = OpEntry((triton_backend, reference_backend), _triton_on_cuda)
 _ATTENTION = OpEntry(
     (
         triton_backend,
+        triton_atomic_backend,
         _cuda_package("torch_varlen", "torch.nn.attention.varlen", "torch's FlashAttention-2"),
         _cuda_package("flash_attn", "flash_attn", "the package flash-attn (FA2)"),
         _cuda_package("flash_attn_3", "flash_attn_interface", "FlashAttention-3 of the package flash-attn"),
@@ -216,7 +242,7 @@ TABLE: dict[str, OpEntry] = {
     "residual_norm": _TRITON_OP,
     "gelu_split": _TRITON_OP,
     "lion": _TRITON_OP,
-    "transformer_block": OpEntry((native_backend,), lambda device, dtype, head_dim: "native"),
+    "transformer_block": OpEntry((native_block_backend, reference_backend), _native_on_cpu),
 }
 
 

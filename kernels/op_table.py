@@ -9,7 +9,15 @@ import torch
 from camae.kernels._dispatch import Backend, attention_preference, backends_of, default_backend
 
 USUAL_HEAD_DIM = 64  # of every preset's encoder
-OPS = ("tokenize", "reconstruction_loss", "varlen_attention", "residual_norm", "gelu_split", "lion")
+OPS = (
+    "tokenize",
+    "reconstruction_loss",
+    "varlen_attention",
+    "residual_norm",
+    "gelu_split",
+    "lion",
+    "transformer_block",
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,10 @@ _WHY = {
     "triton": "our kernels; their times on an H100 stand in bench/FLOORS.md",
     "reference": "plain torch: the form for a device without kernels",
     "native": "our C++ kernel, faster than SDPA on the CPUs measured",
+}
+_BLOCK_WHY = {
+    "native": "packed weights wherever a model is only read: whole blocks in two C++ ops",
+    "reference": "layer by layer: no C++ block for this device",
 }
 
 
@@ -46,6 +58,8 @@ def op_table(device: torch.device | str = "cpu", dtype: torch.dtype | None = Non
 def _why(op: str, default: str, device: torch.device, dtype: torch.dtype | None) -> str:
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if op == "transformer_block":
+        return _BLOCK_WHY[default]
     row = attention_preference(device, dtype, USUAL_HEAD_DIM) if op == "varlen_attention" else None
     return _WHY[default] if row is None else row.why
 

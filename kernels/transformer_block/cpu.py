@@ -1,6 +1,7 @@
-"""C++ back-end of `transformer_block` on CPUs (`native`), float32: packed weights and two torch.library ops.
+"""C++ back-end of `transformer_block` on CPUs (`native`): packed weights and two torch.library ops.
 
-csrc/attention/attention.cpp and block.cpp, compiled for AVX-512 and for AVX2.
+csrc/attention/attention.cpp and block.cpp, compiled for AVX-512 and AVX2 in float32, and for AVX512_BF16: products of
+factors rounded to bfloat16, sums, norms, softmax, GELU and the token stream in float32.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ def fits(*widths: int) -> bool:
     return all(width > 0 and width % WIDTH_STEP == 0 for width in widths)
 
 
-def pack_weight(weight_FD: torch.Tensor) -> torch.Tensor:
-    """A weight (F, D) as the ops take it, float32 (F / 64 rounded up, D, 64); once for all calls.
+def pack_weight(weight_FD: torch.Tensor, instruction_set: str | None = None) -> torch.Tensor:
+    """A weight (F, D) as the ops take it, (F / 64 rounded up, D, 64) float32; once for all calls.
+
+    instruction_set: of the ops that will take it; None: the best in float32. For "avx512_bf16" (., D / 2, 64) units of
+        32 bits, each of two bfloat16.
 
     Raises CamaeError for widths that 16 does not divide, MissingBackendError without a kernel for this processor.
     """
@@ -26,7 +30,9 @@ def pack_weight(weight_FD: torch.Tensor) -> torch.Tensor:
         raise CamaeError(
             f"the native block needs widths that {WIDTH_STEP} divides, not {tuple(weight_FD.shape)}"
         )
-    return torch.from_numpy(native.pack_weight(*arrays(weight_FD.float()), instructions()[0]))
+    return torch.from_numpy(
+        native.pack_weight(*arrays(weight_FD.float()), instruction_set or instructions()[0])
+    )
 
 
 @torch.library.custom_op("camae::cpu_self_attention", mutates_args=())

@@ -4,9 +4,10 @@ softmax(q k^T * scale) v for every sequence, without padding. Tokens of a sequen
 `cu_k` say where each begins. Forward 4*Tq*Tk*d FLOPs per head and sequence, backward 2.5 times that; bytes q, k,
 v and out once.
 
-Back-ends: `triton` (ours), `torch_varlen` (torch's built-in FlashAttention-2), `flash_attn` (the package, FA2),
-`flash_attn_3` and `flash_attn_4` (its forms for Hopper and in CuTe), `cudnn` (through SDPA), `native` (ours in C++ for
-CPUs, float32), `reference` (SDPA over groups of equal lengths; any device and dtype).
+Back-ends: `triton` (ours), `triton_atomic` (ours, with a backward pass of 5 products in place of 7, whose gradient of q
+is added by atomics in no fixed order), `torch_varlen` (torch's built-in FlashAttention-2), `flash_attn` (the package,
+FA2), `flash_attn_3` and `flash_attn_4` (its forms for Hopper and in CuTe), `cudnn` (through SDPA), `native` (ours in
+C++ for CPUs, float32), `reference` (SDPA over groups of equal lengths; any device and dtype).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from camae.kernels.varlen_attention.normed import normed_attention_op
 from camae.kernels.varlen_attention.packages import cudnn_attention, package_attention
 from camae.kernels.varlen_attention.reference import varlen_attention_reference
 from camae.kernels.varlen_attention.registration import attention_op
+
+TRITON = ("triton", "triton_atomic")
 
 
 def lengths_of(cu_seqlens: torch.Tensor) -> tuple[int, ...]:
@@ -60,7 +63,8 @@ def varlen_attention(
     lengths_q, lengths_k: the lengths on the host, so that none is read back from a device.
     q_norm, k_norm: (weight_d, bias_d) of a LayerNorm over the head dim, applied first; inside the kernels by
         `triton` where both are given and by `native` where no gradient is asked, before attention elsewhere.
-    deterministic: ask for a backward pass with a fixed order of additions (`triton` always has one).
+    deterministic: ask for a backward pass with a fixed order of additions (`triton` always has one, `triton_atomic`
+        never).
 
     A sequence without keys gives zeros. Raises CamaeError for shapes and dtypes that do not fit,
     MissingBackendError for a back-end that cannot run here.
@@ -86,8 +90,13 @@ def varlen_attention(
         return cudnn_attention(q_THd, k_SHd, v_SHd, lengths_q, lengths_k, scale)
     maxima = max(lengths_q, default=0), max(lengths_k, default=0)
     scale = d**-0.5 if scale is None else scale
-    if name == "triton":
-        return _triton(q_THd, k_SHd, v_SHd, cu_q, cu_k, maxima, scale, q_norm, k_norm, norm_eps)
+    if name in TRITON:
+        if deterministic and name == "triton_atomic":
+            raise CamaeError(
+                "triton_atomic adds the gradient of q in no fixed order; ask for backend='triton' with deterministic"
+            )
+        options = (norm_eps, name == "triton_atomic")
+        return _triton(q_THd, k_SHd, v_SHd, cu_q, cu_k, maxima, scale, q_norm, k_norm, *options)
     return package_attention(name, q_THd, k_SHd, v_SHd, cu_q, cu_k, maxima, scale, deterministic)
 
 
@@ -100,7 +109,7 @@ def _norms_inside(
     k_norm: Norm | None,
 ) -> bool:
     """Whether the back-end applies the norms itself: Triton takes both or none, the C++ kernel has no gradient."""
-    if name == "triton":
+    if name in TRITON:
         return q_norm is not None and k_norm is not None
     tensors = (q_THd, k_SHd, v_SHd, *(q_norm or ()), *(k_norm or ()))
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
@@ -118,6 +127,7 @@ def _triton(
     q_norm: Norm | None,
     k_norm: Norm | None,
     norm_eps: float,
+    atomic: bool,
 ) -> torch.Tensor:
     d = q_THd.shape[-1]
     if d not in _dispatch.KERNEL_HEAD_DIMS:
@@ -129,8 +139,10 @@ def _triton(
     q_THd, k_SHd, v_SHd = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_THd, k_SHd, v_SHd))
     if q_norm is not None and k_norm is not None:
         norms = (*q_norm, *k_norm)
-        return normed_attention_op(q_THd, k_SHd, v_SHd, *norms, cu_q, cu_k, *maxima, scale, norm_eps)[0]
-    return attention_op(q_THd, k_SHd, v_SHd, cu_q, cu_k, *maxima, scale)[0]
+        return normed_attention_op(q_THd, k_SHd, v_SHd, *norms, cu_q, cu_k, *maxima, scale, norm_eps, atomic)[
+            0
+        ]
+    return attention_op(q_THd, k_SHd, v_SHd, cu_q, cu_k, *maxima, scale, atomic)[0]
 
 
 def _check(

@@ -52,6 +52,7 @@ def _normed_attention(
     max_k: int,
     scale: float,
     eps: float,
+    atomic: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """out (T, H, d), and log2 of the softmax denominators up to a constant by row (H, T)."""
     q = _norm(q_THd, q_weight_d, q_bias_d, eps)
@@ -75,6 +76,7 @@ def _(
     max_k: int,
     scale: float,
     eps: float,
+    atomic: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     T, H, d = q_THd.shape
     return q_THd.new_empty(T, H, d), q_THd.new_empty(H, T, dtype=accumulation_dtype(q_THd))
@@ -98,6 +100,7 @@ def _normed_attention_backward(
     max_k: int,
     scale: float,
     eps: float,
+    atomic: bool,
 ) -> Four:
     """Gradients of q, k, v and (3, d) of q's weight, q's bias and k's weight; k's bias has none."""
     q = _norm(q_THd, q_weight_d, q_bias_d, eps)
@@ -126,23 +129,25 @@ def _(
     max_k: int,
     scale: float,
     eps: float,
+    atomic: bool,
 ) -> Four:
     dq, dk, dv = (x.new_empty(x.shape) for x in (q_THd, k_SHd, v_SHd))
     return dq, dk, dv, q_weight_d.new_empty(3, q_THd.shape[2], dtype=accumulation_dtype(q_weight_d))
 
 
 def _setup_context(ctx: Context, inputs: Inputs, output: tuple[torch.Tensor, ...]) -> None:
-    *tensors, ctx.max_q, ctx.max_k, ctx.scale, ctx.eps = inputs
+    *tensors, ctx.max_q, ctx.max_k, ctx.scale, ctx.eps, ctx.atomic = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*tensors[:7], *output, *tensors[7:])
 
 
 def _backward(ctx: Context, grad_THd: torch.Tensor, *_: torch.Tensor) -> Gradients:
     saved = ctx.saved_tensors
-    *grads, vectors = normed_attention_backward_op(grad_THd, *saved, ctx.max_q, ctx.max_k, ctx.scale, ctx.eps)
+    rest = (ctx.max_q, ctx.max_k, ctx.scale, ctx.eps, ctx.atomic)
+    *grads, vectors = normed_attention_backward_op(grad_THd, *saved, *rest)
     q_weight_d, q_bias_d, k_weight_d, k_bias_d = saved[3:7]
     sums = [g.to(w.dtype) for g, w in zip(vectors, (q_weight_d, q_bias_d, k_weight_d), strict=True)]
-    return *grads, *sums, torch.zeros_like(k_bias_d), *[None] * 6
+    return *grads, *sums, torch.zeros_like(k_bias_d), *[None] * 7
 
 
 normed_attention_op = KernelOp(_normed_attention, TRITON, "normed_attention", _setup_context, _backward)

@@ -1,4 +1,7 @@
-"""torch.library ops of `varlen_attention`: schema, formula, Triton kernel, fake and gradient."""
+"""torch.library ops of `varlen_attention`: schema, formula, Triton kernel, fake and gradient.
+
+atomic: whether the kernels of the backward pass add the gradient of q by atomics (5 products, no fixed order).
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ def _attention(
     max_q: int,
     max_k: int,
     scale: float,
+    atomic: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """out (T, H, d) and log2 of the softmax denominators (H, T)."""
     out_THd, lse_HT = attention_formulas(
@@ -40,6 +44,7 @@ def _(
     max_q: int,
     max_k: int,
     scale: float,
+    atomic: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     T, H, d = q_THd.shape
     return q_THd.new_empty(T, H, d), q_THd.new_empty(H, T, dtype=accumulation_dtype(q_THd))
@@ -58,6 +63,7 @@ def _attention_backward(
     max_q: int,
     max_k: int,
     scale: float,
+    atomic: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v."""
     q_THd, k_SHd, v_SHd = q_THd.contiguous(), k_SHd.contiguous(), v_SHd.contiguous()
@@ -78,20 +84,22 @@ def _(
     max_q: int,
     max_k: int,
     scale: float,
+    atomic: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return q_THd.new_empty(q_THd.shape), k_SHd.new_empty(k_SHd.shape), v_SHd.new_empty(v_SHd.shape)
 
 
 def _setup_context(ctx: Context, inputs: Inputs, output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    q_THd, k_SHd, v_SHd, cu_q, cu_k, ctx.max_q, ctx.max_k, ctx.scale = inputs
+    q_THd, k_SHd, v_SHd, cu_q, cu_k, ctx.max_q, ctx.max_k, ctx.scale, ctx.atomic = inputs
     out_THd, lse_HT = output
     ctx.mark_non_differentiable(lse_HT)
     ctx.save_for_backward(q_THd, k_SHd, v_SHd, out_THd, lse_HT, cu_q, cu_k)
 
 
 def _backward(ctx: Context, grad_THd: torch.Tensor, _: torch.Tensor) -> Gradients:
-    grads = attention_backward_op(grad_THd, *ctx.saved_tensors, ctx.max_q, ctx.max_k, ctx.scale)
-    return (*grads, None, None, None, None, None)
+    rest = (ctx.max_q, ctx.max_k, ctx.scale, ctx.atomic)
+    grads = attention_backward_op(grad_THd, *ctx.saved_tensors, *rest)
+    return (*grads, *[None] * 6)
 
 
 attention_op = KernelOp(_attention, TRITON, "attention", _setup_context, _backward)

@@ -91,7 +91,7 @@ def test_normed_attention_registration():
     cu_q, cu_k = (torch.tensor(n).cumsum(0).int() for n in ([0, 5, 0, 3], [0, 4, 2, 3]))
     tensors = [normal(n, 2, 4, seed=i) for i, n in enumerate((8, 9, 9))]
     norms = [normal(4, seed=3 + i) for i in range(4)]
-    rest = (cu_q, cu_k, 5, 4, 0.4, 1e-6)
+    rest = (cu_q, cu_k, 5, 4, 0.4, 1e-6, False)
     opcheck(normed_attention_op.library_op, (*tensors, *norms, *rest))
     assert torch.autograd.gradcheck(lambda *x: normed_attention_op(*x, *rest)[0], (*tensors, *norms))
 
@@ -180,8 +180,8 @@ def test_on_fake_cuda_tensors():
         bias_grad = gelu_columns_backward_op(act, fused, gamma, grad, act)
         q, cu = torch.empty(9, 2, 32, **low), torch.empty(3, dtype=torch.int32, device="cuda")
         norms = [torch.empty(32, device="cuda")] * 4
-        out, *kept = normed_attention_op(q, q, q, *norms, cu, cu, 5, 5, 0.1, 1e-6)
-        grads = normed_attention_backward_op(out, q, q, q, *norms, out, *kept, cu, cu, 5, 5, 0.1, 1e-6)
+        out, *kept = normed_attention_op(q, q, q, *norms, cu, cu, 5, 5, 0.1, 1e-6, False)
+        grads = normed_attention_backward_op(out, q, q, q, *norms, out, *kept, cu, cu, 5, 5, 0.1, 1e-6, False)
     assert (y.dtype, normed.dtype, dx.dtype, du.dtype) == (torch.float32, torch.bfloat16) * 2
     assert (sums.shape, act.shape, bias_grad.shape) == ((3, 64), (9, 64), (64,))
     assert [g.shape for g in grads] == [q.shape] * 3 + [(3, 32)]

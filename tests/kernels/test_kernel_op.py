@@ -12,7 +12,7 @@ from camae.kernels.residual_norm.registration import residual_norm_backward_op, 
 
 pytest.importorskip("triton", reason="the kernels need triton, which is installed on Linux only")
 
-from camae.kernels.varlen_attention.triton import shared_buffers
+from camae.kernels.varlen_attention.problem import shared_buffers
 
 
 def arguments(requires_grad=False):

@@ -27,7 +27,7 @@ import camae
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.inference import accelerate
 from camae.kernels._recorder import Launches, Recording, Row, check, recording
-from camae.model import CAMAE, preset
+from camae.model import CAMAE, Backends, preset
 from camae.model.activation_checkpointing import set_recompute
 from camae.training.config import TrainConfig
 from camae.training.optimization import build_optimizer
@@ -114,6 +114,8 @@ def steps() -> Iterator[tuple[str, Callable[[], None]]]:
     yield "step vit", lambda: train_step(model_of(**small, block="sequential"), (3, 2))
     yield "step adamw", lambda: train_step(model_of(**small), (1, 3), optimizer="adamw")
     yield "step selective", lambda: train_step(model_of(**small), (1, 3), selective=True)
+    atomic = Backends(attention="triton_atomic")
+    yield "step triton_atomic", lambda: train_step(model_of(**small).use_backends(atomic), (1, 3))
     yield "step bf16 weights", lambda: train_step(model_of(**small, dtype=torch.bfloat16), (1, 3))
 
 
@@ -349,7 +351,7 @@ def test_an_unlisted_launch_is_found(table):
 @pytest.mark.full
 def test_an_oversize_tile_is_found(table):
     """256 x 256 scores on 4 warps fit neither registers nor shared memory."""
-    row = next(r for r in table.rows if r.kernel == "varlen_attention.triton.forward_kernel")
+    row = next(r for r in table.rows if r.kernel == "varlen_attention.triton_forward.forward_kernel")
     constants = tuple((n, 256 if n in ("BLOCK_M", "BLOCK_N") else v) for n, v in row.constants)
     _, found = check(replace(row, constants=constants, warps=4, stages=4), {})
     assert any("spills, none allowed" in sentence for sentence in found)

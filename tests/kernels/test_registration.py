@@ -55,7 +55,7 @@ def attention_arguments():
     q, k, v = (
         torch.randn(n, 2, 16, generator=g, dtype=torch.float64, requires_grad=True) for n in (16, 11, 11)
     )
-    return q, k, v, lengths_q.cumsum(0).int(), lengths_k.cumsum(0).int(), 7, 6, 0.3
+    return q, k, v, lengths_q.cumsum(0).int(), lengths_k.cumsum(0).int(), 7, 6, 0.3, False
 
 
 @pytest.mark.parametrize("keep", ["all", "random"])
@@ -205,8 +205,8 @@ def test_kernels_on_fake_cuda_tensors(small_model):
             torch.empty(3, device="cuda"),
         )
         cu = cu.to(torch.int32)
-        out, lse = attention_op(q, kv, kv, cu, cu, 5, 4, 0.1)
-        grads = attention_backward_op(q, q, kv, kv, out, lse, cu, cu, 5, 4, 0.1)
+        out, lse = attention_op(q, kv, kv, cu, cu, 5, 4, 0.1, False)
+        grads = attention_backward_op(q, q, kv, kv, out, lse, cu, cu, 5, 4, 0.1, False)
         planes = torch.empty(6, 64, 64, dtype=torch.uint8, device="cuda")
         index, statistics = torch.empty(6, dtype=torch.int64, device="cuda"), torch.empty(6, device="cuda")
         weight, bias = weight_gradient_op(

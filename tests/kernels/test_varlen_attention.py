@@ -128,7 +128,7 @@ def test_missing_backends_are_named():
         if not backend.usable:
             with pytest.raises(MissingBackendError, match=backend.name):
                 varlen_attention(q, q, q, cu, cu, backend=backend.name)
-    with pytest.raises(CamaeError, match="it has triton, torch_varlen"):
+    with pytest.raises(CamaeError, match="it has triton, triton_atomic, torch_varlen"):
         varlen_attention(q, q, q, cu, cu, backend="xformers")
 
 

@@ -149,15 +149,16 @@ SEQUENCES = [
 ]
 
 
+@pytest.mark.parametrize("backend", ["triton", "triton_atomic"])
 @pytest.mark.parametrize("d", [16, 64])
 @pytest.mark.parametrize(("lengths_q", "lengths_k"), SEQUENCES)
-def test_normed_attention(d, lengths_q, lengths_k):
+def test_normed_attention(d, lengths_q, lengths_k, backend):
     """Norms of q and k inside the kernels: output, gradients of raw q, k, v and of the norms' parameters.
 
     The kernel says 0 for the bias of k; the reference finds rounding around 0, since it shifts all scores alike.
     """
     truth = normed_attention(lengths_q, lengths_k, d, "reference", torch.float64)
-    got = normed_attention(lengths_q, lengths_k, d, "triton", torch.float32)
+    got = normed_attention(lengths_q, lengths_k, d, backend, torch.float32)
     for a, b in zip(got, truth, strict=True):
         # fp32: scores of order 8 rounded at 6e-8 move exp by 5e-7; gradients of the norms add up to 80 rows.
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)

@@ -209,12 +209,13 @@ SEQUENCES = [
 ]
 
 
+@pytest.mark.parametrize("backend", ["triton", "triton_atomic"])
 @pytest.mark.parametrize("d", [16, 32, 64, 128])
 @pytest.mark.parametrize(("lengths_q", "lengths_k"), SEQUENCES)
-def test_attention(d, lengths_q, lengths_k):
+def test_attention(d, lengths_q, lengths_k, backend):
     """Self- and cross-attention, lengths that no tile divides, empty queries, empty keys."""
     truth = attention_and_gradients(lengths_q, lengths_k, d, "reference", torch.float64)
-    got = attention_and_gradients(lengths_q, lengths_k, d, "triton", torch.float32)
+    got = attention_and_gradients(lengths_q, lengths_k, d, backend, torch.float32)
     for a, b in zip(got, truth, strict=True):
         # fp32: scores of order 5 rounded at 6e-8 move exp by 3e-7; sums of at most 128 terms of order 1.
         torch.testing.assert_close(a, b, rtol=0, atol=5e-6)
@@ -240,6 +241,13 @@ def test_attention_random_shapes(pairs, seed):
     got = attention_and_gradients(*lengths, 16, "triton", torch.float32, seed, 0.7)
     for a, b in zip(got, truth, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
+
+
+def test_a_backward_pass_with_atomics_is_not_called_deterministic():
+    q = torch.randn(3, 2, 16)
+    cu = torch.tensor([0, 3], dtype=torch.int32)
+    with pytest.raises(CamaeError, match="in no fixed order; ask for backend='triton' with deterministic"):
+        varlen_attention(q, q, q, cu, cu, backend="triton_atomic", deterministic=True)
 
 
 def test_attention_backward_is_deterministic():
