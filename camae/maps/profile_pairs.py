@@ -8,8 +8,9 @@ same when they share the label asked for, different when they share none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TypeAlias
 
@@ -20,12 +21,18 @@ import pandas as pd
 from camae.errors import CamaeError
 from camae.maps.arrays import Array
 
-Columns: TypeAlias = Sequence[str] | str  # names of metadata columns; one may stand alone
+# Names of metadata columns; one may stand alone. {"all": columns, "any": columns}: all of the first and one of the
+# second. Among the names, an expression such as "Metadata_Dose == '10'" leaves only the rows that it holds for.
+Columns: TypeAlias = Sequence[str] | str | Mapping[str, Sequence[str] | str]
+_COMPARISONS = re.compile(r"[<>=!]|\b(?:not )?in\b")
 
 
 @dataclass(frozen=True)
 class PairRules:
-    """Rules of positive and negative pairs, as columns of the metadata, and the column that holds several labels."""
+    """Rules of positive and negative pairs, as columns of the metadata, and the column that holds several labels.
+
+    pos_same_any and its like: of these columns one has to agree (differ). filters: expressions of the rows used.
+    """
 
     pos_sameby: list[str]
     pos_diffby: list[str]
@@ -33,6 +40,11 @@ class PairRules:
     neg_diffby: list[str]
     multilabel: str | None = None
     separator: str = "|"
+    pos_same_any: list[str] = field(default_factory=list)
+    pos_diff_any: list[str] = field(default_factory=list)
+    neg_same_any: list[str] = field(default_factory=list)
+    neg_diff_any: list[str] = field(default_factory=list)
+    filters: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -46,22 +58,63 @@ class PairRules:
         separator: str,
     ) -> PairRules:
         """Rules as a user gives them. Raises CamaeError for a column that meta lacks, or no columns."""
-        rules = cls(
-            columns(meta, pos_sameby, "pos_sameby"),
-            columns(meta, pos_diffby, "pos_diffby"),
-            columns(meta, neg_sameby, "neg_sameby"),
-            columns(meta, neg_diffby, "neg_diffby"),
-            multilabel,
-            separator,
+        filters: list[str] = []
+        every, one = zip(
+            _all_and_any(meta, pos_sameby, "pos_sameby", filters),
+            _all_and_any(meta, pos_diffby, "pos_diffby", filters),
+            _all_and_any(meta, neg_sameby, "neg_sameby", filters),
+            _all_and_any(meta, neg_diffby, "neg_diffby", filters),
+            strict=True,
         )
-        if not rules.pos_sameby or not (rules.neg_sameby or rules.neg_diffby):
+        rules = cls(*every, multilabel, separator, *one, filters)
+        if not every[0] + one[0] or not every[2] + one[2] + every[3] + one[3]:
             raise CamaeError(
                 "pos_sameby, and one of neg_sameby and neg_diffby, must name at least one column"
             )
+        if any(multilabel in names for names in one):
+            raise CamaeError(
+                f"the multilabel column '{multilabel}' stands under 'any'; name it under 'all', or give one label a row"
+            )
         return rules
 
+    def rows(self, meta: pd.DataFrame) -> npt.NDArray[np.intp]:
+        """Rows of meta that all filters hold for. Raises CamaeError for a filter that fails or leaves no row."""
+        if not self.filters:
+            return np.arange(len(meta))
+        text = " and ".join(f"({expression})" for expression in self.filters)
+        try:
+            # Without names from the caller's program: only columns can be compared.
+            kept = (
+                meta.reset_index(drop=True).query(text, local_dict={}, global_dict={}).index.to_numpy(np.intp)
+            )
+        except Exception as error:  # pandas raises whatever the expression comes to
+            raise CamaeError(f"the filter {text} cannot be evaluated on the metadata: {error}") from None
+        if len(kept) == 0:
+            raise CamaeError(f"the filter {text} leaves none of the {len(meta)} rows")
+        return kept
 
-def columns(meta: pd.DataFrame, names: Columns | None, what: str) -> list[str]:
+
+def _all_and_any(
+    meta: pd.DataFrame, names: Columns | None, what: str, filters: list[str]
+) -> tuple[list[str], list[str]]:
+    """Columns of which all, and of which one has to match; expressions go to `filters`."""
+    if not isinstance(names, Mapping):
+        return columns(meta, _without_filters(meta, names, filters), what), []
+    if unknown := set(names) - {"all", "any"}:
+        raise CamaeError(f"{what} has the key '{sorted(unknown)[0]}'; give columns under 'all' and 'any'")
+    every, one = (_without_filters(meta, names.get(key), filters) for key in ("all", "any"))
+    return columns(meta, every, what), columns(meta, one, what)
+
+
+def _without_filters(meta: pd.DataFrame, names: Sequence[str] | str | None, filters: list[str]) -> list[str]:
+    """The names that are no expressions; those that are go to `filters`."""
+    listed = [names] if isinstance(names, str) else list(names or [])
+    found = [name for name in listed if name not in meta.columns and _COMPARISONS.search(name)]
+    filters += [name for name in found if name not in filters]
+    return [name for name in listed if name not in found]
+
+
+def columns(meta: pd.DataFrame, names: Sequence[str] | str | None, what: str) -> list[str]:
     """`names` as a list of columns of meta. Raises CamaeError for a column that is not there."""
     listed = [names] if isinstance(names, str) else list(names or [])
     for name in listed:
@@ -109,6 +162,8 @@ def find_queries(meta: pd.DataFrame, rules: PairRules, query: npt.NDArray[np.boo
     """Every (row, label) of the `query` rows that has at least one positive, ordered by row."""
     member, label, group = _entries(meta, rules)
     differ = [codes(meta[name]) for name in rules.pos_diffby]
+    same_any = [codes_of_named(meta[name]) for name in rules.pos_same_any]
+    differ_any = [codes(meta[name]) for name in rules.pos_diff_any]
     found: list[tuple[int, str, np.ndarray]] = []
     order = np.argsort(group, kind="stable")
     order = order[group[order] >= 0]
@@ -118,13 +173,21 @@ def find_queries(meta: pd.DataFrame, rules: PairRules, query: npt.NDArray[np.boo
             row = member[entry]
             kept = others != row
             for code_N in differ:
-                kept &= (code_N[others] != code_N[row]) & (code_N[others] >= 0) & (code_N[row] >= 0)
+                kept &= _differs(code_N, row, others)
+            if same_any:
+                kept &= np.any([_agrees(code_N, row, others) for code_N in same_any], axis=0)
+            if differ_any:
+                kept &= np.any([_differs(code_N, row, others) for code_N in differ_any], axis=0)
             if kept.any():
                 found.append((row, label[entry], others[kept]))
     if not found:
         raise CamaeError(
-            f"no profile has a positive pair: no two rows share {rules.pos_sameby}"
-            + (f" and differ in {rules.pos_diffby}" if rules.pos_diffby else "")
+            f"no profile has a positive pair: no two rows share {_listed(rules.pos_sameby, rules.pos_same_any)}"
+            + (
+                f" and differ in {_listed(rules.pos_diffby, rules.pos_diff_any)}"
+                if rules.pos_diffby + rules.pos_diff_any
+                else ""
+            )
             + "; a perturbation needs at least two replicates"
         )
     found.sort(key=lambda entry: entry[0])
@@ -132,6 +195,21 @@ def find_queries(meta: pd.DataFrame, rules: PairRules, query: npt.NDArray[np.boo
     for i, (_, _, members) in enumerate(found):
         positive[i, : len(members)] = members
     return Queries(np.array([f[0] for f in found]), np.array([f[1] for f in found], dtype=object), positive)
+
+
+def _agrees(code_N: np.ndarray, row: int, others: np.ndarray) -> npt.NDArray[np.bool_]:
+    """Whether the value of `row` is that of each of the others; a missing one is not."""
+    return (code_N[others] == code_N[row]) & (code_N[row] >= 0)
+
+
+def _differs(code_N: np.ndarray, row: int, others: np.ndarray) -> npt.NDArray[np.bool_]:
+    """Whether the value of `row` is another than that of each of the others; a missing one is not."""
+    return (code_N[others] != code_N[row]) & (code_N[others] >= 0) & (code_N[row] >= 0)
+
+
+def _listed(every: list[str], one: list[str]) -> str:
+    """ "['a', 'b'] and any of ['c', 'd']", for messages."""
+    return " and ".join([str(every)] * bool(every) + [f"any of {one}"] * bool(one))
 
 
 def _entries(meta: pd.DataFrame, rules: PairRules) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -164,6 +242,8 @@ class Negatives:
         self.different: list[Array] = [
             xp.asarray(codes(meta[name])) for name in rules.neg_diffby if name != rules.multilabel
         ]
+        self.same_any: list[Array] = [xp.asarray(codes_of_named(meta[name])) for name in rules.neg_same_any]
+        self.different_any: list[Array] = [xp.asarray(codes(meta[name])) for name in rules.neg_diff_any]
         self.labels: Array | None = None
         if rules.multilabel in rules.neg_diffby:
             self.labels = xp.asarray(membership(meta[rules.multilabel], rules.separator)[1])
@@ -172,13 +252,34 @@ class Negatives:
         """Booleans (queries, n): which rows are negatives of the rows `profile` (device indices)."""
         out = self.xp.arange(self.count)[None] != profile[:, None]
         for code in self.same:
-            own = code[profile][:, None]
-            out &= (code[None] == own) & (own >= 0)
+            out &= self._agree(code, profile)
         for code in self.different:
-            own = code[profile][:, None]
-            out &= (code[None] != own) & (own >= 0) & (code[None] >= 0)
+            out &= self._differ(code, profile)
+        if self.same_any:
+            out &= self._one_of([self._agree(code, profile) for code in self.same_any])
+        if self.different_any:
+            out &= self._one_of([self._differ(code, profile) for code in self.different_any])
         if self.labels is not None:
             out &= self.labels[profile] @ self.labels.T == 0
             labeled = self.xp.any(self.labels, axis=1)
             out &= labeled[None] & labeled[profile][:, None]
         return out
+
+    @staticmethod
+    def _agree(code: Array, profile: Array) -> Array:
+        own = code[profile][:, None]
+        agree: Array = (code[None] == own) & (own >= 0)
+        return agree
+
+    @staticmethod
+    def _differ(code: Array, profile: Array) -> Array:
+        own = code[profile][:, None]
+        differ: Array = (code[None] != own) & (own >= 0) & (code[None] >= 0)
+        return differ
+
+    @staticmethod
+    def _one_of(masks: list[Array]) -> Array:
+        found = masks[0]
+        for other in masks[1:]:
+            found = found | other
+        return found

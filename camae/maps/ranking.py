@@ -1,4 +1,4 @@
-"""Ranking of positives among negatives by cosine, and the average precision of that ranking.
+"""Ranking of positives among negatives by similarity, and the average precision of that ranking.
 
 No sort of the profiles is needed: the place of a positive is the number of negatives above it.
 """
@@ -9,37 +9,33 @@ import numpy as np
 import numpy.typing as npt
 
 from camae.maps.arrays import Array, namespace, to_numpy
+from camae.maps.distances import Similarities
 from camae.maps.profile_pairs import Negatives, Queries
 
-BLOCK_VALUES = 1 << 23  # cosines held at once
+BLOCK_VALUES = 1 << 23  # similarities held at once
 FEW = 64  # positives up to which counting beats sorting the negatives
-# Cosines closer than this count as tied under ties="expected": rounding must not rank identical profiles.
-TIE_GRID = {4: 2.0**20, 8: 2.0**40}
 
 
 def rank_queries(
-    unit: Array, queries: Queries, negatives: Negatives, ties: str, absolute: bool
+    alike: Similarities, queries: Queries, negatives: Negatives, ties: str
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Average precision and number of negatives of each query, on the host. unit: rows of unit length."""
-    xp, n = namespace(unit), unit.shape[0]
+    """Average precision and number of negatives of each query, on the host. alike: of all profiles."""
+    xp, n = namespace(alike.x), alike.x.shape[0]
     step = max(min(BLOCK_VALUES // n, BLOCK_VALUES // queries.positive.shape[1] ** 2), 1)
     scores, counts = [], []
     harmonic = xp.asarray(np.concatenate([[0.0], np.cumsum(1 / np.arange(1, 2 * n + 1))]))
     for start in range(0, len(queries.profile), step):
         profile = xp.asarray(queries.profile[start : start + step])
         positive = xp.asarray(queries.positive[start : start + step])
-        cosines = unit[profile] @ unit.T
-        if absolute:
-            cosines = xp.abs(cosines)
+        similar = alike.block(profile)
         if ties == "expected":
-            grid = cosines.dtype.type(TIE_GRID[cosines.dtype.itemsize])
-            cosines = xp.rint(cosines * grid)
-        own = xp.take_along_axis(cosines, xp.maximum(positive, 0), axis=1)
+            similar = xp.rint(similar * similar.dtype.type(alike.grid))
+        own = xp.take_along_axis(similar, xp.maximum(positive, 0), axis=1)
         own = xp.where(positive >= 0, own, -xp.inf)
         negative = negatives.mask(profile)
-        cosines[~negative] = -xp.inf
+        similar[~negative] = -xp.inf
         counts.append(to_numpy(count_true(negative)))
-        above, level = _places(cosines, own, ties == "expected")
+        above, level = _places(similar, own, ties == "expected")
         if ties == "expected":
             scores.append(to_numpy(_expected_precision(own, above, level, harmonic)))
         else:
@@ -55,19 +51,19 @@ def count_true(flags: Array) -> Array:
     return xp.count_nonzero(flags, axis=1)
 
 
-def _places(cosines: Array, own: Array, tied: bool) -> tuple[Array, Array]:
+def _places(similar: Array, own: Array, tied: bool) -> tuple[Array, Array]:
     """Of each positive: how many negatives lie above it, and (tied=True) how many lie at its value."""
-    xp = namespace(cosines)
+    xp = namespace(similar)
     above = xp.zeros(own.shape, dtype=np.int64)
     level = xp.zeros(own.shape, dtype=np.int64)
     if own.shape[1] <= FEW:
         for k in range(own.shape[1]):
-            above[:, k] = count_true(cosines > own[:, k : k + 1])
+            above[:, k] = count_true(similar > own[:, k : k + 1])
             if tied:
-                level[:, k] = count_true(cosines == own[:, k : k + 1])
+                level[:, k] = count_true(similar == own[:, k : k + 1])
         return above, level
-    ordered = xp.sort(cosines, axis=1)
-    n = cosines.shape[1]
+    ordered = xp.sort(similar, axis=1)
+    n = similar.shape[1]
     for i in range(own.shape[0]):
         high = xp.searchsorted(ordered[i], own[i], side="right")
         above[i] = n - high

@@ -135,7 +135,7 @@ def test_multilabel_targets_and_absolute_cosine():
     x = np.array([[1.0, 0], [1, 0.1], [-1, 0.1], [0, 1], [0, 1], [1, 1]])
     rules = {"pos_sameby": "target", "pos_diffby": [], "neg_sameby": [], "neg_diffby": "target"}
     ap = maps.average_precision(x, meta, **rules, multilabel="target", absolute=True)
-    asked = {(row, label): (pos, total) for row, label, pos, total, _ in ap.itertuples()}
+    asked = {(row, label): (pos, total) for row, label, pos, total, *_ in ap.itertuples()}
     # Row 0 asks once for each of its labels; rows 3 and 4 share no label with it, row 5 has none and never counts.
     assert asked == {
         (0, "A"): (1, 3),
