@@ -1,0 +1,217 @@
+"""Beyond the paper: does a training option help? Small CA-MAEs with and without it, at the same compute.
+
+`python bench/beyond.py ARM DATA` trains one arm and scores it. DATA: the seed of a generated screen, or jurkat-SEED
+(CAMAE_JURKAT: the folder of the cells). Writes one JSON file under runs/beyond; a second call does nothing.
+`python bench/beyond_rows.py` makes rows and figures of them.
+
+Everything that could be chosen is fixed here, before any result: the screens, the seeds, the steps, the read-outs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from data import jurkat
+from rows import ROOT, commit
+
+import camae
+from camae import maps
+from camae.dataloader import Manifest, read_manifest
+from camae.embedding_table import feature_columns, features_of
+from camae.evaluate.config import EvaluateConfig
+from camae.evaluate.missing_channels import without
+from camae.evaluate.scores import labeled_wells, score, standardized
+from camae.files import write_json
+from camae.model import CAMAE, preset
+from camae.omissions import Omissions
+from camae.reproduction.demo.generate_screen import generate
+from camae.reproduction.systems.pixel import pixel_table
+
+# Screens that nothing was chosen on: none of them was drawn before this file was written.
+SCREENS = (5201, 5202, 5203)
+JURKAT_SEEDS = (0,)
+LAYER_SPLITS = range(8)
+FOLD_SEEDS = range(5)
+FOLDER = ROOT / "runs" / "beyond"
+
+# Settings of the demo at the time of writing, kept apart from it so that the arms stay comparable.
+DECODER = {
+    "width": 64,
+    "depth": 1,
+    "heads": 4,
+    "cross_heads": 4,
+    "context": "visible",
+    "cross_residual": True,
+    "local_start": True,
+}
+ENCODER = {"width": 96, "depth": 4, "heads": 3, "drop_path": 0.0, "layer_scale": 1.0, "decoder": DECODER}
+ADAMW: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-3, "quiet": True, "checkpoint_every": 10**6}
+SCREEN = ("ca_mae_vit_ti16", {"crop": 128, **ENCODER}, {"steps": 600, "batch_size": 16, "val": "plate"})
+JURKAT = ("ca_mae_vit_ti8", {"crop": 40, **ENCODER}, {"steps": 1000, "batch_size": 64})
+
+# What an arm adds to the settings; None is the model before its first step.
+ARMS: dict[str, dict[str, Any] | None] = {
+    "untrained": None,
+    "plain": {},
+    "mask_channels": {"mask_channels": 0.2},
+}
+
+
+def main(arm: str, data: str) -> None:
+    out = FOLDER / arm / data
+    if (out / "measured.json").is_file():
+        return
+    began = time.perf_counter()
+    found = measure_jurkat(arm, out, int(data.partition("-")[2])) if data.startswith("jurkat") else {}
+    found = found or measure_screen(arm, out, int(data))
+    found |= {"arm": arm, "data": data, "seconds": time.perf_counter() - began, "commit": commit()}
+    write_json(out / "measured.json", found)
+    print(json.dumps(found))
+
+
+def trained(arm: str, manifest: Manifest, setup: tuple[str, Any, Any], out: Path, seed: int = 0) -> Any:
+    """The model of an arm in eval mode, and the seconds of its training."""
+    name, options, settings = setup
+    change = ARMS[arm]
+    if change is None:
+        torch.manual_seed(seed)
+        return CAMAE(preset(name, channels=tuple(manifest.channels), **options)).eval(), 0.0
+    began = time.perf_counter()
+    settings = ADAMW | settings | change
+    run = camae.train(manifest, name, out=out / "model", seed=seed, model_options=options, **settings)
+    return run.model, time.perf_counter() - began
+
+
+def measure_screen(arm: str, out: Path, seed: int) -> dict[str, Any]:
+    """Scores of all channels, without each of them, and of the blocks."""
+    folder = generate(FOLDER / "screens" / str(seed), seed=seed, workers=1)
+    manifest, pairs = read_manifest(folder), maps.read_pairs(folder / "relationships" / "demo_pairs.csv")
+    model, seconds = trained(arm, manifest, SCREEN, out)
+    sets: dict[str, Any] = {}
+    pixels: dict[str, Any] = {}
+    for names in ((), *((name,) for name in manifest.channels)):
+        part, key = without(manifest, names), "+".join(names)
+        where = out / "embeddings" / (key or "all")
+        table = camae.embed_screen(part, model, where, tiles="grid", pool="per_channel", quiet=True)
+        sets[key] = scored(table, pairs, len(part.channels))
+        if arm == "plain":  # what the channel's absence costs without any encoder
+            pixels[key] = scored(pixel_table(part), pairs, 1)["per_channel"]
+    return {
+        "train_seconds": seconds,
+        "sets": sets,
+        "pixels": pixels,
+        "layers": layers(manifest, model, out) if arm == "plain" else [],
+    }
+
+
+def scored(table: pd.DataFrame, pairs: np.ndarray, channels: int) -> dict[str, dict[str, float]]:
+    """Recall of the known pairs, separability and consistency, by read-out.
+
+    table: wells, with the features of one channel after another. Read-outs: "per_channel", all of them (as the demo),
+    and "mean", their mean over channels, which is pool="mean".
+    """
+    x_NCD = features_of(table).reshape(len(table), channels, -1)
+    metadata = table.filter(regex="^Metadata_").reset_index(drop=True)
+    found = {}
+    for name, x_ND in (("per_channel", x_NCD.reshape(len(table), -1)), ("mean", x_NCD.mean(1))):
+        features = pd.DataFrame(x_ND, columns=feature_columns(x_ND.shape[1]))
+        wells = pd.concat([metadata, features], axis=1)
+        mapped = maps.map_screen(wells)
+        recall = maps.recall(mapped.vectors, mapped.names, pairs, bootstrap=500).iloc[0]
+        labeled = labeled_wells(wells, EvaluateConfig(), 2, Omissions())
+        found[name] = {"recall": float(recall["recall"]), "recall_se": float(recall["se"])}
+        found[name] |= score(standardized(x_ND, labeled), labeled).row()
+    return found
+
+
+def layers(manifest: Manifest, model: Any, out: Path) -> list[dict[str, float]]:
+    """Chosen block and last block on the held-out half of the perturbations, for each random half."""
+    rows = []
+    for seed in LAYER_SPLITS:
+        table = camae.evaluate.layers(
+            manifest, model, out / "layers", seed=seed, tiles="grid", pool="per_channel", quiet=True
+        )
+        best, last = table[table["chosen"]].iloc[0], table.iloc[-1]
+        row = {"chosen": int(best["block"])}
+        for name in ("separability", "consistency"):
+            row |= {f"best_{name}": best[f"held_out_{name}"], f"last_{name}": last[f"held_out_{name}"]}
+        rows.append({k: float(v) for k, v in row.items()})
+    return rows
+
+
+def measure_jurkat(arm: str, out: Path, seed: int) -> dict[str, Any]:
+    """Balanced accuracy over phases with all channels, without each, and of the blocks. Probes by fold seeds."""
+    cells = jurkat.read_cells(os.environ["CAMAE_JURKAT"])
+    folder = FOLDER / "jurkat"
+    manifest = (
+        read_manifest(folder / "manifest.csv") if folder.is_dir() else jurkat.write_cells(cells, folder)
+    )
+    model, seconds = trained(arm, manifest, JURKAT, out, seed)
+    names = tuple(manifest.channels)
+    sets, pixels = {}, {}
+    for left_out in ("", *names):
+        kept = [i for i, name in enumerate(names) if name != left_out]
+        planes = cells.planes_NCHW[:, kept]
+        x_NCD = embedded(model, planes, [names[i] for i in kept])
+        sets[left_out] = {
+            "per_channel": accuracies(x_NCD.reshape(len(cells), -1), cells),
+            "mean": accuracies(x_NCD.mean(1), cells),
+        }
+        if arm == "plain":
+            pixels[left_out] = accuracies(jurkat.pixel_features(planes), cells)
+    chosen = []
+    if arm == "plain":
+        # (N, L, C, D)
+        found = embedded(model, cells.planes_NCHW, list(names), layers=tuple(range(model.config.depth)))
+        chosen = chosen_blocks(list(found.swapaxes(0, 1)), cells)
+    return {
+        "train_seconds": seconds,
+        "sets": sets,
+        "pixels": pixels,
+        "layers": chosen,
+    }
+
+
+def embedded(model: Any, planes: np.ndarray, names: Sequence[str], **options: Any) -> np.ndarray:
+    """(N, C, D) float32, or (N, L, C, D) of several blocks, 512 cells at a time."""
+    parts = [
+        camae.embed(planes[i : i + 512], list(names), model=model, pool="per_channel", **options)
+        for i in range(0, len(planes), 512)
+    ]
+    return np.concatenate(parts)
+
+
+def accuracies(x_ND: np.ndarray, cells: jurkat.Cells, rows: np.ndarray | None = None) -> list[float]:
+    """Balanced accuracy, mean over the three folds, for each seed of the folds. rows: the cells to take."""
+    chosen = slice(None) if rows is None else rows
+    x, phase = x_ND[chosen], cells.phase_N[chosen]
+    return [float(np.mean(jurkat.probe(x, phase, seed=seed))) for seed in FOLD_SEEDS]
+
+
+def chosen_blocks(blocks: Sequence[np.ndarray], cells: jurkat.Cells) -> list[dict[str, float]]:
+    """Chosen block and last block: chosen on a random half of the cells, scored by folds of the other half."""
+    found = []
+    for seed in FOLD_SEEDS:
+        half = np.random.default_rng(seed).random(len(cells)) < 0.5
+        scores: dict[bool, list[float]] = {True: [], False: []}
+        for block in blocks:
+            x_ND = block.reshape(len(cells), -1)
+            for side, values in scores.items():
+                rows = np.flatnonzero(half == side)
+                values.append(float(np.mean(jurkat.probe(x_ND[rows], cells.phase_N[rows], seed=seed))))
+        chosen = int(np.argmax(scores[True]))
+        found.append({"chosen": chosen, "best": scores[False][chosen], "last": scores[False][-1]})
+    return found
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
