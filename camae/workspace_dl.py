@@ -218,7 +218,8 @@ def read_workspace(
         raise CamaeError(
             f"{folder} holds profiles of several networks, {networks[0]} and {networks[1]}; name one"
         )
-    tables, about = [], {}
+    tables: list[pd.DataFrame] = []
+    about: dict[str, object] = {}
     for file in files:
         rows, said = _read(file.path, left_out)
         about = said or about
