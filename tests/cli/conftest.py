@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import tifffile
 import torch
+from labeled_screen import write_labeled
 from shell_commands import (
     commands,
 )
@@ -65,6 +66,7 @@ def profiles(tmp_path):
                         "Metadata_Well": f"{'ABCD'[i // 12]}{i % 12 + 1:02d}",
                         "Metadata_Perturbation": "DMSO" if control else names[i],
                         "Metadata_control_type": "negcon" if control else "",
+                        "Metadata_Target": "" if control else f"family{i // 2}",
                     }
                 )
                 vectors.append(rng.normal(size=6) * 0.5 + (0 if control else base[i]))
@@ -90,7 +92,15 @@ def every(screen, model_file, profiles, pairs, tmp_path):
     (run / "log.jsonl").write_text(
         "".join(f'{{"step": {i}, "loss": {1 / i}, "crops": {i}}}\n' for i in (1, 2))
     )
-    return commands(screen, model_file, profiles(), pairs, run)
+    genes = {name: tmp_path / f"{name}.csv" for name in ("arms", "expression")}
+    names = [f"gene{i}" for i in range(30)]  # an arm's bias is known from more than 20
+    pd.DataFrame({"gene": names, "chrom_arm_name": ["chr1p"] * 24 + ["chr2q"] * 6}).to_csv(
+        genes["arms"], index=False
+    )
+    pd.DataFrame({"gene": names, "zfpkm": -5.0}).to_csv(genes["expression"], index=False)
+    # One perturbation is on one plate alone, so that there is something to leave out.
+    labeled = write_labeled(tmp_path / "labeled", lonely=True, controls=5)
+    return commands(screen, model_file, profiles(genes=names), pairs, run, genes, labeled)
 
 
 @pytest.fixture

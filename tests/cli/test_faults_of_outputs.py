@@ -15,6 +15,7 @@ from shell_commands import (
     in_the_way,
     nowhere,
     one_sentence,
+    output_of,
 )
 
 
@@ -67,16 +68,14 @@ def test_fault_18_stages_of_demo_and_paper_are_printed_as_they_are(capsys):
 @pytest.mark.parametrize("place", [in_the_way, nowhere])
 @pytest.mark.parametrize("name", NAMES)
 def test_fault_23_an_output_that_cannot_be_made_is_one_sentence(shell, every, tmp_path, name, place):
-    out = place(tmp_path)
-    if name == "convert":
-        out = out.with_suffix(".safetensors")
+    out = output_of(name, place(tmp_path))
     one_sentence(shell(*every[name], out), "written")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_fault_23_a_full_disk_is_one_sentence(shell, every, tmp_path, name):
     """A limit of zero bytes for every file of this process stands in for a disk without space."""
-    out = tmp_path / ("new.safetensors" if name == "convert" else "new")
+    out = output_of(name, tmp_path)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, HARD))
     try:
         result = shell(*every[name], out)

@@ -107,6 +107,10 @@ def _child(request: dict[str, object], said: list[IO[bytes]], library: ctypes.CD
         sys.argv = ["camae", *request["arguments"]]  # type: ignore[misc]
         from camae.cli import main
 
+        if sys.argv[1] == "demo":
+            from tiny_demo import make_tiny
+
+            make_tiny()
         where = str(request["out"]).encode()
         library.failing_disk_arm(where, request["mode"], ctypes.c_long(request["at"]), said[2].fileno())  # type: ignore[arg-type]
         main()

@@ -47,11 +47,13 @@ def nowhere(tmp_path):
     return Path("/proc/camae-out")
 
 
-def commands(screen, model_file, table, pairs, run):
+def commands(screen, model_file, table, pairs, run, genes, labeled):
     """Commands by name, each without its output, which comes last."""
+    tables = ["--arms", genes["arms"], "--expression", genes["expression"], "--target", "Metadata_Target"]
+    evaluate = ["--model", model_file, "--quiet", "--device", "cpu", "--out"]
     return {
         "embed": ["embed", screen, "--model", model_file, "--out"],
-        "benchmark": ["benchmark", table, "--pairs", pairs, "--bootstrap", "10", "--out"],
+        "benchmark": ["benchmark", table, "--pairs", pairs, *tables, "--bootstrap", "10", "--out"],
         "map": ["map", table, pairs, "--out"],
         "convert": ["convert", model_file],
         "pack": ["pack", screen, "--out"],
@@ -61,6 +63,11 @@ def commands(screen, model_file, table, pairs, run):
         "report": ["report", run, "--out"],
         "compare": ["runs", "compare", run, "--out"],
         "train": ["train", screen, *SMALL, "--out"],
+        "patch-map": ["patch-map", labeled, "--model", model_file, "--perturbation", "gene0", "--out"],
+        "explore": ["explore", table, "--images", labeled, "--pairs", pairs, "--layout", "pca", "--out"],
+        "explore-page": ["explore", table, "--layout", "pca", "--out"],
+        "layers": ["evaluate", "layers", labeled, *evaluate],
+        "channels": ["evaluate", "channels", labeled, "--nested", *evaluate],
     }
 
 
@@ -76,7 +83,19 @@ NAMES = [
     "report",
     "compare",
     "train",
+    "patch-map",
+    "explore",
+    "explore-page",
+    "layers",
+    "channels",
 ]
+# What an output is called whose name says what it is.
+FILES = {"convert": "new.safetensors", "explore-page": "new.html"}
+
+
+def output_of(name, folder):
+    """Output of a command in a folder."""
+    return folder / FILES.get(name, "new")
 
 
 SLOW = """
