@@ -23,6 +23,8 @@ from typing import Any
 import torch
 
 from camae.inference.inference_linear import InferenceLinear
+from camae.kernels._cpu import processor_instructions
+from camae.processors import cpu_model
 
 ROOT = Path(__file__).parents[1]
 # GPU_OUT: one folder for all that a measurement on a GPU writes, where the machine keeps nothing.
@@ -60,13 +62,7 @@ def append_row(file: str, row: dict[str, Any], *, full: bool, device: str = "cpu
     """
     place = (RESULTS if full else SCRATCH) / device_name(device) / file
     place.parent.mkdir(parents=True, exist_ok=True)
-    about = {
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "versions": versions(),
-        "commit": commit(),
-    }
+    about = {"load_average": os.getloadavg()[0]} | machine(device)
     with place.open("a") as stream:
         stream.write(json.dumps(about | row) + "\n")
 
@@ -76,6 +72,18 @@ def device_name(device: str) -> str:
     if device == "cuda":
         return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     return f"cpu-{os.cpu_count()}core"
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Where and by what a row is measured: device, threads, versions, commit; of CPUs model and instruction sets."""
+    cpu = {"cpu": {"model": cpu_model(), "instructions": list(processor_instructions())}}
+    return {
+        "device": device_name(device),
+        **(cpu if device == "cpu" else {}),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "commit": commit(),
+    }
 
 
 def versions() -> dict[str, str]:
@@ -251,10 +259,7 @@ class Recorder:
         floor = max(size_bytes / bandwidth, flops / rate)
         return {
             "backend": backend,
-            "device": device_name(self.device),
-            "threads": torch.get_num_threads(),
-            "versions": versions(),
-            "commit": commit(),
+            **machine(self.device),
             "seconds": {"median": mine.median, "p20": mine.p20, "p80": mine.p80, "rounds": mine.rounds},
             "floor_seconds": floor,
             "fraction_of_floor": floor / mine.median,
@@ -285,7 +290,7 @@ class Recorder:
 
 
 SHORT, AGAIN = 3e-3, 5  # seconds of a call; repetitions of a row that looks slow
-KEY = ("op", "case", "shape", "dtype", "backend", "device", "threads", "versions")
+KEY = ("op", "case", "shape", "dtype", "backend", "device", "cpu", "threads", "versions")
 
 
 def find_baseline(row: dict[str, Any], folder: Path = RESULTS) -> dict[str, Any] | None:
@@ -294,7 +299,7 @@ def find_baseline(row: dict[str, Any], folder: Path = RESULTS) -> dict[str, Any]
     for file in sorted((folder / row["device"]).glob("*.jsonl")):
         for line in file.read_text().splitlines():
             candidate = json.loads(line)
-            if all(candidate.get(k) == row[k] for k in KEY):
+            if all(candidate.get(k) == row.get(k) for k in KEY):
                 found = candidate
     return found
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from floors import EMBEDDING, encoder_flops
 from plain_encoder import PlainEncoder
-from rows import RESULTS, SCRATCH, Times, commit, device_name, time_cpu, time_cuda, versions
+from rows import RESULTS, SCRATCH, Times, machine, time_cpu, time_cuda
 
 import camae
 from camae.inference.accelerate import accelerate
@@ -55,11 +55,8 @@ def record(recorder: Any, case: str, crops: int, flops: float, times: dict[str, 
         "op": "embed",
         "case": case,
         "crops": crops,
-        "device": device_name(recorder.device),
-        "threads": torch.get_num_threads(),
+        **machine(recorder.device),
         "load_average": os.getloadavg()[0],
-        "versions": versions(),
-        "commit": commit(),
         "crops_per_second": {name: crops / t.median for name, t in times.items()},
         "seconds": {name: {"median": t.median, "p20": t.p20, "p80": t.p80} for name, t in times.items()},
         "tflops": {name: flops * crops / t.median / 1e12 for name, t in times.items()},

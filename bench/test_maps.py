@@ -19,7 +19,7 @@ from importlib.metadata import version
 import numpy as np
 import pandas as pd
 import pytest
-from rows import ROOT, commit, device_name, versions
+from rows import ROOT, commit, device_name, machine, versions
 
 from camae import maps
 from camae.kernels.arrays.cosine_tails import order_statistics
@@ -68,6 +68,7 @@ def timed(benchmark, full):
             "dtype": dtype,
             "backend": "numpy",
             "device": device_name("cpu"),
+            "cpu": machine("cpu")["cpu"],
             "threads": os.environ.get("OMP_NUM_THREADS", "default"),
             "versions": versions()
             | ({competitor: version(competitor)} if competitor in ("copairs", EFAAR) else {}),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
+_CPUINFO = Path("/proc/cpuinfo")
 THREADS = "OMP_NUM_THREADS"
 
 
@@ -32,6 +34,16 @@ def limit_threads(environment: MutableMapping[str, str]) -> None:
     cpus = usable_cpus()
     if THREADS not in environment and cpus < min([os.cpu_count() or 1, *_bound()]):
         environment[THREADS] = str(cpus)
+
+
+def cpu_model() -> str:
+    """Model name of the processor as the system gives it, "unknown" where it does not."""
+    with suppress(OSError):
+        for line in _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine() or "unknown"
 
 
 def _bound() -> Iterator[int]:

@@ -82,3 +82,21 @@ def test_the_command_line_keeps_torch_to_the_usable_cpus():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "processor\t: 0\nmodel name\t: AMD EPYC 9454 48-Core Processor\nmodel name\t: other\n",
+            "AMD EPYC 9454 48-Core Processor",
+        ),
+        ("processor\t: 0\nBogoMIPS\t: 50\n", "aarch64"),
+    ],
+)
+def test_the_processor_by_name(monkeypatch, tmp_path, text, expected):
+    monkeypatch.setattr(processors, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processors.platform, "processor", lambda: "")
+    monkeypatch.setattr(processors.platform, "machine", lambda: "aarch64")
+    (tmp_path / "cpuinfo").write_text(text)
+    assert processors.cpu_model() == expected

@@ -55,9 +55,12 @@ def _codecs() -> dict[str, str]:
 def _devices() -> dict[str, str]:
     import torch
 
-    from camae.processors import usable_cpus
+    from camae.kernels._cpu import processor_instructions
+    from camae.processors import cpu_model, usable_cpus
 
-    found = {"cpu": f"{torch.get_num_threads()} threads, {usable_cpus()} of {os.cpu_count()} CPUs usable"}
+    instructions = ", ".join(processor_instructions()) or "no instruction sets that our C++ kernels have"
+    threads = f"{torch.get_num_threads()} threads, {usable_cpus()} of {os.cpu_count()} CPUs usable"
+    found = {"cpu": f"{cpu_model()} ({instructions}); {threads}"}
     for i in range(torch.cuda.device_count()):
         found[f"cuda:{i}"] = torch.cuda.get_device_name(i)
     return found

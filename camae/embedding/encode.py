@@ -14,6 +14,7 @@ from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.embedding.windows import Window
 from camae.errors import CamaeError
 from camae.inference.inference_block import InferenceBlock
+from camae.inference.packed_blocks import packed_blocks
 from camae.memory import free_memory
 from camae.model.eval_mode import eval_mode
 from camae.model.interface import Config, Model, TokenModel, TransformerConfig
@@ -175,7 +176,11 @@ def encode_batch(
     patches: visible patches of each sample's planes, None for all.
     """
     try:
-        with eval_mode(model), _autocast(model.device, options.dtype):
+        with (
+            eval_mode(model),
+            packed_blocks(model, options.dtype or "float32"),
+            _autocast(model.device, options.dtype),
+        ):
             return _encode(model, batch.to(model.device, non_blocking=True), patches, options)
     except torch.OutOfMemoryError:
         raise CamaeError(

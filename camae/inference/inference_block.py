@@ -11,6 +11,7 @@ from torch import nn
 
 from camae.inference.inference_linear import KINDS, InferenceLinear
 from camae.kernels import transformer_block
+from camae.kernels._cpu import has_tiles
 from camae.kernels.fused_linear import gelu_linear, norm_linear
 from camae.kernels.transformer_block import (
     block_tail_op,
@@ -86,7 +87,9 @@ class LayerwiseBlock:
     """
 
     def __init__(self, layers: BlockLayers, kind: str, packed: bool, backends: Backends):
-        self.layers, self.attention = layers, backends.attention
+        self.layers, self.attention, self.low = layers, backends.attention, kind == "bfloat16"
+        # Attention in bfloat16 is fast on a GPU, and by SDPA on a CPU with AMX.
+        self.low_attention = layers.norm.weight.is_cuda or (has_tiles() and self.attention != "native")
         self.qkv, self.proj, self.mlp_in, self.mlp_out = (
             InferenceLinear(*linear, kind, packed=packed)
             for linear in (layers.qkv, layers.proj, layers.mlp_in, layers.mlp_out)
@@ -95,8 +98,9 @@ class LayerwiseBlock:
     def __call__(self, tokens_TD: torch.Tensor, sequences: Sequences) -> torch.Tensor:
         """Tokens (T, D) after the block."""
         layers = self.layers
-        normed_TD = layers.norm(tokens_TD)
-        q, k, v = _attention_input(self.qkv(normed_TD)).chunk(3, dim=1)
+        normed_TD = self._norm(layers.norm, tokens_TD)
+        qkv_T3D = self.qkv(normed_TD)
+        q, k, v = (qkv_T3D if self.low_attention else qkv_T3D.float()).chunk(3, dim=1)
         norms: HeadNorms = {}
         if layers.q_norm is not None and layers.k_norm is not None:
             q_norm, k_norm = (_parameters(norm, q.dtype) for norm in (layers.q_norm, layers.k_norm))
@@ -104,8 +108,13 @@ class LayerwiseBlock:
         attention_TD = attend(q, k, v, layers.heads, sequences, sequences, self.attention, **norms)
         tokens_TD = self.proj(attention_TD, add_TF=tokens_TD)
         if layers.mlp_norm is not None:
-            normed_TD = layers.mlp_norm(tokens_TD)
+            normed_TD = self._norm(layers.mlp_norm, tokens_TD)
         return self.mlp_out(self.mlp_in(normed_TD, gelu=True), add_TF=tokens_TD)
+
+    def _norm(self, norm: nn.LayerNorm, tokens_TD: torch.Tensor) -> torch.Tensor:
+        """Normed tokens as the products take them, converted once for all of them."""
+        normed_TD: torch.Tensor = norm(tokens_TD)
+        return normed_TD.bfloat16() if self.low else normed_TD
 
 
 class KernelBlock:
@@ -180,14 +189,18 @@ class KernelBlock:
 
 
 class FusedBlock:
-    """Block as the two C++ ops of `camae.kernels.transformer_block`: float32 on a CPU."""
+    """Block as the two C++ ops of `camae.kernels.transformer_block` on a CPU.
 
-    def __init__(self, layers: BlockLayers):
+    kind: of the products, as in `InferenceLinear`. instruction_set: None: the best of this processor for it.
+    """
+
+    def __init__(self, layers: BlockLayers, kind: str = "float32", instruction_set: str | None = None):
+        self.instruction_set = instruction_set or instructions(kind)[0]
         self.heads, self.parallel = layers.heads, layers.mlp_norm is None
-        self.qkv = [pack_weight(weight) for weight in layers.qkv[0].chunk(3)]
+        self.qkv = [pack_weight(weight, self.instruction_set) for weight in layers.qkv[0].chunk(3)]
         self.qkv_bias = _contiguous(layers.qkv[1])
         self.proj, self.mlp_in, self.mlp_out = (
-            (pack_weight(weight), _contiguous(bias))
+            (pack_weight(weight, self.instruction_set), _contiguous(bias))
             for weight, bias in (layers.proj, layers.mlp_in, layers.mlp_out)
         )
         self.norm, self.mlp_norm = _packed_norm(layers.norm), _packed_norm(layers.mlp_norm or layers.norm)
@@ -198,15 +211,22 @@ class FusedBlock:
         self.scale = (layers.norm.weight.numel() // layers.heads) ** -0.5
 
     @staticmethod
-    def supports(layers: BlockLayers) -> bool:
-        """Whether the C++ ops run on this machine and take these widths."""
-        weight = layers.mlp_in[0]
-        hidden, D = weight.shape
-        return transformer_block.backends(weight.device)[0].usable and fits(hidden, D, D // layers.heads)
+    def supports(block: ParallelBlock | SequentialBlock, kind: str) -> bool:
+        """Whether the C++ ops take a block's widths and are the fastest form of this kind on this machine.
+
+        In bfloat16 on processors with AVX512_BF16; AMX is faster still, and torch's products and SDPA have it.
+        """
+        proj = block.attn_out_proj if isinstance(block, ParallelBlock) else block.proj
+        mlp_out = block.mlp_out_proj if isinstance(block, ParallelBlock) else block.fc2
+        D = proj.out_features
+        usable = transformer_block.backends(proj.weight.device)[0].usable
+        if not usable or not fits(mlp_out.in_features, D, D // block.heads):
+            return False
+        return kind == "float32" or (bool(instructions(kind)) and not has_tiles())
 
     def __call__(self, tokens_TD: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-        """Tokens (T, D) after the block."""
-        best = instructions()[0]
+        """Tokens (T, D) after the block, float32."""
+        tokens_TD = tokens_TD.float()
         attended_TD = self_attention_op(
             tokens_TD,
             *self.norm,
@@ -218,7 +238,7 @@ class FusedBlock:
             self.head_eps,
             sequences.cu_seqlens,
             self.scale,
-            best,
+            self.instruction_set,
         )
         return block_tail_op(
             tokens_TD,
@@ -228,16 +248,16 @@ class FusedBlock:
             *self.mlp_norm,
             *self.mlp_in,
             *self.mlp_out,
-            best,
+            self.instruction_set,
         )
 
 
 class InferenceBlock(ResidualBlock):
     """Transformer block for inference, called as the block it is made from. Not differentiable.
 
-    kind, packed: as in `InferenceLinear`. runner: `FusedBlock` for packed float32 on a CPU that has the C++ ops, with
-    attention's default or "native" back-end; `KernelBlock` for packed ones on a GPU; else `LayerwiseBlock`. Weights are
-    packed again when they are moved to another device or the back-ends change.
+    kind, packed: as in `InferenceLinear`. runner: `FusedBlock` for packed ones on a CPU that has the C++ ops, with the
+    default or "native" back-ends of block and attention; `KernelBlock` for packed ones on a GPU; else
+    `LayerwiseBlock`. Weights are packed again when they are moved to another device or the back-ends change.
     """
 
     runner: FusedBlock | KernelBlock | LayerwiseBlock
@@ -250,9 +270,8 @@ class InferenceBlock(ResidualBlock):
     def pack(self) -> None:
         """Make the runner from the block's current weights."""
         layers = block_layers(self.block)
-        fusible = self.kind == "float32" and self.packed and self.backends.attention in (None, "native")
-        if fusible and FusedBlock.supports(layers):
-            self.runner = FusedBlock(layers)
+        if self.packed and fusible(self.backends) and FusedBlock.supports(self.block, self.kind):
+            self.runner = FusedBlock(layers, self.kind)
         elif self.packed and layers.norm.weight.is_cuda:
             self.runner = KernelBlock(layers, self.kind, self.backends)
         else:
@@ -274,9 +293,9 @@ class InferenceBlock(ResidualBlock):
         return self
 
 
-def _attention_input(qkv_T3D: torch.Tensor) -> torch.Tensor:
-    """Unchanged on a GPU; float32 on a CPU: the native kernel takes that, torch's is no faster in bfloat16."""
-    return qkv_T3D if qkv_T3D.is_cuda else qkv_T3D.float()
+def fusible(backends: Backends) -> bool:
+    """Whether back-ends leave whole blocks to the C++ ops."""
+    return backends.block in (None, "native") and backends.attention in (None, "native")
 
 
 def _parameters(norm: nn.LayerNorm, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

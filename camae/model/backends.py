@@ -22,6 +22,7 @@ _OPS = {
     "attention": "varlen_attention",
     "loss": "reconstruction_loss",
     "elementwise": "residual_norm",
+    "block": "transformer_block",
 }
 
 
@@ -31,13 +32,15 @@ class Backends:
 
     tokenize: of `kernels.tokenize` and the plane statistics. attention: of `kernels.varlen_attention`.
     loss: of `kernels.reconstruction_loss`. elementwise: of `kernels.residual_norm` and `kernels.gelu_split`, "triton"
-    or "reference". Raises CamaeError for a name that the op does not have.
+    or "reference". block: of whole blocks where a model is only read, "native" (packed weights on a CPU) or "reference"
+    (layer by layer). Raises CamaeError for a name that the op does not have.
     """
 
     tokenize: str | None = None
     attention: str | None = None
     loss: str | None = None
     elementwise: str | None = None
+    block: str | None = None
 
     def __post_init__(self) -> None:
         for setting, name in asdict(self).items():

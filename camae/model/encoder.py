@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import cast
 
 import torch
@@ -26,6 +29,23 @@ from camae.model.positions import sincos_positions
 from camae.model.token_layout import TokenLayout
 
 Statistics = tuple[torch.Tensor, torch.Tensor]  # mean and variance of planes, (K,) float64 each
+
+
+Substitutes = Mapping[nn.Module, Sequence[ResidualBlock]]  # encoder -> what runs instead of its blocks
+_substitutes: ContextVar[Substitutes | None] = ContextVar("_substitutes", default=None)
+
+
+@contextmanager
+def substituted_blocks(substitutes: Substitutes) -> Iterator[None]:
+    """Context in which passes of this thread run other blocks, made from the same weights, for inference.
+
+    The encoders themselves stay as they are: other threads may train or read them meanwhile.
+    """
+    token = _substitutes.set(substitutes)
+    try:
+        yield
+    finally:
+        _substitutes.reset(token)
 
 
 class TransformerEncoder(BackendModule):
@@ -94,10 +114,11 @@ class TransformerEncoder(BackendModule):
         """Tokens (T, D) after the last block, without the last norm, and after the blocks numbered `layers`."""
         sequences = Sequences(layout.cu_seqlens, layout.lengths, layout.sample_T)
         outputs, stream = [], Stream(tokens_TD)
-        for i, block in enumerate(cast(list[ResidualBlock], self.blocks)):
+        blocks = (_substitutes.get() or {}).get(self) or cast(Sequence[ResidualBlock], self.blocks)
+        for i, block in enumerate(blocks):
             recompute = self.recompute > 0 and i % self.recompute == 0
             stream = run_block(block, recompute, stream, sequences)
-            if i in layers or i + 1 == len(self.blocks):
+            if i in layers or i + 1 == len(blocks):
                 stream = Stream(block.value(stream))
             if i in layers:
                 outputs.append(stream.tokens_TD)

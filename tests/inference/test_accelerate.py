@@ -10,7 +10,7 @@ import camae
 from camae.errors import CamaeError
 from camae.inference.accelerate import accelerate
 from camae.inference.inference_block import KernelBlock, LayerwiseBlock, block_layers
-from camae.kernels.transformer_block import instructions
+from camae.kernels._cpu import has_tiles, instructions
 from camae.model import CAMAE, preset, save
 from camae.model.backends import Backends
 from camae.model.blocks import Sequences, Stream
@@ -40,15 +40,17 @@ def test_float32_is_the_same_up_to_rounding(build, picture, changes, pool):
 
 @pytest.mark.parametrize("block", ["parallel", "sequential"])
 def test_what_runs_a_block(build, picture, block):
-    """C++ ops in float32 on a CPU; layer by layer in other kinds, for the compiler, and for another attention."""
+    """C++ ops on a CPU, in bfloat16 where it has AVX512_BF16; else layer by layer, as for the compiler and for another
+    attention."""
     model = build(block=block)
     expected = camae.embed(picture(), NAMES, model)
 
     def runners(fast):
         return {type(b.runner).__name__ for b in fast.encoder.blocks}
 
+    fused_low = instructions("bfloat16") and not has_tiles()
     assert runners(accelerate(model)) == {"FusedBlock" if instructions() else "LayerwiseBlock"}
-    assert runners(accelerate(model, "bfloat16")) == {"LayerwiseBlock"}
+    assert runners(accelerate(model, "bfloat16")) == {"FusedBlock" if fused_low else "LayerwiseBlock"}
     assert runners(accelerate(model, compile=True)) == {"LayerwiseBlock"}
     model.use_backends(Backends(attention="reference"))
     by_layers = accelerate(model)

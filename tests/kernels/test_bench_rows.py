@@ -33,6 +33,14 @@ def test_only_the_same_case_device_and_versions_is_a_baseline(rows, tmp_path):
     assert rows.find_baseline(line(), tmp_path)["commit"] == "new"
     assert rows.find_baseline(line(versions={"torch": "2"}), tmp_path) is None
     assert rows.find_baseline(line(device="h100"), tmp_path) is None
+    other = {"model": "another processor", "instructions": ["avx2"]}
+    assert rows.find_baseline(line(cpu=other), tmp_path) is None
+
+
+def test_rows_name_the_processor(rows):
+    cpu = rows.machine("cpu")["cpu"]
+    assert cpu["model"] != "unknown"
+    assert set(cpu["instructions"]) <= {"avx2", "avx512", "avx512_bf16", "amx"}
 
 
 def test_a_slowdown_beyond_the_spread_is_named(rows):

@@ -26,9 +26,10 @@ def test_cpu_uses_plain_torch_and_its_own_attention_and_says_why_not_the_others(
         "residual_norm",
         "gelu_split",
         "lion",
+        "transformer_block",
     }
-    attention = rows.pop("varlen_attention")
-    assert attention.default == ("native" if instructions() else "reference")
+    attention, block = rows.pop("varlen_attention"), rows.pop("transformer_block")
+    assert attention.default == block.default == ("native" if instructions() else "reference")
     assert {row.default for row in rows.values()} == {"reference"}
     others = {b.name: b.why for b in attention.backends if not b.usable}
     assert "CUDA device" in others["torch_varlen"]
@@ -77,6 +78,7 @@ def test_kernels_are_the_default_on_cuda():
         "residual_norm": "triton",
         "gelu_split": "triton",
         "lion": "triton",
+        "transformer_block": "reference",
     }
 
 

@@ -35,6 +35,7 @@ def test_settings_as_text_and_as_a_table():
         "attention": "triton",
         "loss": "reference",
         "elementwise": "triton",
+        "block": "reference",
     }
 
 
