@@ -8,7 +8,7 @@ from typing import Annotated, Unpack
 import typer
 
 from camae.cli.console import say, say_left_out
-from camae.cli.options import Data, with_options
+from camae.cli.options import DATA_HELP, with_options
 from camae.embedding.config import EmbedConfig, EmbedOptions
 
 _STOPPED = 130  # as shells have it after Ctrl-C
@@ -16,8 +16,8 @@ _STOPPED = 130  # as shells have it after Ctrl-C
 
 @with_options(EmbedConfig)
 def embed(
-    data: Data,
     out: Annotated[Path, typer.Option(help="output folder; a run found there is continued")],
+    data: Annotated[str | None, typer.Argument(help=DATA_HELP)] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -29,6 +29,7 @@ def embed(
     """Embed a screen to Parquet."""
     import camae
     from camae.embedding.ranks import rank_and_world
+    from camae.embedding.store.gallery_files import FOLDER
     from camae.embedding.store.shards import table_path
 
     config = EmbedConfig.of(**options)
@@ -40,6 +41,8 @@ def embed(
         raise typer.Exit(_STOPPED) from None
     path = table_path(out, config.level)
     say_left_out(manifest.left_out, manifest.notes)
+    if config.jump_lite is not None:
+        say(f"in the Gallery's form, a file a site: {out / FOLDER}")
     if not table.attrs["complete"]:
         rank, world = rank_and_world(config.rank, config.world)
         say(f"{len(table)} sites embedded as rank {rank} of {world}; the last rank writes {path}")

@@ -14,7 +14,8 @@ from typer.core import TyperCommand
 from camae.embedding.config import ReadOptions
 from camae.errors import CamaeError
 
-Data = Annotated[str, typer.Argument(help="manifest (CSV, Parquet) or image folder")]
+DATA_HELP = "manifest (CSV, Parquet) or image folder"
+Data = Annotated[str, typer.Argument(help=DATA_HELP)]
 Reader = Annotated[
     str | None,
     typer.Option(help="image back-end: 'native' (default: 8 and 16 bit), 'tifffile' (also float) or 'dali'"),

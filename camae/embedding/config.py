@@ -61,6 +61,10 @@ class ReadOptions:
         None,
         "of files with several time points: 'each' (sites of their own) or the number of one, counted from 0",
     )
+    variant: str | None = _option(
+        None,
+        "of JUMP-lite's images: 'zstd', 'hq', 'mq', 'd20', or the path of a store; default the only one that is here",
+    )
     metadata: tuple[str, ...] = _option(
         (),
         "table (CSV, TSV, Parquet) that says what is in which well, joined on the columns it shares; may be several",
@@ -79,7 +83,7 @@ class ReadOptions:
 
     def without_labels(self: R) -> R:
         """The same options for sites that are labeled, and whose planes are chosen, already."""
-        return replace(self, metadata=(), negative_controls=(), channels=(), z=None, time=None)
+        return replace(self, metadata=(), negative_controls=(), channels=(), z=None, time=None, variant=None)
 
     def read(self, data: Manifest | str | os.PathLike[str]) -> Manifest:
         """The manifest of `data`: itself, a file, or a folder read with these options."""
@@ -95,6 +99,7 @@ class ReadOptions:
             channels=self.channels or None,
             z=self.z,
             time=self.time,
+            variant=self.variant,
         )
 
 
@@ -107,6 +112,7 @@ class ReadKeywords(TypedDict, total=False):
     channels: tuple[str, ...]
     z: str | None
     time: str | None
+    variant: str | None
     metadata: tuple[str, ...]
     negative_controls: tuple[str, ...]
 
@@ -120,6 +126,7 @@ class EmbedOptions(TypedDict, total=False):
     channels: Sequence[str]
     z: int | str | None
     time: int | str | None
+    variant: str | os.PathLike[str] | None
     metadata: Sequence[str | os.PathLike[str]]
     negative_controls: Sequence[str]
     tile: str | None  # the same as tiles
@@ -146,6 +153,7 @@ class EmbedOptions(TypedDict, total=False):
     reader: str | None
     threads: int | None
     anndata: bool
+    jump_lite: str | os.PathLike[str] | None
     quiet: bool
 
 
@@ -216,6 +224,11 @@ class EmbedConfig(ReadOptions):
     threads: int | None = _option(None, "sites read at once; default half the cores, at most 8")
     # What is written and shown besides the table.
     anndata: bool = _option(False, "also write the table as .h5ad")
+    jump_lite: str | None = _option(
+        None,
+        "site index of JUMP-lite, to be embedded in place of DATA; embeddings are also written as the Cell Painting "
+        "Gallery has them, a file for each site in workspace_dl/embeddings",
+    )
     quiet: bool = _option(False, "no progress bar")
 
     @classmethod
@@ -297,6 +310,18 @@ class EmbedConfig(ReadOptions):
             ),
         ]
 
+    def read(self, data: Manifest | str | os.PathLike[str] | None) -> Manifest:
+        """The manifest of `data`, or of the index `jump_lite`. Raises CamaeError where both or neither is named."""
+        from camae.dataloader.manifest import Manifest
+
+        if isinstance(data, Manifest) or (data is not None and self.jump_lite is None):
+            return super().read(data)
+        if (data is None) == (self.jump_lite is None):
+            raise CamaeError(
+                "name the images to embed: DATA, or the site index of JUMP-lite (jump_lite=, --jump-lite), not both"
+            )
+        return super().read(str(self.jump_lite))
+
     @property
     def rewritten(self) -> bool:
         """Whether another form of the model than its own is asked for."""
@@ -323,7 +348,8 @@ def _plain(options: EmbedOptions) -> dict[str, Any]:
         plain["dtype"] = str(dtype).removeprefix("torch.")
     if device is not None:
         plain["device"] = str(device)
-    plain |= {name: str(plain[name]) for name in ("z", "time") if plain.get(name) is not None}
+    texts = ("z", "time", "variant", "jump_lite")
+    plain |= {name: str(plain[name]) for name in texts if plain.get(name) is not None}
     return plain
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from camae.dataloader.manifest import Manifest
 from camae.embedding.config import EmbedConfig
 from camae.embedding.encode import MOST_TOKENS, compute_type, default_tokens_per_pass
+from camae.embedding.store.gallery_files import GalleryFiles
 from camae.embedding.store.inputs import InputStates
 from camae.embedding.store.ledger import LEDGER, Ledger, claim, manifest_hash
 from camae.embedding.store.shards import merge_shards
@@ -27,7 +28,10 @@ from camae.wells import normal_well
 
 @dataclass(frozen=True)
 class EmbedJob:
-    """Embedding job. wanted: the ledger that a folder without one gets. inputs: state of the image files."""
+    """Embedding job. wanted: the ledger that a folder without one gets. inputs: state of the image files.
+
+    gallery: the files of single sites in the Gallery's form, where they are written too.
+    """
 
     model: Model
     manifest: Manifest
@@ -35,6 +39,7 @@ class EmbedJob:
     config: EmbedConfig
     wanted: Ledger
     inputs: InputStates
+    gallery: GalleryFiles | None = None
 
     def claim(self) -> Ledger:
         """The ledger of the output folder, written at the first start.
@@ -59,10 +64,15 @@ class EmbedJob:
 
 
 def prepare(
-    data: Manifest | str | os.PathLike[str], model: Model, out: str | Path, config: EmbedConfig
+    data: Manifest | str | os.PathLike[str] | None,
+    model: Model,
+    out: str | Path,
+    config: EmbedConfig,
+    home: Path | None = None,
 ) -> EmbedJob:
     """Read the manifest and check what depends on it and on the model.
 
+    home: folder of the Gallery's files, where it is not `out`.
     Raises CamaeError for sites that the options do not fit.
     """
     manifest = config.read(data)
@@ -102,7 +112,9 @@ def prepare(
         tokens_per_pass=tokens_per_pass,
         origin=model.origin,
     )
-    return EmbedJob(model, manifest, Path(out), config, wanted, InputStates(manifest))
+    name = model.config.name
+    gallery = None if config.jump_lite is None else GalleryFiles.of(home or Path(out), name, manifest)
+    return EmbedJob(model, manifest, Path(out), config, wanted, InputStates(manifest), gallery)
 
 
 def _check_wells(manifest: Manifest) -> None:

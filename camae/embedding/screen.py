@@ -18,6 +18,7 @@ from camae.embedding.job import EmbedJob, prepare
 from camae.embedding.ranks import rank_and_world
 from camae.embedding.ray_actors import write_shards_with_ray
 from camae.embedding.stopping import stop_after_pass
+from camae.embedding.store.gallery_files import GalleryFiles
 from camae.embedding.store.ledger import Ledger
 from camae.embedding.store.shards import read_shards, shard_states, table_path
 from camae.embedding.worker import Meter, ShardWorker
@@ -33,7 +34,7 @@ from camae.progress import progress_bar
 
 
 def embed_screen(
-    manifest: Manifest | str | Path,
+    manifest: Manifest | str | Path | None = None,
     model: ModelSource | None = None,
     out: str | Path = "emb",
     *,
@@ -42,11 +43,11 @@ def embed_screen(
 ) -> pd.DataFrame:
     """Embed every site of a screen and return the table of its wells.
 
-    manifest: object, file, or a folder a reader knows. model: as in `camae.embed`.
+    manifest: object, file, or a folder a reader knows; None beside jump_lite. model: as in `camae.embed`.
     options: the fields of `EmbedConfig`, which change `config` where it is given: tiles, overlap, pool, layers,
         value_range, dtype, level, backends; linear, compile, bag_of_channels; sites_per_shard, tokens_per_pass; device,
-        rank, world, ray_workers, ray_gpus, ray_cpus, reader, threads; anndata, quiet; format, incomplete, pattern,
-        channels, z, time, metadata, negative_controls.
+        rank, world, ray_workers, ray_gpus, ray_cpus, reader, threads; anndata, jump_lite, quiet; format, incomplete,
+        pattern, channels, z, time, variant, metadata, negative_controls.
 
     A site's vector is the mean over its tiles (by default the non-overlapping ones with which the paper embedded
     RxRx3). Tiles in which a plane is constant are left out; the column Metadata_tiles says how many counted.
@@ -57,11 +58,12 @@ def embed_screen(
     This process embeds the shards rank, rank + world, ... of several, or Ray actors embed all.
 
     Writes `sites/part-00000.parquet` ... , `ledger.json`, `wells.parquet` (or `sites.parquet`) and, where reading the
-    screen left something out, `left_out.csv` into `out`. A killed run continues where it stopped. Shards say in which
-    state (size and time) they found the images: those whose images have changed since are embedded anew, with a
-    warning. Ctrl-C stops after the pass that is being computed: KeyboardInterrupt; a second one stops at once. Of
-    several ranks, the one that finds all shards there writes the table; the others return the sites they embedded.
-    `table.attrs["complete"]` says which it is.
+    screen left something out, `left_out.csv` into `out`; with jump_lite also `workspace_dl/embeddings/...`, a file for
+    each site as the Cell Painting Gallery has them (`store.gallery_files`). A killed run continues where it stopped.
+    Shards say in which state (size and time) they found the images: those whose images have changed since are embedded
+    anew, with a warning. Ctrl-C stops after the pass that is being computed: KeyboardInterrupt; a second one stops at
+    once. Of several ranks, the one that finds all shards there writes the table; the others return the sites they
+    embedded. `table.attrs["complete"]` says which it is.
     Raises CamaeError when `out` belongs to another model, manifest or option or is being written by another
     process, and for images that cannot be embedded, naming row, file and channel.
     """
@@ -117,6 +119,8 @@ def _embed(job: EmbedJob, source: ModelSource | None) -> pd.DataFrame:
             table = read_shards(job.folder, mine)
         else:
             job.manifest.left_out.write(job.folder)
+        if job.gallery is not None:
+            _write_gallery_files(job, job.gallery, ledger, mine)
     table.attrs["complete"] = complete
     return table
 
@@ -143,8 +147,17 @@ def _write_shards(job: EmbedJob, ledger: Ledger, shards: Sequence[int], missing:
         worker.run(missing, show)
 
 
+def _write_gallery_files(job: EmbedJob, files: GalleryFiles, ledger: Ledger, shards: Sequence[int]) -> None:
+    """The sites of these shards in the Gallery's form, under a line of how many are done."""
+    with progress_bar(disable=job.config.quiet, transient=True) as bar:
+        task = bar.add_task("writing the Gallery's files", total=None, status="")
+        files.write(
+            job.folder, ledger, shards, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+
+
 def _embed_by_plate(
-    data: Manifest | str | Path, model: Model, out: Path, config: EmbedConfig
+    data: Manifest | str | Path | None, model: Model, out: Path, config: EmbedConfig
 ) -> pd.DataFrame:
     """Each plate by the model adapted to it; one table in `out`, plates in `plates/`."""
     assert isinstance(model, PlateAdaptive)
@@ -153,7 +166,7 @@ def _embed_by_plate(
     for number, plate in enumerate(np.unique(plates)):
         part = sites.select(plates == plate)
         adapted = model.adapted_to(part, value_range=config.value_range, reader=config.reader)
-        job = prepare(part, adapted, out / "plates" / f"{number:05d}", config)
+        job = prepare(part, adapted, out / "plates" / f"{number:05d}", config, home=out)
         tables.append(_embed(job, adapted))
     table = pd.concat(tables, ignore_index=True)
     table.attrs["complete"] = all(t.attrs["complete"] for t in tables)

@@ -114,6 +114,7 @@ def train(
     channels: Sequence[str] = (),
     z: int | str | None = None,
     time: int | str | None = None,
+    variant: str | Path | None = None,
     **settings: object,
 ) -> Run:
     """Train a CA-MAE on images of any channel set, or another of the paper's systems on a fixed one.
@@ -125,7 +126,8 @@ def train(
         steps. They may also be given by position, in this order.
     config: TOML file of `TrainConfig` fields; arguments win over it, the resolved copy is kept in `out`. resume:
         continue a run found in `out`, exactly as if it had not stopped; False refuses a folder with one.
-    format, incomplete, pattern, metadata, negative_controls, z, time: as in `camae.dataloader.read_manifest`.
+    format, incomplete, pattern, metadata, negative_controls, z, time, variant: as in
+        `camae.dataloader.read_manifest`.
     channels: those that get a decoder, by default all of the data; for files of several channels that do not name
         them, also their names, in file order. settings: any field of `camae.training.config.TrainConfig`.
     Under torchrun every process calls this with the same arguments and takes its part of every batch. SIGTERM, SIGINT
@@ -147,6 +149,7 @@ def train(
         z=z,
         time=time,
         file_channels=resolved.channels,
+        variant=variant,
     )
     (training, validation), (left_out, notes) = split_data(sources, resolved.val), _left_out(sources)
     run, world = Path(out), World.join(resolved.device)

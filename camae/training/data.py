@@ -37,13 +37,14 @@ def open_data(
     z: int | str | None = None,
     time: int | str | None = None,
     file_channels: Sequence[str] = (),
+    variant: str | Path | None = None,
 ) -> list[Source]:
     """Data sets of a training, in order, with unique names.
 
     data: a manifest or folder; a list of them, each alone or as (manifest, weight); the same as a mapping from
         names; or a TOML file with one table per data set, `[name]`, `data = "path"` (from the file's folder),
         `weight = 2.0`. Without a weight a data set counts by its number of sites.
-    format, incomplete, pattern, metadata, negative_controls, z, time, file_channels: as in
+    format, incomplete, pattern, metadata, negative_controls, z, time, file_channels, variant: as in
         `camae.dataloader.read_manifest`.
     Raises CamaeError for a data set without rows.
     """
@@ -61,6 +62,7 @@ def open_data(
             z=z,
             time=time,
             file_channels=file_channels,
+            variant=variant,
         )
         if len(manifest) == 0:
             raise CamaeError("the manifest has no rows: nothing to train on")
@@ -224,12 +226,23 @@ class SignalGuard:
         self._seen |= new
 
 
-def micro_batches(tokens_B: tuple[int, ...], budget: int | None, at_least: int = 1) -> list[tuple[int, int]]:
+def micro_batches(
+    tokens_B: tuple[int, ...], budget: int | None, at_least: int = 1, together: int = 1
+) -> list[tuple[int, int]]:
     """(first, last + 1) samples of each pass: as few passes as `budget` tokens each allow, about equally full.
 
     tokens_B: tokens (planes x patches, masked ones included) of each sample. at_least: smallest number of passes,
-    for ranks that have to make the same number. Raises CamaeError for a sample larger than the budget.
+    for ranks that have to make the same number. together: consecutive samples that stay in one pass; it divides their
+    number. Raises CamaeError for a sample, or such a group, larger than the budget.
     """
+    if together > 1:
+        tokens_G = tuple(sum(tokens_B[i : i + together]) for i in range(0, len(tokens_B), together))
+        if budget is not None and max(tokens_G) > budget:
+            raise CamaeError(
+                f"token_budget {budget} is less than the {max(tokens_G)} tokens of {together} crops that stay in one pass "
+                "(cross_well_group)"
+            )
+        return [(a * together, b * together) for a, b in micro_batches(tokens_G, budget, at_least)]
     if budget is not None and max(tokens_B) > budget:
         raise CamaeError(
             f"token_budget {budget} is less than the {max(tokens_B)} tokens of one crop (planes x patches)"
