@@ -111,7 +111,12 @@ def commit() -> str:
 
 
 def time_cpu(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
-    """Wall-clock seconds of a call, variants interleaved, one warm-up each.
+    """Wall-clock seconds of a call, as `rounds_on_cpu` takes them."""
+    return {name: Times.of(seconds) for name, seconds in rounds_on_cpu(variants, rounds).items()}
+
+
+def rounds_on_cpu(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Wall-clock seconds of a call in every round, variants interleaved, one warm-up each.
 
     Calls under SHORT are taken several at a time and in more rounds: alone they show the clock and the scheduler.
     """
@@ -129,7 +134,16 @@ def time_cpu(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, T
             for _ in range(calls[name]):
                 run()
             seconds[name].append((time.perf_counter() - start) / calls[name])
-    return {name: Times.of(s) for name, s in seconds.items()}
+    return seconds
+
+
+def ratio_of(seconds: dict[str, list[float]], name: str, others: Sequence[str]) -> tuple[str, float]:
+    """The fastest of `others` by its median, and the median over rounds of its seconds by those of `name`.
+
+    Both of a round see the same neighbors on a shared machine; their medians alone need not.
+    """
+    best = min(others, key=lambda other: statistics.median(seconds[other]))
+    return best, statistics.median(b / a for a, b in zip(seconds[name], seconds[best], strict=True))
 
 
 def spread_over(runs: Sequence[dict[str, Times]]) -> dict[str, Times]:
