@@ -48,13 +48,13 @@ def null_average_precision(n_pos: int, n_total: int, size: int, seed: int, stage
     rng = np.random.default_rng([seed, n_pos, n_total] + [stage] * (stage > 0))
     step, out = max(KEYS // n_pos, 1), []
     for start in range(0, size, step):
-        place = _distinct_places(n_pos, n_total, min(step, size - start), rng)
+        place = distinct_places(n_pos, n_total, min(step, size - start), rng)
         place.sort(axis=1)
         out.append((np.arange(1, n_pos + 1) / (place + 1)).mean(axis=1))
     return np.concatenate(out)
 
 
-def _distinct_places(n_pos: int, n_total: int, size: int, rng: np.random.Generator) -> np.ndarray:
+def distinct_places(n_pos: int, n_total: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """Sampling without replacement: `size` draws of n_pos distinct places in 0 .. n_total - 1, (size, n_pos)."""
     # Comparing each draw with those before it against a random key for every place.
     if n_total > 4 * n_pos and n_pos**2 <= 16 * n_total:

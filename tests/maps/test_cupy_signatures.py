@@ -52,6 +52,9 @@ def run_everything(folder):
     meta = pd.DataFrame({"pert": np.arange(len(X)) % 2, "label": "a|b", "control": CONTROL})
     for ties in ("expected", "copairs"):  # more than 64 positives
         maps.average_precision(device(X), meta, "pert", [], [], "control", ties=ties, absolute=True)
+    for distance in ("correlation", "euclidean"):
+        either = {"any": ["pert", "control"]}
+        maps.average_precision(device(X), meta, ["pert"], [], either, either, distance=distance)
     label = meta.assign(label=[f"t{i % 7}|t{i % 5}" for i in range(len(X))])
     maps.average_precision(device(X), label, "label", [], [], "label", multilabel="label")
     unit = np.random.default_rng(0).normal(size=(4200, 3))

@@ -25,7 +25,7 @@ NO_ARRAYS = {
     "METHODS", "ScreenMap", "align_parquet", "fit_parquet", "transform_parquet", "load_aligner", "map_screen",
     "mean_average_precision", "perturbation_names", "read_arms", "read_expression", "read_pairs", "save_aligner",
     "read_pairs_folder", "read_profiles", "PCA", "Center", "PCAStandardize", "RobustizeMAD", "Spherize",
-    "Standardize", "TVNAndo", "average_precision_p_values",
+    "Standardize", "TVNAndo", "average_precision_p_values", "activity_agreement", "calibration_summary",
 }  # fmt: skip
 
 
