@@ -65,7 +65,8 @@ def read_arrow_table(path: str | os.PathLike[str], columns: Sequence[str] | None
         raise MissingFileError(f"{path}: no such file")
     try:
         if path.suffix.lower() == ".parquet":
-            check_column_names(path, pa.parquet.read_schema(path).names)
+            names = pa.parquet.read_schema(path).names
+            check_column_names(path, [n for n in names if columns is None or n in columns])
             table = pa.parquet.read_table(path, columns=None if columns is None else list(columns))
             table.validate(full=True)  # also that its text is UTF-8
         else:

@@ -22,6 +22,7 @@ import pyarrow.compute
 from camae.errors import CamaeError, MissingFileError
 from camae.maps.arrays import Labels
 from camae.maps.inputs import labels, listing
+from camae.maps.refchemdb import DEFAULT_TIER, is_refchemdb, read_refchemdb
 from camae.omissions import Omissions
 from camae.text_table import SUFFIXES, line_of, read_rows, read_text_table
 
@@ -123,7 +124,7 @@ def _are_clusters(rows: pd.DataFrame) -> bool:
 
 
 def read_pairs_folder(
-    folder: str | Path, omitted: Omissions | None = None
+    folder: str | Path, omitted: Omissions | None = None, refchemdb_tier: str = DEFAULT_TIER
 ) -> dict[str, npt.NDArray[np.object_]]:
     """Read known pairs of several sources from a folder.
 
@@ -135,11 +136,14 @@ def read_pairs_folder(
         of one.
     omitted : Omissions, optional
         Filled with the files that were left out and why; without it a warning counts them.
+    refchemdb_tier : {"Tier0", "Tier1", "Tier2", "Tier3"}
+        Lowest confidence of RefChemDB's pairs, where a file is RefChemDB matched with JUMP (see `read_refchemdb`).
 
     Returns
     -------
     dict of str to (n, 2) array of text
-        Pairs by source, the file name without its ending (with it where two files would have one name).
+        Pairs by source, the file name without its ending (with it where two files would have one name); of RefChemDB
+        "RefChemDB_genes" and "RefChemDB_compounds".
 
     Raises
     ------
@@ -156,29 +160,46 @@ def read_pairs_folder(
     folder = Path(folder)
     if not folder.exists():
         raise MissingFileError(f"{folder} does not exist; give a file or folder of known pairs")
-    if folder.is_file():
-        return {_source(folder): read_pairs(folder)}
-    found: dict[Path, npt.NDArray[np.object_]] = {}
     left_out = Omissions()
+    if folder.is_file():
+        if not is_refchemdb(folder):
+            return {_source(folder): read_pairs(folder)}
+        return _tell(folder, read_refchemdb(folder, refchemdb_tier, left_out), left_out, omitted)
+    found: dict[Path, npt.NDArray[np.object_]] = {}
+    matched: dict[str, npt.NDArray[np.object_]] = {}
     for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
         if not path.name.lower().removesuffix(".gz").endswith(SUFFIXES):
             left_out.add("file", path.name, "no table (.txt, .csv, .tsv, .parquet)")
             continue
         try:
-            found[path] = read_pairs(path)
+            if is_refchemdb(path):
+                matched |= read_refchemdb(path, refchemdb_tier, left_out)
+            else:
+                found[path] = read_pairs(path)
         except CamaeError as error:
             left_out.add("file", path.name, str(error).removeprefix(str(path)).lstrip(":, "))
-    if not found:
+    if not (found or matched):
         raise CamaeError(
             f"{folder} holds no file with two columns of names ({', '.join(SUFFIXES)}, also .gz)"
         )
+    names = Counter(_source(path) for path in found)
+    pairs = {_source(p) if names[_source(p)] == 1 else p.name: listed for p, listed in found.items()}
+    return _tell(folder, pairs | matched, left_out, omitted)
+
+
+def _tell(
+    folder: Path,
+    pairs: dict[str, npt.NDArray[np.object_]],
+    left_out: Omissions,
+    omitted: Omissions | None,
+) -> dict[str, npt.NDArray[np.object_]]:
+    """The pairs, when what was left out has been noted, or warned of."""
     if omitted is not None:
         omitted.extend(left_out)
     else:
         for line in left_out.lines():
-            warnings.warn(f"{folder}: {line}", stacklevel=2)
-    names = Counter(_source(path) for path in found)
-    return {_source(path) if names[_source(path)] == 1 else path.name: pairs for path, pairs in found.items()}
+            warnings.warn(f"{folder}: {line}", stacklevel=3)
+    return pairs
 
 
 def _source(path: Path) -> str:

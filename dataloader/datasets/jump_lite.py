@@ -19,7 +19,7 @@ from camae.dataloader.backends.zarr_planes import JUMP_LITE_CHANNELS, JUMP_LITE_
 from camae.dataloader.datasets.common import validated
 from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError, MissingFileError
-from camae.text_table import as_text, read_arrow_table
+from camae.text_table import as_text, column_names, read_arrow_table
 
 INDEX = "jump_lite_site_index.parquet"
 KEY = "Metadata_Site_Key"
@@ -116,10 +116,10 @@ def read(
 
 def _sites(index: Path) -> pd.DataFrame:
     """Metadata of the index as text, with a key for every site; addresses of the original TIFFs are left aside."""
-    stored = read_arrow_table(index)
-    names = [name for name in stored.column_names if name.startswith("Metadata_")]
+    names = [name for name in column_names(index) if name.startswith("Metadata_")]
     if missing := [name for name in _PARTS if name not in names]:
         raise CamaeError(f"{index}: has no column {missing[0]}, so it is no site index of JUMP-lite")
+    stored = read_arrow_table(index, names)
     table = pd.DataFrame({name: as_text(stored.column(name).to_pandas()) for name in names})
     made = table[_PARTS[0]].str.cat([table[name] for name in _PARTS[1:]], sep="__")
     if KEY not in table:
