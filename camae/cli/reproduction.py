@@ -46,6 +46,9 @@ def benchmark(
     embeddings: Profiles,
     out: Annotated[Path, typer.Option(help="results folder")],
     pairs: Annotated[Path | None, typer.Option(help="file or folder of known pairs")] = None,
+    refchemdb_tier: Annotated[
+        str, typer.Option(help="lowest confidence of RefChemDB's pairs, 'Tier0' (the highest) to 'Tier3'")
+    ] = "Tier2",
     target: Annotated[str | None, typer.Option(help="column of targets, for sibling retrieval")] = None,
     arms: Annotated[Path | None, typer.Option(help="gene table of chromosome arms")] = None,
     expression: Annotated[Path | None, typer.Option(help="gene table of expression (zFPKM)")] = None,
@@ -84,6 +87,7 @@ def benchmark(
         target=target,
         arms=arms,
         expression=expression,
+        refchemdb_tier=refchemdb_tier,
         tvn=tvn,
         arm_correction=arm_correction,
         unit=parse_unit(unit),

@@ -20,6 +20,7 @@ from camae.maps.arrays import ArrayBackend, array_backend
 from camae.maps.pairs import read_pairs_folder
 from camae.maps.perturbation_map import Components
 from camae.maps.profiles import ProfileTable, column, join_profile_tables, read_profile_table
+from camae.maps.refchemdb import DEFAULT_TIER
 from camae.maps.replicates import ReplicateUnit
 from camae.maps.screens import ScreenColumns, read_screen
 from camae.omissions import Omissions
@@ -74,6 +75,7 @@ def run_benchmark(
     target: str | None = None,
     arms: str | Path | None = None,
     expression: str | Path | None = None,
+    refchemdb_tier: str = DEFAULT_TIER,
     tvn: bool = True,
     arm_correction: bool | None = None,
     bootstrap: int = 200,
@@ -88,7 +90,7 @@ def run_benchmark(
     embeddings: model name -> profile file (.parquet, .csv(.gz), .tsv(.gz), .h5ad) or the files of its plates; or a
     list of files, also as "model=file". Files of a list that hold different plates and the same features are one
     screen; files of the same plates are a model each, named by the file's stem. pairs: file or folder of known pairs
-    (`read_pairs_folder`), None for Table 4 alone. plate, experiment: columns of the batches. control, negative: the
+    (`read_pairs_folder`), None for Table 4 alone; refchemdb_tier: the lowest confidence of RefChemDB's. plate, experiment: columns of the batches. control, negative: the
     column and its value that mark negative controls. target: column of targets joined by "|", for siblings. arms,
     expression: gene tables for the chromosome-arm correction. tvn: whether Table 3 (recall after TVN) is made.
     arm_correction: whether it gets a second row, TVN with arms corrected; None does where both gene tables are given.
@@ -100,7 +102,7 @@ def run_benchmark(
     Raises CamaeError or MissingFileError for unusable input, MissingBackendError when CuPy cannot run.
     """
     genes, omitted = _gene_tables(arms, expression, arm_correction, tvn), Omissions()
-    known = None if pairs is None else read_pairs_folder(pairs, omitted)
+    known = None if pairs is None else read_pairs_folder(pairs, omitted, refchemdb_tier)
     about_pairs = [f"{pairs}: {line}" for line in omitted.lines()]
     settings = _Settings(
         ScreenColumns(perturbation, plate, control, negative),
