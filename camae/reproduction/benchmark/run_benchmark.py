@@ -91,9 +91,10 @@ def run_benchmark(
     list of files, also as "model=file". Files of a list that hold different plates and the same features are one
     screen; files of the same plates are a model each, named by the file's stem. pairs: file or folder of known pairs
     (`read_pairs_folder`), None for Table 4 alone; refchemdb_tier: the lowest confidence of RefChemDB's. plate,
-    experiment: columns of the batches. control, negative: the column and its value that mark negative controls. target: column of targets joined by "|", for siblings. arms,
-    expression: gene tables for the chromosome-arm correction. tvn: whether Table 3 (recall after TVN) is made.
-    arm_correction: whether it gets a second row, TVN with arms corrected; None does where both gene tables are given.
+    experiment: columns of the batches. control, negative: the column and its value that mark negative controls.
+    target: column of targets joined by "|", for siblings. arms, expression: gene tables for the chromosome-arm
+    correction. tvn: whether Table 3 (recall after TVN) is made. arm_correction: whether it gets a second row, TVN with
+    arms corrected; None does where both gene tables are given.
     backend: "numpy", "cupy", or "auto": CuPy where it runs; benchmark.json says which under `arrays`. unit: "well"
     averages sites by well, "site" counts them as replicates, None refuses them. components: of alignments by principal
     components, as in `maps.map_profiles` and so in `camae map`.
