@@ -11,12 +11,15 @@ from dataclasses import dataclass
 import pandas as pd
 
 from camae.dataloader.backends.addresses import split_address
+from camae.dataloader.datasets import jump_lite
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.read_pixels import checked_reader
 
 # Projects of the Cell Painting Gallery are folders of this public bucket.
 _BUCKET = "s3://cellpainting-gallery"
 _PROJECT = re.compile(r"cpg\d{4}(?:-[\w-]+)?")
+# Arrays of a Zarr store that are copied one by one; more are fetched by plates, in one command that lists the store.
+_SINGLY = 100
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Plan:
     table:        one row per file: path, where ("disk", "s3", "missing"), bytes (0 where unknown). A file of the Cell
                   Painting Gallery that is not here has its address on S3 as path.
     disk_bytes:   size of the files on disk.
-    remote_bytes: estimate for S3: the mean size of the files on disk times their number, 0 where none is on disk.
+    remote_bytes: estimate for S3: the published mean size of JUMP-lite's sites, the mean size of the files on disk for
+                  all others (0 where none is on disk), each times their number.
     commands:     shell commands that copy the files on S3.
     """
 
@@ -64,10 +68,11 @@ def plan(manifest: Manifest, destination: str = ".", reader: str | None = None) 
     here = table[table["where"] == "disk"]
     remote = table[table["where"] == "s3"]
     mean = float(here["bytes"].mean()) if len(here) else 0.0
+    estimate = sum(jump_lite.bytes_of(address) or mean for address in remote["path"])
     return Plan(
         table,
         int(here["bytes"].sum()),
-        int(mean * len(remote)),
+        round(estimate),
         _commands(remote["path"].tolist(), destination),
     )
 
@@ -93,7 +98,7 @@ def _gallery_address(path: str) -> str:
 
 
 def _commands(addresses: list[str], destination: str) -> list[str]:
-    """One `aws s3 cp` per folder that fetches exactly the named files."""
+    """One `aws s3 cp` per folder that fetches exactly the named files; of Zarr stores see `_arrays`."""
     folders: dict[str, list[str]] = {}
     for address in addresses:
         folder, _, file = address.rpartition("/")
@@ -101,9 +106,28 @@ def _commands(addresses: list[str], destination: str) -> list[str]:
     commands = []
     for folder, files in folders.items():
         local = os.path.join(destination, folder.removeprefix("s3://").partition("/")[2])
+        if folder.endswith(".zarr"):
+            commands += _arrays(folder, files, local)
+            continue
         chosen = " ".join(f"--include {shlex.quote(file)}" for file in files)
         commands.append(
             f"aws s3 cp --no-sign-request --recursive {shlex.quote(folder + '/')} {shlex.quote(local)} "
             f"--exclude '*' {chosen}"
         )
     return commands
+
+
+def _arrays(store: str, keys: list[str], local: str) -> list[str]:
+    """Commands that fetch arrays of a store of JUMP-lite: all at once, a few one by one, others by whole plates."""
+    fetch = "aws s3 sync --no-sign-request"
+    if len(keys) <= _SINGLY:
+        return [
+            f"{fetch} {shlex.quote(f'{store}/{key}/')} {shlex.quote(os.path.join(local, key))}"
+            for key in keys
+        ]
+    command = f"{fetch} {shlex.quote(store + '/')} {shlex.quote(local)}"
+    if len(keys) == jump_lite.RELEASED_SITES:
+        return [command]
+    plates = dict.fromkeys(key.rsplit("__", 2)[0] for key in keys)
+    chosen = " ".join(f"--include {shlex.quote(f'{plate}__*')}" for plate in plates)
+    return [f"{command} --exclude '*' {chosen}"]

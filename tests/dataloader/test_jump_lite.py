@@ -23,6 +23,7 @@ from jump_lite_release import (
 from camae.dataloader import read_manifest
 from camae.dataloader.backends import jpeg_xl
 from camae.dataloader.read_pixels import read_site
+from camae.dataloader.screen_tools.plan import plan
 from camae.errors import CamaeError, MissingBackendError
 
 zarr = pytest.importorskip("zarr")
@@ -258,3 +259,41 @@ def test_an_array_written_anew_is_read_anew(tmp_path):
     np.testing.assert_array_equal(after, other)
     assert (before != after).any()
     assert json.loads((chunk.parent / ".zarray").read_text())["compressor"]["id"] == jpeg_xl.CODEC
+
+
+def test_plan_of_a_variant_that_is_not_here(index):
+    manifest = read_manifest(index, variant="hq", incomplete="keep")
+    result = plan(manifest, "here")
+    assert result.remote_bytes == round(88 * 300.8e9 / 855_519), (
+        "the published size, by the share of the sites"
+    )
+    assert str(result) == "0 files on disk, 0.000 GB; 88 on S3, about 0.031 GB"
+    place = "cpg0016-jump/source_all/images/2026_jump_lite_v1.0/images_compressed/jpegxl_lossy_hq.zarr"
+    assert result.commands[0] == (
+        f"aws s3 sync --no-sign-request s3://cellpainting-gallery/{place}/source_2__B1__P1__A01__1/ "
+        f"here/{place}/source_2__B1__P1__A01__1"
+    )
+    assert len(result.commands) == 88
+    with pytest.raises(
+        CamaeError, match=r"jpegxl_lossy_hq\.zarr is neither beside it .* camae data plan prints"
+    ):
+        read_manifest(index, variant="hq")
+
+
+def test_plan_of_many_sites_is_one_command(tmp_path, monkeypatch):
+    names = {"Metadata_Source": "source_4", "Metadata_Batch": "B"}
+    rows = [
+        names | {"Metadata_Plate": f"P{i % 3}", "Metadata_Well": "A01", "Metadata_Site": i}
+        for i in range(300)
+    ]
+    table = pd.DataFrame(rows).assign(Metadata_Site_Key=["__".join(map(str, r.values())) for r in rows])
+    table.to_parquet(tmp_path / INDEX)
+    manifest = read_manifest(tmp_path / INDEX, variant="mq", incomplete="keep")
+    (command,) = plan(manifest).commands
+    assert command.endswith(
+        "--exclude '*' --include 'source_4__B__P0__*' --include 'source_4__B__P1__*' --include 'source_4__B__P2__*'"
+    )
+    monkeypatch.setattr("camae.dataloader.datasets.jump_lite.RELEASED_SITES", 300)
+    (command,) = plan(manifest).commands
+    assert command.endswith("jpegxl_lossy_mq.zarr"), "of the whole release the whole store"
+    assert plan(manifest).remote_bytes == 114_300_000_000
