@@ -15,7 +15,8 @@ from camae.dataloader.manifest import Manifest
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.dataloader.read_ahead import ReadAhead
 from camae.dataloader.read_pixels import checked_reader
-from camae.dataloader.sampling import Draws, draw
+from camae.dataloader.replicates import Replicates
+from camae.dataloader.sampling import Draws, draw, draw_pairs
 from camae.dataloader.site_reader import Site, SiteReader, Windows
 from camae.errors import CamaeError
 
@@ -41,6 +42,9 @@ class CropLoader(ReadAhead):
                     values; empty background has about 0.05 to 0.1, cells above 0.2.
     threads:        of the native reader within a batch, 0 for every core.
     value_range:    lowest and highest possible value of the planes, which every batch carries.
+    replicates:     column of perturbations: slots 2p and 2p + 1 then show replicates of one, in two wells, of two
+                    plates where there are. Every epoch shows every site once as the first of a pair; a site without a
+                    replicate is shown twice, at two places.
     device:         for reader="dali": a CUDA device decodes, crops, flips and rotates, and the planes stay on it.
                     Other readers give planes on the host, page-locked where there is CUDA.
 
@@ -66,6 +70,7 @@ class CropLoader(ReadAhead):
         min_signal: float = 0.0,
         threads: int = 0,
         value_range: ValueRange | None = None,
+        replicates: str | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if not 0 <= rank < world_size:
@@ -79,6 +84,7 @@ class CropLoader(ReadAhead):
         self.augment, self.value_range = augment, value_range
         self.crops_per_site, self.max_bad_share, self.min_signal = crops_per_site, max_bad_share, min_signal
         self.bad_sites: dict[int, str] = {}
+        self.replicates = None if replicates is None else Replicates(manifest, replicates)
         self._site_reader = _site_reader(manifest, reader, cache_bytes, threads, device)
         # Reading threads look for planes without signal, so that training does not have to fetch pixels for that.
         self._looks = self._site_reader.reader == "dali"
@@ -129,7 +135,11 @@ class CropLoader(ReadAhead):
         return sites, planes_KHW
 
     def _draws(self, slots_B: np.ndarray, attempt: int) -> Draws:
-        return draw(len(self.manifest), self.seed, slots_B, self.crops_per_site, attempt)
+        if self.replicates is None:
+            return draw(len(self.manifest), self.seed, slots_B, self.crops_per_site, attempt)
+        return draw_pairs(
+            len(self.manifest), self.seed, slots_B, self.replicates.partners, self.crops_per_site, attempt
+        )
 
     def _windows(self, sites: list[Site], draws: Draws) -> Windows:
         room_B2 = np.array([site.kind[:2] for site in sites]) - self.crop + 1

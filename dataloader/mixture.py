@@ -46,6 +46,7 @@ class CropOptions(TypedDict, total=False):
     min_signal: float
     threads: int
     value_range: ValueRange | None
+    replicates: str | None
     device: torch.device | str
 
 
@@ -97,6 +98,7 @@ class MixedLoader(ReadAhead):
     batch_size: crops of a global batch. Rank r of w takes crops [batch_size*r//w, batch_size*(r+1)//w) of each, so
                 any number of ranks up to batch_size draws the same batches.
     loader:     class of the loader of each data set; `options` are its further arguments.
+    together:   consecutive crops, from a multiple of this number on, that are of one data set (pairs of replicates).
 
     Within a batch the crops lie data set by data set. uint8 and uint16 data sets mix (as uint16: standardization
     is by stored gray levels); floats mix only with floats. With one data set the crops are CropLoader's own.
@@ -113,13 +115,14 @@ class MixedLoader(ReadAhead):
         start_step: int = 0,
         workers: int = 1,
         loader: type[CropLoader] = CropLoader,
+        together: int = 1,
         **options: Unpack[CropOptions],
     ) -> None:
         if not 0 <= rank < world_size <= batch_size:
             raise CamaeError(f"a global batch of {batch_size} crops cannot be shared by {world_size} ranks")
         super().__init__(start_step, workers)
         self.sources, self.batch_size, self.seed = tuple(sources), batch_size, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.together = rank, world_size, together
         self._quota_S = tuple(quotas([s.weight for s in sources]).tolist())
         self.loaders = [
             loader(s.manifest, batch_size=batch_size, seed=seed + (i << 48), **options)
@@ -137,7 +140,8 @@ class MixedLoader(ReadAhead):
         slots_B = self.slots_at(step)
         if len(self.loaders) == 1:
             return self.loaders[0].crops(slots_B)
-        source_B, own_B = assign(slots_B, self._quota_S, self.seed)
+        source_B, own_B = assign(slots_B // self.together, self._quota_S, self.seed)
+        own_B = own_B * self.together + slots_B % self.together
         parts = []
         for s in np.unique(source_B):
             here = source_B == s

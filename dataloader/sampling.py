@@ -6,12 +6,14 @@ site; epoch e = v // n_sites visits every site exactly once, in a permutation dr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_PARTNERS = 1 << 40  # added to the seed: sets the draws of partners apart from those of places
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,33 @@ def draw(n_sites: int, seed: int, slots_B: np.ndarray, crops_per_site: int = 1, 
         here = epochs_B == epoch
         rows_B[here] = _permutation(n_sites, seed, epoch)[positions_B[here]]
     bits_B3 = _bits(seed + (attempt << 32), slots_B, streams=3)
-    # 53 bits fill the mantissa of a float64, so the uniform numbers are exact multiples of 2^-53.
-    uniform_B2 = (bits_B3[:, :2] >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return Draws(rows_B, uniform_B2, (bits_B3[:, 2] >> np.uint64(61)).astype(np.int64))
+    return Draws(rows_B, _uniform(bits_B3[:, :2]), (bits_B3[:, 2] >> np.uint64(61)).astype(np.int64))
+
+
+def draw_pairs(
+    n_sites: int,
+    seed: int,
+    slots_B: np.ndarray,
+    partners: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    crops_per_site: int = 1,
+    attempt: int = 0,
+) -> Draws:
+    """Random draws in pairs: slot 2p shows the site that `draw` gives visit p, and slot 2p + 1 a partner of it.
+
+    partners: (rows (P,), uniform numbers (P,)) -> rows (P,). Places and symmetries are each slot's own.
+    """
+    pair_B = slots_B // 2
+    rows_B = draw(n_sites, seed, pair_B, crops_per_site).rows_B
+    second = np.flatnonzero(slots_B % 2)
+    bits_P = _bits(seed + _PARTNERS, pair_B[second], streams=1)[:, 0]
+    rows_B[second] = partners(rows_B[second], _uniform(bits_P))
+    own = draw(n_sites, seed, slots_B, crops_per_site, attempt)
+    return Draws(rows_B, own.uniform_B2, own.symmetry_B)
+
+
+def _uniform(bits: np.ndarray) -> np.ndarray:
+    """Uniform float64 in [0, 1) of 64-bit words: 53 bits fill the mantissa, so they are exact multiples of 2^-53."""
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def symmetric(image_CHW: np.ndarray, symmetry: int) -> np.ndarray:

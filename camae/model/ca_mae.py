@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NotRequired, Unpack, overload
 
 import numpy as np
@@ -25,6 +25,7 @@ from camae.model.standardization import plane_statistics
 from camae.model.token_layout import TokenLayout, full_layout, masked_layout
 
 # Patches and mask, as tensors, or as lists where samples have different numbers of channels.
+Terms = Callable[[torch.Tensor, TokenLayout], dict[str, torch.Tensor]]
 Reconstruction = tuple[torch.Tensor, torch.Tensor] | tuple[list[torch.Tensor], list[torch.Tensor]]
 
 
@@ -33,12 +34,14 @@ class ReconstructionOptions(LossOptions):
 
     reduction: "samples" (default), the mean over a sample's masked patches, then over samples; or "tokens", the mean
     over all masked patches, as the released model's. by_plane: also return "plane_2K". hidden_K: (K,) bool on the
-    host, planes that are masked whole.
+    host, planes that are masked whole. terms: further losses from the encoder's tokens, (tokens (T, D), layout) ->
+    scalars by name, which are added to "total" and returned, detached, beside it.
     """
 
     reduction: NotRequired[str]
     by_plane: NotRequired[bool]
     hidden_K: NotRequired[np.ndarray | None]
+    terms: NotRequired[Terms | None]
 
 
 class CAMAE(Model):
@@ -125,6 +128,7 @@ class CAMAE(Model):
         reduction: str = "samples",
         by_plane: bool = False,
         hidden_K: np.ndarray | None = None,
+        terms: Terms | None = None,
     ) -> dict[str, torch.Tensor]:
         """Reconstruction loss (paper, Eq. 1-3) on the masked patches of a batch.
 
@@ -162,6 +166,10 @@ class CAMAE(Model):
             backend=self.backends.loss,
         )
         losses = {"total": total, "mse": mse, "fourier": fourier}
+        if terms is not None:
+            added = terms(tokens_TD, layout)
+            losses["total"] = total + torch.stack(list(added.values())).sum()
+            losses |= {name: term.detach() for name, term in added.items()}
         if by_plane:
             losses["plane_2K"] = _plane_losses(pred_MP2.detach().float(), batch, plane_M, patch_M, alpha, eps)
         return losses

@@ -22,6 +22,7 @@ from camae.model.tensor_files import Shapes, check_shapes, read_tensors, save_te
 
 MODEL_FILE = "model.safetensors"
 _FORMAT = "camae-model-1"
+TRAINING_ONLY = "training_only"  # the submodule of a model whose weights no model file holds
 
 
 def save(model: Model, path: str | Path, **about: object) -> Path:
@@ -34,8 +35,13 @@ def save(model: Model, path: str | Path, **about: object) -> Path:
         "config": json.dumps(model.config.to_dict(), sort_keys=True),
         "about": json.dumps(about, sort_keys=True),
     }
-    tensors = model.state_dict()
+    tensors = without_heads(model.state_dict())
     return write_atomic(path, lambda p: save_tensors(tensors, p, metadata))
+
+
+def without_heads(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of a model without those of heads that only training needs."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(f"{TRAINING_ONLY}.")}
 
 
 def load(

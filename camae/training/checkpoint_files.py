@@ -24,7 +24,7 @@ from camae.files import flush_file, output_errors, sync_folder, write_json
 from camae.model.ca_mae import CAMAE
 from camae.model.interface import Model
 from camae.model.tensor_files import save_tensors
-from camae.model.weights import MODEL_FILE, check_state, save
+from camae.model.weights import MODEL_FILE, check_state, save, without_heads
 from camae.training.distributed import Tensors, World, is_sharded, load_whole, placed_like, whole_model
 from camae.training.run_record import CheckpointState
 from camae.training.sharded_checkpoint import load_shards, save_shards
@@ -32,6 +32,7 @@ from camae.training.warm_start import TOKENS, grow
 
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _EMA_FILE = "average.safetensors"
+_HEADS_FILE = "heads.safetensors"
 _STATE_FILE = "state.json"
 _SUMS_FILE = "checksums.json"
 _SHARDS = "shards"
@@ -83,6 +84,8 @@ def save_checkpoint(
         save(whole, temporary / MODEL_FILE, step=step)
         if whole is model:
             save_tensors(_optimizer_tensors(model, optimizer), temporary / _OPTIMIZER_FILE, {})
+            if heads := _heads(model):
+                save_tensors(heads, temporary / _HEADS_FILE, {})
         if average is not None:
             save_tensors(average, temporary / _EMA_FILE, {})
         write_json(temporary / _STATE_FILE, state)
@@ -164,6 +167,8 @@ def restore_checkpoint(folder: Path, model: Model, optimizer: torch.optim.Optimi
             return
         tensors = load_file(folder / _OPTIMIZER_FILE)
         weights = load_file(folder / MODEL_FILE)
+        if _heads(model):
+            weights |= load_file(folder / _HEADS_FILE)
     except (OSError, ValueError, SafetensorError, CheckpointException) as error:
         raise CamaeError(f"{folder}: not a readable checkpoint ({error})") from None
     if TOKENS in weights and isinstance(model, CAMAE):
@@ -171,6 +176,12 @@ def restore_checkpoint(folder: Path, model: Model, optimizer: torch.optim.Optimi
     check_state(folder / MODEL_FILE, model.state_dict(), weights)
     load_whole(model, weights)
     _restore_optimizer(model, optimizer, tensors)
+
+
+def _heads(model: Model) -> Tensors:
+    """Weights of a model that no model file holds: heads that only training needs."""
+    state = model.state_dict()
+    return {name: state[name] for name in state.keys() - without_heads(state).keys()}
 
 
 def _damage(folder: Path) -> str | None:

@@ -82,6 +82,25 @@ class TrainConfig:
         low=0,
         below=1,
     )
+    cross_well: float = option(
+        0.0,
+        "weight of the cross-well term: replicates of a perturbation, in other wells or plates, are to agree; 0: none",
+        low=0,
+        high=1000,
+    )
+    cross_well_label: str = option(
+        "Metadata_Perturbation", "column of replicate identity for cross_well; empty: no replicates"
+    )
+    cross_well_group: int = option(
+        16, "crops, in pairs of replicates, that cross_well compares at once", low=4, high=10**6
+    )
+    cross_well_prototypes: int = option(64, "prototypes of cross_well", low=2, high=10**6)
+    teacher: str | None = option(
+        None,
+        "run, checkpoint, model file or hf://owner/name@revision whose features of each plane the encoder learns to "
+        "predict (distillation)",
+    )
+    teacher_weight: float = option(1.0, "weight of the distillation term", above=0, high=1000)
     alpha: float | None = option(None, "weight of the Fourier loss; None is the preset's", low=0, below=1)
     recompute: int = option(
         0,
@@ -281,6 +300,10 @@ def _joint_checks(c: TrainConfig) -> Iterator[Check]:
         c.mask_ratio is None or is_mask_schedule(c.mask_ratio),
         f"mask_ratio {c.mask_ratio} is not in (0, 1), where something is masked and something is not, nor a list of "
         "such numbers or of pairs (share of the run, ratio) in order",
+    )
+    yield (
+        c.cross_well_group % 2 == 0,
+        f"cross_well_group {c.cross_well_group} is odd; crops come in pairs of replicates",
     )
     yield c.spike == 0 or c.spike > 1, f"spike {c.spike} is not 0 (off) or a factor above 1"
     span = c.value_range

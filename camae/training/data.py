@@ -239,8 +239,8 @@ def micro_batches(
         tokens_G = tuple(sum(tokens_B[i : i + together]) for i in range(0, len(tokens_B), together))
         if budget is not None and max(tokens_G) > budget:
             raise CamaeError(
-                f"token_budget {budget} is less than the {max(tokens_G)} tokens of {together} crops that stay in one pass "
-                "(cross_well_group)"
+                f"token_budget {budget} is less than the {max(tokens_G)} tokens of the {together} crops of a "
+                "cross_well_group"
             )
         return [(a * together, b * together) for a, b in micro_batches(tokens_G, budget, at_least)]
     if budget is not None and max(tokens_B) > budget:

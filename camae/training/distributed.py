@@ -24,6 +24,7 @@ from camae.errors import CamaeError
 from camae.model import registry
 from camae.model.devices import check_device
 from camae.model.interface import Model
+from camae.model.weights import without_heads
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -242,7 +243,7 @@ def whole_model(model: Model) -> Model:
         return model
     weights = {
         n: (t.full_tensor() if isinstance(t, DTensor) else t).detach().cpu()
-        for n, t in model.state_dict().items()
+        for n, t in without_heads(model.state_dict()).items()
     }
     copy = registry.from_config(model.config)
     copy.load_state_dict(weights)

@@ -135,12 +135,12 @@ def _smallest_mask_ratio(config: TrainConfig, c: ModelConfig) -> float:
     return min(float(s[1] if isinstance(s, tuple) else s) for s in schedule)
 
 
-def choose_passes(found: MemoryEstimate, free: float) -> int | None:
-    """Token budget of the passes on a CPU; None where one pass is small enough. Never less than one crop."""
+def choose_passes(found: MemoryEstimate, free: float, together: int = 1) -> int | None:
+    """Token budget of the passes on a CPU; None where one pass is small enough. Never less than `together` crops."""
     limit = min(CPU_PASS_BYTES / found.per_token, found.most_tokens(_SHARE * free))
     if found.tokens <= limit:
         return None
-    return max(found.largest_crop, int(limit))
+    return max(together * found.largest_crop, int(limit))
 
 
 def check_fits(found: MemoryEstimate, tokens: int, free: float, where: str, config: TrainConfig) -> None:
@@ -162,6 +162,27 @@ def check_fits(found: MemoryEstimate, tokens: int, free: float, where: str, conf
         f"({found.state / 1e9:,.1f} GB for weights, gradients and optimizer, the rest for the activations of "
         f"{max(1, tokens // found.largest_crop)} crops in one pass); {advice}"
     )
+
+
+def planned_budget(
+    found: MemoryEstimate | None, config: TrainConfig, free: float, device: torch.device
+) -> int | None:
+    """Token budget of the passes: as set, or on a CPU one that memory holds. None for whole batches.
+
+    found: None for models without a formula. free: bytes. Raises CamaeError, before anything is allocated, where a pass
+    does not fit.
+    """
+    budget = config.token_budget
+    if found is None:
+        return budget
+    if device.type != "cpu":  # activations on a GPU are not known well enough to refuse a run by them
+        check_fits(found, 0, free, str(device), config)
+        return budget
+    if budget is None and config.micro_batch is None and config.accumulate == 1:
+        budget = choose_passes(found, free, config.cross_well_group if config.cross_well else 1)
+    tokens = found.tokens if budget is None else min(budget, found.tokens)
+    check_fits(found, tokens, free, "this machine", config)
+    return budget
 
 
 @contextlib.contextmanager

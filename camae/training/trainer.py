@@ -32,7 +32,7 @@ from camae.training.config import MaskSchedule, TrainConfig
 from camae.training.data import SignalGuard, micro_batches
 from camae.training.distributed import ParallelModel, World, whole_model
 from camae.training.evaluation import validate
-from camae.training.memory_estimate import MemoryEstimate, check_fits, choose_passes, estimate, memory_errors
+from camae.training.memory_estimate import MemoryEstimate, estimate, memory_errors, planned_budget
 from camae.training.metrics import LossBreakdown, Meter
 from camae.training.optimization import EMA, build_optimizer, clip_gradients, learning_rate, mask_ratio_at
 from camae.training.process import Interrupts, keep_freed_pages, signal_name
@@ -40,6 +40,7 @@ from camae.training.randomness import mask_noise, step_seed
 from camae.training.run_log import LiveTable, LogRow, RunLog, log_event
 from camae.training.run_record import data_record, run_record, write_bad_sites, write_run_folder
 from camae.training.stability import SpikeGuard, step_unless
+from camae.training.training_terms import attach_terms, detach_terms
 from camae.training.warm_start import build_model, model_config
 
 
@@ -82,9 +83,13 @@ class Trainer:
         torch.manual_seed(config.seed)
         made = model_config(config, training, checkpoint_files.known_channels(out))
         self.memory = self._estimate(made)
-        self.token_budget = self._planned_budget(config.token_budget)
+        self.token_budget = planned_budget(self.memory, config, self._free_memory(), self.device)
         self.model, self.new_channels = build_model(config, training, made, self.device)
         self.channel_mask = ChannelMask(config, self.model, training)
+        self.terms = attach_terms(config, self.model, training, self.world.size)
+        self.together = (
+            config.cross_well_group if config.cross_well else 1
+        )  # crops that no pass or data set parts
         self.parallel = ParallelModel(self.model, self.world, config.parallel, self.precision == "bf16")
         self.optimizer = build_optimizer(self.model, config)
         set_recompute(self.model, config.recompute, config.recompute_selective)
@@ -118,6 +123,7 @@ class Trainer:
         if self.ema is not None and self.config.ema_final:
             self.ema.copy_to_weights()
         model = whole_model(self.model).eval()
+        detach_terms(model)
         if self.world.is_rank0:
             save(model, self.out / MODEL_FILE, step=self.config.steps)
             for callback in self.callbacks:
@@ -138,25 +144,6 @@ class Trainer:
         else:
             free = free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         return -self.world.all_reduce_max([-free])[0]
-
-    def _planned_budget(self, budget: int | None) -> int | None:
-        """The token budget of the passes: as set, or on a CPU one that memory holds. None for whole batches.
-
-        Raises CamaeError, before anything is allocated, where that does not fit in the memory that is free.
-        """
-        if self.memory is None:
-            return budget
-        c, free = self.config, self._free_memory()
-        if (
-            self.device.type != "cpu"
-        ):  # activations on a GPU are not known well enough to refuse a run by them
-            check_fits(self.memory, 0, free, str(self.device), c)
-            return budget
-        if budget is None and c.micro_batch is None and c.accumulate == 1:
-            budget = choose_passes(self.memory, free)
-        tokens = self.memory.tokens if budget is None else min(budget, self.memory.tokens)
-        check_fits(self.memory, tokens, free, "this machine", c)
-        return budget
 
     def _resume(self, resume: bool) -> int:
         """Resume the run in the folder, if there is one and it may be. Returns the steps already done."""
@@ -219,6 +206,8 @@ class Trainer:
             reader=self.config.reader,
             max_bad_share=self.config.max_bad_share,
             value_range=self.config.value_range,
+            replicates=self.config.cross_well_label if self.config.cross_well else None,
+            together=self.together,
             device=self.device,
         )
 
@@ -323,10 +312,11 @@ class Trainer:
             batch = next(batches)
             self.guard.check(batch)
             tokens_B = tuple(c * self.model.n_patches(batch) for c in batch.planes_per_sample)
-            bounds = micro_batches(tokens_B, budget)
+            bounds = micro_batches(tokens_B, budget, together=self.together)
             if self.parallel.sharded and budget is not None:
                 # Every forward of a sharded model is a collective: all ranks make the same number.
-                bounds = micro_batches(tokens_B, budget, self.world.all_reduce_max([len(bounds)])[0])
+                count = self.world.all_reduce_max([len(bounds)])[0]
+                bounds = micro_batches(tokens_B, budget, count, self.together)
             for first, last in bounds:
                 is_last = i == passes - 1 and last == batch.n_samples
                 yield batch if len(bounds) == 1 else batch.part(first, last), is_last
@@ -352,7 +342,10 @@ class Trainer:
         **options: object,
     ) -> dict[str, torch.Tensor]:
         """Losses of a batch on the host; options: of the model's forward."""
+        on_host = batch
         batch = batch.to(self.device, non_blocking=True)
+        if self.terms is not None and self.model.training:
+            options |= self.terms.options(on_host, batch)
         labels = registry.labels(self.model, manifest, batch)
         with self._autocast():
             return net(batch, noise.to(self.device), alpha=self.alpha, **labels, **options)

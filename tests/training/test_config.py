@@ -128,7 +128,8 @@ def test_files_of_earlier_versions_load(tmp_path):
     config = resolve(tmp_path / "config.toml")
     assert config == resolve(recipe="ca_mae_vit_l16+", steps=200)
     # Settings that came later stand beside those of the file, at their defaults.
-    later = {"mask_channels": 0.0}
+    later = {"mask_channels": 0.0, "teacher_weight": 1.0, "cross_well": 0.0, "cross_well_group": 16}
+    later |= {"cross_well_label": "Metadata_Perturbation", "cross_well_prototypes": 64}
     assert tomllib.loads(to_toml(config.to_dict())) == tomllib.loads(OLD) | later
 
 

@@ -163,6 +163,22 @@ def test_ranks_compute_what_one_process_does(launch, mixture, tmp_path, parallel
         assert (value - theirs[name]).abs().max() < 3 * 2 * 1e-4, name
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_ranks_compute_the_terms_that_one_process_does(launch, mixture, tmp_path, parallel, train):
+    """Two ranks with replicate pairs, a teacher, channels hidden, two passes a step; heads in the checkpoint too."""
+    teacher = train([path for path, _ in mixture], tmp_path / "teacher", 1).path
+    settings = {"steps": 3, "batch_size": 16, "accumulate": 2, "optimizer": "adamw", "checkpoint_every": 3}
+    settings |= {"cross_well": 0.5, "cross_well_group": 4, "teacher": str(teacher), "mask_channels": 0.3}
+    launch(1, mixture, tmp_path / "one", **settings)
+    launch(2, mixture, tmp_path / parallel, parallel=parallel, **settings)
+    for key in ("loss", "cross_well", "distillation", "grad_norm"):
+        close(rows(tmp_path / parallel, key), rows(tmp_path / "one", key), REL)
+    assert slots_by_step(tmp_path / parallel) == slots_by_step(tmp_path / "one")
+    whole = rows(tmp_path / parallel, "loss")
+    launch(1, mixture, tmp_path / parallel, **settings | {"steps": 3})
+    assert rows(tmp_path / parallel, "loss") == whole
+
+
 @pytest.mark.parametrize(
     ("parallel", "before", "after", "optimizer"),
     [
