@@ -44,12 +44,15 @@ class ScreenMap:
         Options that the alignment was given, among them the number of components it was limited to.
     notes : list of str
         What was done to the rows of a screen before, such as sites averaged to wells.
+    replicates : (n,) array of integers
+        Rows that each perturbation was averaged from.
     """
 
     vectors: Array
     names: npt.NDArray[np.str_]
     options: dict[str, object]
     notes: list[str] = field(default_factory=list)
+    replicates: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def __repr__(self) -> str:
         n, k = self.vectors.shape
@@ -99,7 +102,8 @@ def map_profiles(
     CamaeError
         When no row is a control, or for unusable input.
     """
-    return ScreenMap(*_mapped(x, perturbation, batch, control, method, components, options))
+    vectors, names, used = _mapped(x, perturbation, batch, control, method, components, options)
+    return ScreenMap(vectors, names, used, replicates=replicate_counts(perturbation, control))
 
 
 @takes_tensors
@@ -143,6 +147,13 @@ def perturbation_vectors(z: Array, perturbation: Labels, control: Mask) -> tuple
         raise CamaeError("no row has a perturbation; all are negative controls or have an empty name")
     by = name_N[chosen]
     return aggregate(rows(z, chosen), by, "spherical_mean", origin=origin), perturbation_names(by)
+
+
+def replicate_counts(perturbation: Labels, control: Mask) -> npt.NDArray[np.int64]:
+    """Rows of each perturbation of `perturbation_vectors`, in its order."""
+    name_N = labels(perturbation, len(perturbation), "perturbation")
+    treated = ~mask(control, len(name_N), "control") & (name_N != "")
+    return np.unique(name_N[treated], return_counts=True)[1].astype(np.int64)
 
 
 def map_screen(

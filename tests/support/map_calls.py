@@ -40,6 +40,7 @@ CALLS = {
     "linear_probe": lambda t: maps.linear_probe(t(X), PERT, PLATE),
     "magnitude": lambda t: maps.magnitude(t(X), PERT, t(CONTROL)),
     "map_profiles": lambda t: maps.map_profiles(t(X), PERT, PLATE, CONTROL).vectors,
+    "matched_recall": lambda t: maps.matched_recall(t(V), NAMES, np.arange(20) % 3, PAIRS, draws=3),
     "nearest_neighbor": lambda t: maps.nearest_neighbor(t(V), NAMES[np.arange(20) % 5]),
     "pooled_recall": lambda t: maps.pooled_recall([t(V), t(-V)], NAMES, PAIRS),
     "recall": lambda t: maps.recall(t(V), NAMES, PAIRS, interval=True),
