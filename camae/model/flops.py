@@ -83,7 +83,7 @@ def model_flops(
     for planes in planes_per_sample:
         tokens, blocks = encoder_flops(c, planes, mask_ratio)
         tokenizer, encoder = tokenizer + tokens, encoder + blocks
-        decoder += _decoder_of_crop(c, planes, _kept(c, planes, mask_ratio), plain)
+        decoder += decoder_flops(c, planes, _kept(c, planes, mask_ratio), plain)
     if not plain:
         decoder += _mask_tokens_once(c, max(planes_per_sample, default=0))
     return Flops(tokenizer, encoder, decoder)
@@ -93,8 +93,11 @@ def _kept(c: ModelConfig, planes: int, mask_ratio: float) -> int:
     return kept_count(planes * c.n_patches, mask_ratio, c.keep_multiple)
 
 
-def _decoder_of_crop(c: ModelConfig, planes: int, kept: int, plain: bool) -> float:
-    """Everything but the projections of mask tokens, which a step does once for all crops."""
+def decoder_flops(c: ModelConfig, planes: int, kept: int, plain: bool = False) -> float:
+    """FLOPs of the decoder of one crop but the projections of mask tokens, which a step does once for all crops.
+
+    kept: visible patches of all its planes. plain: as in `model_flops`.
+    """
     d, N = c.decoder, c.n_patches
     total, w = planes * N, d.width
     masked = total - kept

@@ -37,8 +37,8 @@ def pool_tokens(tokens_TD: torch.Tensor, layout: TokenLayout, pool: str) -> list
         split = [p_SD.unflatten(0, (c, -1)) for p_SD, c in zip(samples, planes, strict=True)]
         if pool in MAPS:
             return [p_CSD.mean(0) if pool == "patch_mean" else p_CSD for p_CSD in split]
-        return [_moments(p_CSD) if pool in MOMENTS else p_CSD.mean(1) for p_CSD in split]
-    reduce = _moments if pool in MOMENTS else _mean
+        return [moments(p_CSD) if pool in MOMENTS else p_CSD.mean(1) for p_CSD in split]
+    reduce = moments if pool in MOMENTS else _mean
     if isinstance(samples, torch.Tensor):
         return list(reduce(samples).unbind(0))
     return [reduce(patches_SD) for patches_SD in samples]
@@ -48,7 +48,7 @@ def _mean(patches_SD: torch.Tensor) -> torch.Tensor:
     return patches_SD.mean(-2)
 
 
-def _moments(patches_SD: torch.Tensor) -> torch.Tensor:
+def moments(patches_SD: torch.Tensor) -> torch.Tensor:
     """Mean and population standard deviation over patches, side by side: (..., S, D) to (..., 2D)."""
     variance_D, mean_D = torch.var_mean(patches_SD, -2, correction=0)
     return torch.cat([mean_D, variance_D.sqrt()], -1)

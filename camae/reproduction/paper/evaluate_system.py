@@ -42,7 +42,7 @@ class Plan:
 
     recipe: training settings of every system. tiles, value_range: as in `embed_screen`. weights: folder of ImageNet
     weights, files named after the timm model. channel_map: of fixed-channel models whose weights are given.
-    bootstrap: resamples for standard errors. all_checkpoints: saved steps become outcomes of their own. reader: image
+    all_checkpoints: saved steps become outcomes of their own. reader: image
     back-end. quiet: no progress of trainings and embeddings. arrays: library of maps.
     """
 
@@ -53,7 +53,6 @@ class Plan:
     tiles: str = "grid"
     weights: Path | None = None
     channel_map: dict[str, str] = field(default_factory=dict)
-    bootstrap: int = 200
     all_checkpoints: bool = False
     value_range: ValueRange | None = None
     reader: str | None = None
@@ -86,7 +85,8 @@ class Facts(TypedDict, total=False):
 class Outcome:
     """Result of a system: "done" with a table of wells and its map, or "unavailable" with the reason.
 
-    step: of an intermediate checkpoint, None for the last. recall: by source of known pairs.
+    step: of an intermediate checkpoint, None for the last. recall: by source of known pairs, read out as the paper
+    does. moments: the same read out by mean and standard deviation; empty where nothing is encoded.
     """
 
     system: System
@@ -96,6 +96,7 @@ class Outcome:
     wells: pd.DataFrame | None = None
     mapped: ScreenMap | None = None
     recall: dict[str, Score] = field(default_factory=dict)
+    moments: dict[str, Score] = field(default_factory=dict)
     facts: Facts = field(default_factory=Facts)
 
     @property
@@ -114,6 +115,7 @@ class Outcome:
             "status": self.status,
             "reason": self.reason,
             "recall": self.recall,
+            "recall_moments": self.moments,
             **self.facts,
         }
 
@@ -132,12 +134,13 @@ def run_system(system: System, plan: Plan) -> list[Outcome]:
 def _untrained(system: System, plan: Plan) -> Outcome:
     began = time.perf_counter()
     facts: Facts = {"training_crops": 0, "training_flops": 0.0}
-    folder = plan.out / "embeddings" / system.name
+    folder, moments = plan.out / "embeddings" / system.name, None
     if system.family == "imagenet":
         channels = tuple(plan.channel_map) or tuple(plan.manifest.channels)
         weights = _weights(plan, system.preset)
         model = load_imagenet(system.preset, weights, channels, channel_map=plan.channel_map)
         wells = _embedded(system, plan, model, folder)
+        moments = _moments(system, plan, model)
         facts.update(_model_facts(model))
     else:
         pixel = system.family == "pixel"
@@ -146,7 +149,7 @@ def _untrained(system: System, plan: Plan) -> Outcome:
         facts.update({"parameters": 0, "encoder_parameters": 0})
     facts["seconds"] = time.perf_counter() - began
     facts["run"] = str(folder.relative_to(plan.out))
-    return _evaluated(Outcome(system, "done", wells=wells, facts=facts), plan)
+    return _evaluated(Outcome(system, "done", wells=wells, facts=facts), plan, moments)
 
 
 def _weights(plan: Plan, preset: str) -> Path | None:
@@ -174,11 +177,12 @@ def _trained(system: System, plan: Plan) -> list[Outcome]:
             outcomes.append(_checkpoint(system, plan, folder, row, {**facts, **_progress(row, flops)}))
     began = time.perf_counter()
     wells = _embedded(system, plan, run.model, plan.out / "embeddings" / system.name)
+    moments = _moments(system, plan, run.model)
     facts.update(_progress(run.history[-1], flops))
     facts["train_seconds"] = train_seconds
     facts["seconds"] = train_seconds + time.perf_counter() - began
     facts["run"] = str(folder.relative_to(plan.out))
-    return [*outcomes, _evaluated(Outcome(system, "done", wells=wells, facts=facts), plan)]
+    return [*outcomes, _evaluated(Outcome(system, "done", wells=wells, facts=facts), plan, moments)]
 
 
 def _train(system: System, plan: Plan, folder: Path) -> tuple[Run, float]:
@@ -250,11 +254,17 @@ def recorded_channel_map(model: Model) -> dict[str, str] | None:
     return {name: model.config.channel_map.get(name, name) for name in model.channels}
 
 
+def _moments(system: System, plan: Plan, model: Model) -> pd.DataFrame:
+    """Wells by the read-out that every system has: mean and standard deviation over places."""
+    folder = plan.out / "embeddings" / f"{system.name}_moments"
+    return _embedded(replace(system, pool="moments"), plan, model, folder)
+
+
 def _embedded(system: System, plan: Plan, model: Model, folder: Path) -> pd.DataFrame:
     """Wells through `embed_screen`; a CA-MAE's channels side by side where all sites have the same."""
     pool = system.pool
     if system.family == "ca_mae" and (plan.manifest.table[list(plan.manifest.channels)] != "").all(axis=None):
-        pool = "per_channel"
+        pool = {"mean": "per_channel", "moments": "moments_per_channel"}[pool]
     return embed_screen(
         plan.manifest,
         model,
@@ -267,16 +277,25 @@ def _embedded(system: System, plan: Plan, model: Model, folder: Path) -> pd.Data
     )
 
 
-def _evaluated(outcome: Outcome, plan: Plan) -> Outcome:
-    """Add the map after TVN and the recall of each source, with bootstrap standard errors."""
+def _evaluated(outcome: Outcome, plan: Plan, moments: pd.DataFrame | None = None) -> Outcome:
+    """Add the map after TVN and the recall of each source, with 95 % intervals; that of `moments` too."""
     assert outcome.wells is not None
     outcome.facts["dimensions"] = features_of(outcome.wells).shape[1]
-    mapped = map_screen(outcome.wells, "tvn", backend=plan.arrays)
-    recall: dict[str, Score] = {}
-    if plan.pairs is not None:
-        table = maps.recall(mapped.vectors, mapped.names, plan.pairs, bootstrap=plan.bootstrap)
-        recall = {str(s): {"value": float(r.recall), "se": float(r.se)} for s, r in table.iterrows()}
-    return replace(outcome, mapped=mapped, recall=recall)
+    mapped, recall = _mapped(outcome.wells, plan)
+    by_moments = {} if moments is None else _mapped(moments, plan)[1]
+    return replace(outcome, mapped=mapped, recall=recall, moments=by_moments)
+
+
+def _mapped(wells: pd.DataFrame, plan: Plan) -> tuple[ScreenMap, dict[str, Score]]:
+    """The map of wells after TVN, and the recall of each source."""
+    mapped = map_screen(wells, "tvn", backend=plan.arrays)
+    if plan.pairs is None:
+        return mapped, {}
+    table = maps.recall(mapped.vectors, mapped.names, plan.pairs, interval=True)
+    return mapped, {
+        str(source): {"value": r.recall, "se": r.se, "low": r.low, "high": r.high}
+        for source, r in table.astype(float).iterrows()
+    }
 
 
 def has_gpu() -> bool:

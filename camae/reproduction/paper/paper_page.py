@@ -37,7 +37,11 @@ class FamilyResult(TypedDict):
 
 
 class PaperResults(TypedDict):
-    """Content of results.json. figures: file names, or why there is none. published: the paper's own numbers."""
+    """Content of results.json.
+
+    settings: of every trained system, resolved. figures: file names, or why there is none. published: the paper's own
+    numbers.
+    """
 
     screen: str
     sites: int
@@ -45,6 +49,7 @@ class PaperResults(TypedDict):
     size: str
     quick: bool
     recipe: TrainingSettings
+    settings: list[dict[str, str]]
     alignment: str
     arrays: str
     families: dict[str, FamilyResult]
@@ -98,6 +103,7 @@ def write_results(out: Path, results: PaperResults, tables: Sequence[PaperTable]
 
 def _page(out: Path, results: PaperResults, tables: Sequence[PaperTable]) -> str:
     sections = [html.Section(t.name, t.title.rpartition("(")[2].rstrip(")"), _table(t)) for t in tables]
+    sections.append(html.Section("settings", "Settings", _settings(results["settings"])))
     sections.append(html.Section("figures", "Figures", _figures(out, results["figures"])))
     what = "quick run, shows that the parts work" if results["quick"] else f"size: {results['size']}"
     return html.page(
@@ -112,10 +118,15 @@ def _page(out: Path, results: PaperResults, tables: Sequence[PaperTable]) -> str
 def _table(table: PaperTable) -> str:
     theirs = html.table(table.published_header, table.published_rows)
     notes = "".join(html.paragraph(note) for note in table.notes)
-    return (
-        f"<h3>{html.escape(table.title)}</h3>{html.table(table.header, table.rows)}{notes}"
-        f"<details><summary>Published</summary>{theirs}</details>"
-    )
+    ours = f"<h3>{html.escape(table.title)}</h3>{html.table(table.header, table.rows)}{notes}"
+    return f"{ours}<details><summary>Published</summary>{theirs}</details>" if table.published_rows else ours
+
+
+def _settings(rows: Sequence[Mapping[str, str]]) -> str:
+    """Resolved settings of every trained system."""
+    if not rows:
+        return html.paragraph("No system was trained.")
+    return html.table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _figures(out: Path, files: Mapping[str, str]) -> str:

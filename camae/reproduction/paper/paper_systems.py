@@ -11,6 +11,7 @@ from camae.reproduction.model_settings import (
     CROP,
     SMALL_CA_MAE,
     SMALL_MAE,
+    SMALL_PAPER_DECODER,
     SMALL_VIT,
     ModelSettings,
     TrainingSettings,
@@ -90,6 +91,15 @@ SMALLEST = (
     System("wsl_vit", "wsl_vit", _WSL, "ViT-ti/16", "wsl_vit_ti16", SMALL_VIT, _SLOWER, "cls"),
     System("mu_net", "mu_net", _MU, "MU-Net-ti", "mu_net_ti", _SMALL_CONVOLUTIONAL, _SLOWER),
     System("mae_vit", "mae_vit", _MAES, "MAE ViT-ti/16", "mae_vit_ti16", SMALL_MAE, _SMALL_PLAIN),
+    System(
+        "mae_vit_paper_decoder",
+        "mae_vit",
+        _MAES,
+        "MAE ViT-ti/16, the paper's decoder",
+        "mae_vit_ti16",
+        SMALL_PAPER_DECODER,
+        _SMALL_PLAIN,
+    ),
     System("mae_vit_plus", "mae_vit", _MAES, "MAE ViT-ti/16+", "mae_vit_ti16", SMALL_MAE, _SMALL_FOURIER),
     System("ca_mae", "ca_mae", _CA, "CA-MAE ViT-ti/16", "ca_mae_vit_ti16", SMALL_CA_MAE, _SMALL_PLAIN),
     System(

@@ -31,7 +31,9 @@ from camae.reproduction.paper.paper_page import (
     table_rows,
     write_results,
 )
+from camae.reproduction.paper.paper_settings import settings_lines, settings_rows
 from camae.reproduction.paper.paper_systems import SIZES, System, chosen
+from camae.reproduction.paper.read_out_table import read_out_table
 from camae.versions import versions
 
 DEFAULT_OUT = "camae-paper"
@@ -100,16 +102,19 @@ def run_paper(
         tiles=tiles,
         weights=None if weights is None else Path(weights),
         channel_map=dict(channel_map or {}),
-        bootstrap=100 if quick else 1000,
         all_checkpoints=checkpoints == "all",
         value_range=value_range,
         reader=reader,
         quiet=quiet,
         arrays=arrays,
     )
+    resolved = settings_rows(todo, settings, screen.manifest)
+    for line in settings_lines(resolved):
+        say(line)
     outcomes = _run_systems(todo, plan, size, say)
     tables = _tables(outcomes, screen, target, sets, null_size=500 if quick else 10_000)
     results = _results(screen, plan, size, quick, outcomes, tables)
+    results["settings"] = resolved
     results["figures"] = write_figures(outcomes, plan, features)
     return _written(out, results, tables, screen.manifest, began, say)
 
@@ -145,7 +150,7 @@ def _results(
     outcomes: Sequence[Outcome],
     tables: Sequence[paper_tables.PaperTable],
 ) -> PaperResults:
-    """results.json without figures and seconds, which are set when they are known."""
+    """results.json without settings, figures and seconds, which are set when they are known."""
     return {
         "screen": screen.name,
         "sites": len(screen.manifest),
@@ -153,6 +158,7 @@ def _results(
         "size": size,
         "quick": quick,
         "recipe": plan.recipe,
+        "settings": [],
         "alignment": "TVN by plate, at most half as many components as controls",
         "arrays": str(plan.arrays),
         "families": family_results(SIZES[size], outcomes),
@@ -244,6 +250,7 @@ def _tables(
     return [
         paper_tables.alignment_table(outcomes, screen.pairs),
         paper_tables.recall_table(outcomes, sources, screen.name),
+        read_out_table(final, sources),
         paper_tables.retrieval_table(final, target, null_size),
         paper_tables.gene_set_table(final, screen.pairs, gene_sets),
     ]

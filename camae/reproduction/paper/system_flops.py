@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from camae.errors import CamaeError
 from camae.model.ca_mae import CAMAE
-from camae.model.flops import block_flops, model_flops
+from camae.model.flops import block_flops, decoder_flops, model_flops
 from camae.model.interface import Model
 from camae.reproduction.systems.mae_vit import ImageViTConfig
 from camae.reproduction.systems.mu_net import MUNet
@@ -42,9 +42,8 @@ def _image_vit_flops(c: ImageViTConfig) -> float:
     flops = 2.0 * kept * pixels * c.width
     flops += c.depth * block_flops(kept + 1, kept + 1, c.width, c.mlp_ratio * c.width)
     if c.family == "mae_vit":
-        d = c.decoder
-        flops += 2 * kept * c.width * d.width + d.depth * block_flops(N, N, d.width, 4 * d.width)
-        flops += 2 * (N - kept) * d.width * pixels
+        # The decoder's of one plane, whose head predicts C planes of a masked patch.
+        flops += decoder_flops(c, 1, kept) + 2.0 * (N - kept) * c.decoder.width * (pixels - c.patch**2)
     return flops
 
 

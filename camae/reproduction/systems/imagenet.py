@@ -16,6 +16,7 @@ import torch
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError, MissingFileError
 from camae.model.config import find_preset
+from camae.model.pooling import moments
 from camae.model.registry import ModelFamily, register
 from camae.reproduction.systems._torchvision import import_timm
 from camae.reproduction.systems.fixed_channels import FixedChannelModel, SystemConfig
@@ -56,7 +57,7 @@ class ImageNetViT(FixedChannelModel):
     """ImageNet classifier of timm without its head. Embedding: the class token after the last norm, or the mean."""
 
     config: ImageNetConfig
-    pools = ("cls", "mean")
+    pools = ("cls", "mean", "moments")
     pool_reason = "mixes all channels in every token"
 
     def __init__(self, config: ImageNetConfig, weights: Path | None = None):
@@ -73,10 +74,12 @@ class ImageNetViT(FixedChannelModel):
         )
 
     def pooled_features(self, batch: PlaneBatch, pool: str, interpolate: bool) -> torch.Tensor:
-        """Embeddings (B, D): the class token, or the mean of the patch tokens."""
+        """Embeddings (B, D): the class token, or the mean of the patch tokens; (B, 2D) of "moments"."""
         tokens_of = cast(Callable[[torch.Tensor], torch.Tensor], self.encoder.forward_features)
         tokens_BTD = tokens_of(self.images(batch, self.eps(batch))).float()
-        return tokens_BTD[:, 0] if pool == "cls" else tokens_BTD[:, 1:].mean(1)
+        if pool == "cls":
+            return tokens_BTD[:, 0]
+        return moments(tokens_BTD[:, 1:]) if pool == "moments" else tokens_BTD[:, 1:].mean(1)
 
 
 def load_imagenet(

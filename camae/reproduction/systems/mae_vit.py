@@ -108,11 +108,11 @@ class ImageEncoder(TransformerEncoder):
 
 
 class MAEViT(FixedChannelAutoencoder):
-    """Masked autoencoder with a ViT over all channels. Embedding: mean of the patch tokens, or class token."""
+    """Masked autoencoder with a ViT over all channels. Embedding: patch tokens' mean or moments, or class token."""
 
     config: ImageViTConfig
     encoder: ImageEncoder
-    pools = ("mean", "cls")
+    pools = ("mean", "moments", "cls")
     pool_reason = "mixes all channels in every token"
 
     def __init__(self, config: ImageViTConfig):
@@ -131,7 +131,7 @@ class MAEViT(FixedChannelAutoencoder):
         return self.decoder(tokens_TD, layout, ["image"] * layout.n_samples)
 
     def pooled_features(self, batch: PlaneBatch, pool: str, interpolate: bool) -> torch.Tensor:
-        """Embeddings (B, D): mean of the patch tokens, or the class token."""
+        """Embeddings (B, D): mean of the patch tokens, or the class token; (B, 2D) of "moments"."""
         layout, index_BC = self.full_layout(batch), self.plane_index(batch)
         tokens_TD = self.encoder(batch, index_BC, layout, eps=self.eps(batch), interpolate=interpolate)
         return torch.stack(pool_tokens(tokens_TD, layout, pool))

@@ -20,6 +20,7 @@ from torch import nn
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError
 from camae.model.config import find_preset
+from camae.model.pooling import moments
 from camae.model.registry import ModelFamily, register
 from camae.model.token_layout import TokenLayout
 from camae.reproduction.systems.fixed_channels import FixedChannelAutoencoder, SystemConfig
@@ -41,7 +42,7 @@ class MUNetConfig(SystemConfig):
 
     family: ClassVar[str] = "mu_net"
     mask_ratio: float = limited(0.25, low=0, below=1)
-    alpha: float = limited(0.01, low=0, below=1)
+    alpha: float = limited(0.0, low=0, below=1)
     widths: tuple[int, ...] = limited(WIDTHS_M, low=_GROUPS, high=2**16, most=12)
     depth: int = limited(2, low=0, high=256)
     decoder_depth: int = limited(2, low=0, high=256)
@@ -126,10 +127,11 @@ class UNetDecoder(nn.Module):
 
 
 class MUNet(FixedChannelAutoencoder):
-    """Masked U-Net: zeros (each plane's mean) where patches are masked. Embedding: the bottleneck's mean."""
+    """Masked U-Net: zeros (each plane's mean) where patches are masked. Embedding: the bottleneck's mean or moments."""
 
     config: MUNetConfig
-    pool_reason = "has one embedding, the bottleneck's mean"
+    pools = ("mean", "moments")
+    pool_reason = "embeds the bottleneck, which mixes all channels"
 
     def __init__(self, config: MUNetConfig):
         super().__init__(config)
@@ -162,8 +164,9 @@ class MUNet(FixedChannelAutoencoder):
         return tiles.permute(0, 2, 4, 1, 3, 5).reshape(B * layout.n_patches, -1)
 
     def pooled_features(self, batch: PlaneBatch, pool: str, interpolate: bool) -> torch.Tensor:
-        """Embeddings (B, D): the mean over the bottleneck's positions; nothing is masked."""
-        return self.encoder(self.images(batch, self.eps(batch)))[-1].float().mean((2, 3))
+        """Embeddings (B, D): the mean over the bottleneck's positions, (B, 2D) of "moments"; nothing is masked."""
+        features_BSD = self.encoder(self.images(batch, self.eps(batch)))[-1].float().flatten(2).mT
+        return moments(features_BSD) if pool == "moments" else features_BSD.mean(1)
 
 
 def parameter_count(config: MUNetConfig) -> int:

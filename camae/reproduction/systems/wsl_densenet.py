@@ -7,6 +7,7 @@ and is re-estimated on each plate before embedding (see `adabn`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -17,6 +18,7 @@ from torch import nn
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.model.config import find_preset
+from camae.model.pooling import moments
 from camae.model.registry import ModelFamily, register
 from camae.reproduction.systems._torchvision import import_timm
 from camae.reproduction.systems.adabn import adapted, use_ghost_batches
@@ -73,10 +75,11 @@ def preset(name: str, **changes: object) -> DenseNetConfig:
 
 
 class DenseNetClassifier(Classifier):
-    """DenseNet classifier with a neck. Embedding: the neck's output."""
+    """DenseNet classifier with a neck. Embedding: the neck's output, or moments of the last feature map."""
 
     config: DenseNetConfig
-    pool_reason = "has one embedding, the neck's output"
+    pools = ("mean", "moments")
+    pool_reason = "mixes all channels in every feature"
 
     def __init__(self, config: DenseNetConfig):
         super().__init__(config)
@@ -130,7 +133,10 @@ class DenseNetClassifier(Classifier):
         return self.head(F.relu(self.features(batch, eps)))
 
     def pooled_features(self, batch: PlaneBatch, pool: str, interpolate: bool) -> torch.Tensor:
-        """Embeddings (B, embedding): the output of the neck."""
+        """Embeddings (B, embedding): the output of the neck; "moments": (B, 2F) over the last feature map's places."""
+        if pool == "moments":
+            maps_of = cast(Callable[[torch.Tensor], torch.Tensor], self.encoder.forward_features)
+            return moments(maps_of(self.images(batch, self.eps(batch))).float().flatten(2).mT)
         return self.features(batch, self.eps(batch))
 
 

@@ -39,8 +39,8 @@ class ViTClassifier(Classifier):
     config: ViTClassifierConfig
     encoder: ImageEncoder
     crop_loader = PlateCropLoader
-    pools = ("cls",)
-    pool_reason = "was trained on its class token"
+    pools = ("cls", "moments")
+    pool_reason = "was trained on its class token, and mixes all channels in every token"
 
     def __init__(self, config: ViTClassifierConfig):
         super().__init__(config)
@@ -55,7 +55,7 @@ class ViTClassifier(Classifier):
         return self.head(self.pooled_features(batch, "cls", False))
 
     def pooled_features(self, batch: PlaneBatch, pool: str, interpolate: bool) -> torch.Tensor:
-        """Embeddings (B, D): the class token, normed."""
+        """Embeddings (B, D): the class token, normed; (B, 2D) of "moments" over the patch tokens."""
         layout, index_BC = self.full_layout(batch), self.plane_index(batch)
         tokens_TD = self.encoder(batch, index_BC, layout, eps=self.eps(batch), interpolate=interpolate)
         return torch.stack(pool_tokens(self.norm(tokens_TD), layout, pool))

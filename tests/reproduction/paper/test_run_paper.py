@@ -13,12 +13,15 @@ import pytest
 import torch
 
 from camae import cli
+from camae.dataloader.datasets import read_manifest
+from camae.dataloader.plane_batch import PlaneBatch
 from camae.embedding_table import make_table
 from camae.errors import CamaeError
 from camae.model import registry as families
 from camae.reproduction.paper import published
 from camae.reproduction.paper.evaluate_system import Outcome, recorded_channel_map
 from camae.reproduction.paper.paper_figures import feature_scores, read_cellprofiler
+from camae.reproduction.paper.paper_settings import settings_lines, settings_rows
 from camae.reproduction.paper.paper_systems import PAPER, SMALLEST, chosen
 from camae.reproduction.paper.paper_tables import read_gene_sets
 from camae.reproduction.paper.run_paper import PAPER_RUN, run_paper
@@ -98,6 +101,53 @@ def test_channel_agnostic_rows_are_trained_as_the_recipes_say():
         assert settings["model"] == system.preset
         assert (settings["alpha"] > 0) == system.backbone.endswith("+")
         assert {k: PAPER_RUN[k] for k in ("batch_size", "micro_batch")}.items() <= settings.items()
+
+
+# Paper, sections 4.2 and 5: by backbone; "+" is the Fourier loss with alpha 0.01, MU-Nets are trained as in Xun et al.
+MASKED = {
+    "MU-Net-M": "0.25",
+    "MU-Net-L": "0.25",
+    **dict.fromkeys(("MAE ViT-S/16", "MAE ViT-B/16", "MAE ViT-L/16", "MAE ViT-L/16+"), "0.25"),
+    **dict.fromkeys(("MAE ViT-B/8", "MAE ViT-L/8+", "CA-MAE ViT-B/16", "CA-MAE ViT-B/16+"), "0.75"),
+    "CA-MAE ViT-L/16+": "0.85",
+}
+
+
+def test_every_system_resolves_to_the_papers_settings(screen):
+    """The masks, losses, batch, decoders and drop path that `--size paper` prints before it trains."""
+    rows = {row["Model backbone"]: row for row in settings_rows(PAPER, PAPER_RUN, read_manifest(screen))}
+    assert {name: row["mask ratio"] for name, row in rows.items() if row["mask ratio"] != "none"} == MASKED
+    assert {row["batch"] for row in rows.values()} == {"16,384 crops"}
+    assert {row["optimizer"] for row in rows.values()} == {"lion"}
+    for name, row in rows.items():
+        assert row["Fourier loss"] == ("alpha 0.01" if name.endswith("+") else "none"), name
+        if "ViT" in name:
+            assert row["drop path"] == ("0.3" if "ViT-L" in name else "0.1"), name
+        if name.startswith("CA-MAE"):
+            assert row["decoder"] == "one for each channel, 8 x 512"
+        elif name.startswith("MAE"):
+            assert row["decoder"] == "self-attention only, 8 x 512"
+    line = settings_lines([rows["CA-MAE ViT-L/16+"]])[0]
+    assert line.startswith("CA-MAE ViT-L/16+: preset ca_mae_vit_l16, crop 256 px, patch 16 px, mask ratio 0.85")
+
+
+@pytest.mark.parametrize("name", ["mae_vit_ti16", "mu_net_ti", "wsl_vit_ti16"])
+def test_moments_are_mean_and_standard_deviation_over_places(name):
+    """One and the same read-out for every family: against NumPy on the tokens of one image."""
+    labels = {"classes": ("a", "b")} if name.startswith("wsl") else {}
+    model = families.build(name, channels=("a", "b"), crop=64, **labels).eval()
+    pixels = torch.arange(2 * 64 * 64).reshape(1, 2, 64, 64).remainder(251).to(torch.uint8)
+    batch = PlaneBatch.from_images(list(pixels), [["a", "b"]])
+    with torch.no_grad():
+        moments = model.embed_batch(batch, "moments")[0].numpy()
+        if name == "mu_net_ti":
+            places = model.encoder(model.images(batch, model.eps(batch)))[-1][0].flatten(1).numpy().T
+        else:
+            layout = model.full_layout(batch)
+            tokens = model.encoder(batch, model.plane_index(batch), layout, eps=model.eps(batch))
+            places = (model.norm(tokens) if name.startswith("wsl") else tokens)[1:].numpy()
+    truth = np.concatenate([places.astype(float).mean(0), places.astype(float).std(0)])
+    np.testing.assert_allclose(moments, truth, rtol=0, atol=2e-6 * np.abs(places).max())
 
 
 @pytest.mark.parametrize("system", SMALLEST, ids=lambda s: s.name)
