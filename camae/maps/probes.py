@@ -211,7 +211,11 @@ def _ridge(x: Array, y: Array, ridge: float, penalty: float | None = None) -> tu
 
 @takes_tensors
 def nearest_neighbor(
-    v: Array, label: Labels, exclude: Labels | None = None, query: Mask | None = None
+    v: Array,
+    label: Labels,
+    exclude: Labels | None = None,
+    query: Mask | None = None,
+    batch: Labels | None = None,
 ) -> dict[str, float]:
     """Nearest-neighbor accuracy: the share of rows whose nearest row by cosine has the same label.
 
@@ -228,6 +232,8 @@ def nearest_neighbor(
         own neighbor.
     query : n booleans, optional
         Rows that are scored; all by default.
+    batch : n labels, optional
+        Rows of the same batch are not neighbors either: "not same compound, not same batch" accuracy.
 
     Returns
     -------
@@ -242,23 +248,26 @@ def nearest_neighbor(
     References
     ----------
     Ljosa et al. 2013, "Comparison of methods for image-based profiling of cellular morphological responses to
-    small-molecule treatment" (BBBC021).
+    small-molecule treatment" (BBBC021); Ando et al. 2017, "Improving phenotypic measurements in high-content imaging
+    screens" (not same batch).
     """
     unit = unit_rows(embeddings(v, "v"))
     xp, n = namespace(unit), unit.shape[0]
     label_N = labels(label, n, "label")
     group_N = np.arange(n) if exclude is None else pd.factorize(labels(exclude, n, "exclude"))[0]
     asks = np.ones(n, dtype=bool) if query is None else mask(query, n, "query")
-    device = xp.asarray(group_N)
+    apart = [group_N] if batch is None else [group_N, pd.factorize(labels(batch, n, "batch"))[0]]
+    barred = [xp.asarray(code_N) for code_N in apart]
     hits = []
     for start in range(0, n, 1024):
         cosines = unit[start : start + 1024] @ unit.T
-        cosines[device[start : start + 1024, None] == device[None]] = -xp.inf
+        for code_N in barred:
+            cosines[code_N[start : start + 1024, None] == code_N[None]] = -xp.inf
         nearest = to_numpy(cosines.argmax(axis=1))
         there = to_numpy(cosines.max(axis=1)) > -np.inf
         own = np.arange(start, start + len(nearest))
         hits.append((label_N[nearest] == label_N[own])[there & asks[own]])
     hit = np.concatenate(hits)
     if len(hit) == 0:
-        raise CamaeError("no row has a neighbor outside its own group; check exclude=")
+        raise CamaeError("no row has a neighbor outside its own group; check exclude= and batch=")
     return {"accuracy": float(hit.mean()), "n_rows": float(len(hit))}

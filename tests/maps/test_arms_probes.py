@@ -93,6 +93,15 @@ def test_linear_probe_and_nearest_neighbor():
     ]
     assert maps.nearest_neighbor(x, label)["accuracy"] == np.mean(hits)
     assert maps.nearest_neighbor(x, label, exclude=label)["accuracy"] == 0
+    compound = np.array([f"{name} {i % 4}" for i, name in enumerate(label)])
+    allowed = (compound[:, None] != compound) & (plate[:, None] != plate)
+    nearest = np.where(allowed, unit @ unit.T, -np.inf).argmax(axis=1)
+    found = maps.nearest_neighbor(x, label, exclude=compound, batch=plate)
+    assert found == {"accuracy": (label[nearest] == label).mean(), "n_rows": 96}
+    with pytest.raises(
+        CamaeError, match="no row has a neighbor outside its own group; check exclude= and batch="
+    ):
+        maps.nearest_neighbor(x, label, batch=np.zeros(96).astype(str))
     with pytest.raises(CamaeError, match="fewer than two labels"):
         maps.linear_probe(x, label, label)
 
