@@ -12,9 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from camae.kernels.arrays.cosine_tails.blocks import Array, default_block
-from camae.kernels.arrays.cosine_tails.selection import Ints, PairSelection
-from camae.kernels.arrays.namespaces import namespace, to_numpy
+from camae.kernels.arrays.cosine_tails.blocks import Array, ChosenPairs, Ints, default_block
+from camae.kernels.arrays.cosine_tails.selection import PairSelection
 
 FEW_RANKS = 8  # as many are looked for in windows: each costs three comparisons of every value
 MANY_PAIRS = 1 << 28  # beyond this many pairs the bins are finer, so that the second pass gathers less
@@ -25,33 +24,34 @@ def cosines_of_pairs(x_ND: Array, left_P: Ints, right_P: Ints, block: int | None
 
     left_P and right_P are host indices with left != right; the order inside a pair does not matter.
     """
-    xp, block = namespace(x_ND), block or default_block(x_ND)
-    low_P, high_P = np.minimum(left_P, right_P), np.maximum(left_P, right_P)
-    out_P = np.empty(len(low_P), dtype=x_ND.dtype)
-    key_P = (low_P // block) * (1 << 32) + high_P // block
-    order_P = np.argsort(key_P, kind="stable")
-    for chosen in np.split(order_P, np.flatnonzero(np.diff(key_P[order_P])) + 1):
-        if len(chosen) == 0:
-            continue
-        i, j = (int(v[chosen[0]]) // block * block for v in (low_P, high_P))
-        cosines = x_ND[i : i + block] @ x_ND[j : j + block].T
-        found = cosines[xp.asarray(low_P[chosen] - i), xp.asarray(high_P[chosen] - j)]
-        out_P[chosen] = to_numpy(found)
-    return out_P
+    return ChosenPairs(x_ND, left_P, right_P, block or default_block(x_ND)).take_rest()
 
 
-def order_statistics(x_ND: Array, ranks: Sequence[int], block: int | None = None) -> Array:
+def order_statistics_and_pairs(
+    x_ND: Array, ranks: Sequence[int], left_P: Ints, right_P: Ints, block: int | None = None
+) -> tuple[Array, Array]:
+    """`order_statistics` and `cosines_of_pairs` in one pass over the pairs, where NumPy makes it."""
+    block = block or default_block(x_ND)
+    chosen = ChosenPairs(x_ND, left_P, right_P, block)
+    return order_statistics(x_ND, ranks, block, chosen), chosen.take_rest()
+
+
+def order_statistics(
+    x_ND: Array, ranks: Sequence[int], block: int | None = None, chosen: ChosenPairs | None = None
+) -> Array:
     """The values at 0-based `ranks` of the sorted cosines of all n (n - 1) / 2 unordered pairs.
 
     x_ND: unit (or zero) rows. block: rows of a block (`default_block`). Returns a host array in x's dtype, one
-    value for each rank. Raises ValueError for a rank outside 0 .. n (n - 1) / 2 - 1.
+    value for each rank. chosen: pairs whose cosines the first pass takes along.
+    Raises ValueError for a rank outside 0 .. n (n - 1) / 2 - 1.
     """
     n = x_ND.shape[0]
     total = n * (n - 1) // 2
     wanted = np.unique(np.asarray(ranks, dtype=np.int64))
     if len(wanted) and (wanted[0] < 0 or wanted[-1] >= total):
         raise ValueError(f"ranks must lie in 0..{total - 1}, got {wanted[0]}..{wanted[-1]}")
-    pairs = PairSelection(x_ND, block or default_block(x_ND), 1 << (16 if total < MANY_PAIRS else 20))
+    bins = 1 << (16 if total < MANY_PAIRS else 20)
+    pairs = PairSelection(x_ND, block or default_block(x_ND), bins, chosen)
     found = pairs.in_windows(wanted) if len(wanted) <= FEW_RANKS else {}
     left = np.array([rank for rank in wanted.tolist() if rank not in found], dtype=np.int64)
     if len(left):

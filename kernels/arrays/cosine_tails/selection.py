@@ -14,14 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from camae.kernels.arrays.cosine_tails.blocks import Array, pair_values
+from camae.kernels.arrays.cosine_tails.blocks import Array, ChosenPairs, Ints, pair_values
 from camae.kernels.arrays.cosine_tails.device_windows import device_windows, has_kernels
 from camae.kernels.arrays.namespaces import namespace, to_numpy
 
-Ints = npt.NDArray[np.int64]
 COLLECT = 1 << 26  # values gathered in one pass at most; fuller bins are divided again
-# At least, so that windows are worth their sample; at most, so that it is soon sorted.
+# At least, so that windows are worth their sample; at most, so that it is soon sorted. One row in 4 to 8 is drawn: the
+# pairs of a sample are then a sixteenth of all, or fewer.
 SAMPLED_ROWS = (512, 8192)
+SAMPLED_SHARE = (4, 8)
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,18 @@ Levels = tuple[tuple[Bins, int], ...]  # the values that lie in the given bin of
 
 @dataclass(frozen=True)
 class PairSelection:
-    """Selection of ranks among all pairs of x_ND, in passes over blocks of `block` rows."""
+    """Selection of ranks among all pairs of x_ND, in passes over blocks of `block` rows.
+
+    chosen: pairs whose cosines the first pass takes along.
+    """
 
     x_ND: Array
     block: int
     n_bins: int
+    chosen: ChosenPairs | None = None
+
+    def _values(self) -> Iterator[Array]:
+        return pair_values(self.x_ND, self.block, None if self.chosen is None else self.chosen.take)
 
     def windows(self, wanted: Ints) -> list[tuple[float, float]]:
         """Between which values each rank should lie, from the pairs of evenly spaced rows; none for few rows.
@@ -58,10 +66,10 @@ class PairSelection:
         rows' own shares (a U-statistic, Hoeffding 1948); s = 0.04 is generous, and a miss only costs time.
         """
         n = self.x_ND.shape[0]
-        step = max(8, -(-n // SAMPLED_ROWS[1]))
-        sampled = n // step
-        if sampled < SAMPLED_ROWS[0]:
+        step = max(min(SAMPLED_SHARE[1], n // SAMPLED_ROWS[0]), -(-n // SAMPLED_ROWS[1]))
+        if step < SAMPLED_SHARE[0]:
             return []
+        sampled = n // step
         xp = namespace(self.x_ND)
         values = xp.concatenate(list(pair_values(self.x_ND[::step], self.block)))
         ordered = to_numpy(xp.sort(values))
@@ -97,7 +105,7 @@ class PairSelection:
         xp = namespace(self.x_ND)
         below, gathered = [0] * len(limits), 0
         inside: list[list[Array]] = [[] for _ in limits]
-        for values in pair_values(self.x_ND, self.block):
+        for values in self._values():
             for k, (low, high) in enumerate(limits):
                 under = values < low
                 below[k] += xp.count_nonzero(under)
@@ -109,7 +117,7 @@ class PairSelection:
 
     def members(self, levels: Levels) -> Iterator[Array]:
         """The pair values that lie in the given bin of every level."""
-        for values in pair_values(self.x_ND, self.block):
+        for values in self._values():
             for bins, chosen in levels:
                 values = values[bins.of(values) == chosen]
             if values.size:

@@ -71,3 +71,22 @@ def test_windows_of_a_sample_change_nothing_but_time(monkeypatch, case):
     pairs = selection.PairSelection(x, 64, 1 << 16)
     met = pairs.in_windows(np.array(ranks))
     assert (set(met) == set(ranks)) == (case in ("random", "clustered"))
+
+
+@pytest.mark.parametrize("n", [40, 400])
+@pytest.mark.parametrize("ranks", [[5], [5, 300], list(range(0, 600, 30))])
+def test_chosen_pairs_of_a_pass_have_the_bits_of_a_pass_of_their_own(monkeypatch, n, ranks):
+    """Windows (few ranks, many rows) and bins; pairs in any order, twice, and in every block."""
+    monkeypatch.setattr(selection, "SAMPLED_ROWS", (16, 64))
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(n, 12)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    left, right = rng.integers(0, n, (2, 500))
+    left, right = left[left != right], right[left != right]
+    values, cosines = cosine_tails.order_statistics_and_pairs(x, ranks, left, right, block=64)
+    assert (values == cosine_tails.order_statistics(x, ranks, block=64)).all()
+    assert (cosines == cosine_tails.cosines_of_pairs(x, left, right, block=64)).all()
+    exact = (x.astype(np.float64)[left] * x.astype(np.float64)[right]).sum(1)
+    np.testing.assert_allclose(cosines, exact, atol=12 * np.finfo(np.float32).eps)
+    none = cosine_tails.order_statistics_and_pairs(x, ranks, left[:0], right[:0], block=64)[1]
+    assert len(none) == 0
