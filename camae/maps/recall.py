@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError
-from camae.kernels.arrays.cosine_tails import cosines_of_pairs, order_statistics
+from camae.kernels.arrays.cosine_tails import order_statistics_and_pairs
 from camae.maps.arrays import Array, Labels, takes_tensors, unit_rows
 from camae.maps.bootstrap import bootstrap_means
 from camae.maps.inputs import embeddings
@@ -150,8 +150,8 @@ def found_pairs(v: Array, index: np.ndarray, tails: Sequence[Tails]) -> npt.NDAr
     total = unit.shape[0] * (unit.shape[0] - 1) // 2
     bounds = [_tail_ranks(pair, total) for pair in tails]
     ranks = sorted({rank for pair in bounds for rank in pair if rank is not None})
-    value = dict(zip(ranks, order_statistics(unit, ranks), strict=True))
-    cosines = cosines_of_pairs(unit, index[:, 0], index[:, 1])
+    values, cosines = order_statistics_and_pairs(unit, ranks, index[:, 0], index[:, 1])
+    value = dict(zip(ranks, values, strict=True))
     found = np.zeros((len(bounds), len(index)), dtype=bool)
     for k, (left, right) in enumerate(bounds):
         if left is not None:
