@@ -55,7 +55,7 @@ DECODER = {
 }
 ENCODER = {"width": 96, "depth": 4, "heads": 3, "drop_path": 0.0, "layer_scale": 1.0, "decoder": DECODER}
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-3, "quiet": True, "checkpoint_every": 10**6}
-SCREEN = ("ca_mae_vit_ti16", {"crop": 128, **ENCODER}, {"steps": 600, "batch_size": 16, "val": "plate"})
+SCREEN = ("ca_mae_vit_ti16", {"crop": 128, **ENCODER}, {"steps": 500, "batch_size": 16, "val": "plate"})
 JURKAT = ("ca_mae_vit_ti8", {"crop": 40, **ENCODER}, {"steps": 1000, "batch_size": 64})
 
 # What an arm adds to the settings; None is the model before its first step.
@@ -63,6 +63,8 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "untrained": None,
     "plain": {},
     "mask_channels": {"mask_channels": 0.2},
+    # Labels of half of the perturbations, drawn by the seed of the screen; the other half is scored apart.
+    "cross_well": {"cross_well": 0.3, "cross_well_label": "Metadata_Replicate"},
 }
 
 
@@ -93,18 +95,23 @@ def trained(arm: str, manifest: Manifest, setup: tuple[str, Any, Any], out: Path
 
 def measure_screen(arm: str, out: Path, seed: int) -> dict[str, Any]:
     """Scores of all channels, without each of them, and of the blocks."""
-    folder = generate(FOLDER / "screens" / str(seed), seed=seed, workers=1)
+    folder = generate(FOLDER / "screens" / str(seed), sites=1, seed=seed, workers=1)
     manifest, pairs = read_manifest(folder), maps.read_pairs(folder / "relationships" / "demo_pairs.csv")
-    model, seconds = trained(arm, manifest, SCREEN, out)
+    held_out = held_out_half(manifest, seed)
+    known = manifest.table["Metadata_Perturbation"].where(
+        ~manifest.table["Metadata_Perturbation"].isin(held_out), ""
+    )
+    labeled = manifest.with_table(manifest.table.assign(Metadata_Replicate=known))
+    model, seconds = trained(arm, labeled, SCREEN, out)
     sets: dict[str, Any] = {}
     pixels: dict[str, Any] = {}
-    for names in ((), *((name,) for name in manifest.channels)):
+    for names in ((), *((name,) for name in manifest.channels if arm != "cross_well")):
         part, key = without(manifest, names), "+".join(names)
         where = out / "embeddings" / (key or "all")
         table = camae.embed_screen(part, model, where, tiles="grid", pool="per_channel", quiet=True)
-        sets[key] = scored(table, pairs, len(part.channels))
+        sets[key] = scored(table, pairs, len(part.channels), held_out)
         if arm == "plain":  # what the channel's absence costs without any encoder
-            pixels[key] = scored(pixel_table(part), pairs, 1)["per_channel"]
+            pixels[key] = scored(pixel_table(part), pairs, 1, held_out)["per_channel"]
     return {
         "train_seconds": seconds,
         "sets": sets,
@@ -113,8 +120,17 @@ def measure_screen(arm: str, out: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def scored(table: pd.DataFrame, pairs: np.ndarray, channels: int) -> dict[str, dict[str, float]]:
-    """Recall of the known pairs, separability and consistency, by read-out.
+def held_out_half(manifest: Manifest, seed: int) -> set[str]:
+    """Perturbations whose labels no training sees."""
+    controls = manifest.table["Metadata_control_type"] == "negcon"
+    names = sorted(set(manifest.table["Metadata_Perturbation"][~controls]))
+    return set(np.random.default_rng(seed).permutation(names)[: len(names) // 2].tolist())
+
+
+def scored(
+    table: pd.DataFrame, pairs: np.ndarray, channels: int, held_out: set[str]
+) -> dict[str, dict[str, float]]:
+    """Recall of the known pairs, separability and consistency, by read-out; also of the held-out perturbations alone.
 
     table: wells, with the features of one channel after another. Read-outs: "per_channel", all of them (as the demo),
     and "mean", their mean over channels, which is pool="mean".
@@ -129,7 +145,9 @@ def scored(table: pd.DataFrame, pairs: np.ndarray, channels: int) -> dict[str, d
         recall = maps.recall(mapped.vectors, mapped.names, pairs, bootstrap=500).iloc[0]
         labeled = labeled_wells(wells, EvaluateConfig(), 2, Omissions())
         found[name] = {"recall": float(recall["recall"]), "recall_se": float(recall["se"])}
-        found[name] |= score(standardized(x_ND, labeled), labeled).row()
+        z_MD = standardized(x_ND, labeled)
+        found[name] |= score(z_MD, labeled).row()
+        found[name] |= {f"held_out_{k}": v for k, v in score(z_MD, labeled, held_out).row().items()}
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from camae.errors import CamaeError
-from camae.training.recipes import MODEL_OPTIONS, TABLE_3
+from camae.training.recipes import MODEL_OPTIONS, RECIPES
 from camae.training.toml_file import read_toml
 from camae.typed_settings import check_settings, from_settings, option
 
@@ -31,8 +31,8 @@ class TrainConfig:
 
     recipe: str | None = option(
         None,
-        "row of the paper's Table 3 whose settings the others change: a name of "
-        "`camae.training.recipes.TABLE_3`",
+        "recipe whose settings the others change, a name of `camae.training.recipes.RECIPES`: a row of the paper's "
+        "Table 3, 'fast-cpu' or 'one-gpu-hour'",
     )
     model: str = option("ca_mae_vit_b16", "preset name of the model")
     model_options: dict[str, object] = field(
@@ -354,11 +354,11 @@ def resolve(config: str | Path | None = None, **arguments: object) -> TrainConfi
     values |= arguments
     name = values.get("recipe")
     if name is not None:
-        if not isinstance(name, str) or name not in TABLE_3:
-            raise CamaeError(f"there is no recipe {name!r}; recipes are {', '.join(TABLE_3)}")
+        if not isinstance(name, str) or name not in RECIPES:
+            raise CamaeError(f"there is no recipe {name!r}; recipes are {', '.join(RECIPES)}")
         own = values.get("model_options", {})
         options = MODEL_OPTIONS[name] | own if isinstance(own, dict) else own
-        values = TABLE_3[name] | values | {"model_options": options}
+        values = RECIPES[name] | values | {"model_options": options}
     known = {f.name for f in fields(TrainConfig)}
     where = f"{config}: " if from_file - known else ""
     return from_settings(TrainConfig, values, f"{where}unknown training settings")

@@ -58,7 +58,7 @@ class CrossWell(nn.Module):
     ) -> torch.Tensor:
         """Term of a pass, its part of the mean over the n_samples crops of a step. tokens_TD: encoder tokens (T, D)."""
         x_BD = torch.stack(pool_tokens(tokens_TD, layout, "mean"))
-        q_BP = F.normalize(self.head(x_BD.to(self.head[0].weight.dtype)).float(), dim=-1)
+        q_BP = F.normalize(self.head(x_BD.to(self.prototypes_KP.dtype)).float(), dim=-1)
         logits_BK = q_BP @ F.normalize(self.prototypes_KP.float(), dim=-1).T / TEMPERATURE
         return siamese_loss(logits_BK, paired_B, self.group) / n_samples
 

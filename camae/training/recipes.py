@@ -1,4 +1,4 @@
-"""Training settings of the paper's Table 3, by name: `recipe = "ca_mae_vit_l16+"`."""
+"""Settings by name: the rows of the paper's Table 3 (`recipe = "ca_mae_vit_l16+"`), and recipes for small budgets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,53 @@ TABLE_3: dict[str, dict[str, object]] = {
     "ca_mae_vit_l8+": _L | {"model": "ca_mae_vit_l8", "recompute": 1},
 }
 
-# `model_options` of each row, which a user's options add to.
+# fast-cpu: compared with its variants at equal FLOPs by bench/fast_cpu.py. one-gpu-hour: computed, see docs/beyond.md.
+SMALL_BUDGETS: dict[str, dict[str, object]] = {
+    "fast-cpu": {
+        "model": "ca_mae_vit_ti16",
+        "optimizer": "adamw",
+        "lr": 3e-3,
+        "schedule": "onecycle",
+        "batch_size": 16,
+        "steps": 1600,
+    },
+    "one-gpu-hour": {
+        "model": "ca_mae_vit_b16",
+        "optimizer": "adamw",
+        "lr": 4e-4,
+        "schedule": "onecycle",
+        "batch_size": 1024,
+        "micro_batch": 128,
+        "ema": 0.999,
+        "ema_final": True,
+        "steps": 5000,
+    },
+}
+
+RECIPES = TABLE_3 | SMALL_BUDGETS
+
+# `model_options` of each recipe, which a user's options add to.
 MODEL_OPTIONS: dict[str, dict[str, object]] = {
     name: {"drop_path": 0.3 if "_vit_l" in name else 0.1, "decoder": "paper"} for name in TABLE_3
+} | {
+    "fast-cpu": {
+        "crop": 128,
+        "width": 96,
+        "depth": 4,
+        "heads": 3,
+        "drop_path": 0.0,
+        "layer_scale": 1.0,
+        "decoder": {
+            "width": 64,
+            "depth": 0,
+            "heads": 4,
+            "cross_depth": 2,
+            "cross_heads": 4,
+            "context": "visible",
+            "cross_residual": True,
+            "local_start": True,
+            "part": 0.65,
+        },
+    },
+    "one-gpu-hour": {"drop_path": 0.0, "layer_scale": 1.0, "decoder": "small"},
 }

@@ -35,6 +35,16 @@ def test_every_row_is_there():
     assert set(TABLE_3) == set(PAPER)
 
 
+def test_recipes_for_small_budgets():
+    fast, hour = resolve(recipe="fast-cpu"), resolve(recipe="one-gpu-hour")
+    small, base = (preset(c.model, **c.model_options) for c in (fast, hour))
+    assert (small.width, small.depth, small.patch, small.crop, small.layer_scale) == (96, 4, 16, 128, 1.0)
+    assert (base.width, base.depth, base.patch, base.crop, base.layer_scale) == (768, 12, 16, 256, 1.0)
+    assert small.decoder.local_start and base.decoder.local_start  # no plateau at the start
+    assert hour.passes(1) * hour.micro_batch == hour.batch_size
+    assert resolve(recipe="fast-cpu", steps=7, model_options={"depth": 2}).steps == 7
+
+
 def test_arguments_win_over_the_recipe_and_the_copy_repeats_it(tmp_path):
     config = resolve(
         recipe="ca_mae_vit_l8+", lr=1e-3, model_options={"crop": 128}, mask_ratio=[[0, 0.6], [1, 0.8]]
