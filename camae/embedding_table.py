@@ -20,20 +20,12 @@ import pyarrow.parquet as pq
 from camae.errors import CamaeError, MissingFileError
 from camae.files import write_atomic
 from camae.text_table import as_text
-from camae.wells import normal_well
+from camae.wells import DEPTH, SITE, TIME, WELL, normal_well
 
 Unit: TypeAlias = Literal["site", "well", "treatment"]  # what a row of a table stands for
 Kind: TypeAlias = Literal["float", "integer", "text", "empty"]  # what a column holds
 
-PLATE = ("Metadata_Source", "Metadata_Batch", "Metadata_Plate")
-WELL = (*PLATE, "Metadata_Well")
-MOMENT = (
-    "Metadata_Time",
-    "Metadata_Timepoint",
-    "Metadata_TimePoint",
-    "Metadata_Z",
-)  # kept apart within a well
-SITE = (*WELL, "Metadata_Site", *MOMENT)
+MOMENT = (*TIME, *DEPTH)  # kept apart within a well
 _KEY, _UNIT_KEY = b"camae", b"camae_unit"
 
 _EMBEDDING = re.compile(r"emb_(.+_)?\d+")  # emb_0000, emb_sd_0000, emb_DNA_mean_0000

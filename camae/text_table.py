@@ -33,7 +33,19 @@ MOST_COLUMNS = 20_000  # profiles have thousands of features
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons"}
 _USUAL = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of a cell that spreadsheets run as a formula
-_GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
+_GZIP = b"\x1f\x8b"
+# Files of other kinds, by their first bytes.
+_OTHERS = {
+    b"PAR1": "holds Parquet, whatever its name says; rename it to .parquet",
+    b"PK\x03\x04": "is an Excel workbook or a zip archive; save the table in it as CSV",
+    b"\xd0\xcf\x11\xe0": "is an Excel workbook of an old kind; save it as CSV",
+    b"\x89HDF": "is an HDF5 file; save it as .h5ad (profiles), CSV or Parquet",
+    b"BZh": "is packed by bzip2; unpack it, or pack it by gzip",
+    b"\xfd7zXZ": "is packed by xz; unpack it, or pack it by gzip",
+    b"\x28\xb5\x2f\xfd": "is packed by zstd; unpack it, or pack it by gzip",
+}
+# Characters that no screen shows, and that make one name two.
+_INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|[nN][aA][nN]|[iI][nN][fF])\s*$"
 _BOMS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
@@ -51,6 +63,9 @@ def read_text_table(path: str | os.PathLike[str]) -> pd.DataFrame:
     Raises MissingFileError when there is no such file, CamaeError with the line for anything but a table.
     """
     table = read_arrow_table(path)
+    for column in table.schema:
+        if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+            raise CamaeError(f"{path}: the column {column.name!r} holds {column.type} where text is needed")
     frame = pd.DataFrame({name: as_text(table.column(name).to_pandas()) for name in table.column_names})
     return frame.reindex(range(table.num_rows)) if frame.empty else frame
 
@@ -210,11 +225,15 @@ def check_column_names(path: Path, names: list[str]) -> None:
 
 
 def as_text(column: pd.Series) -> pd.Series:
-    """Text of a column (N,): missing cells become "", whole floats lose their ".0" (sites read as 1.0)."""
-    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
-        column = column.astype("Int64")
+    """Text of a column (N,), without blanks around it: missing cells become "", whole floats lose their ".0" (sites
+    read as 1.0).
+    """
+    if pd.api.types.is_float_dtype(column):
+        present = column.dropna()
+        if (present % 1 == 0).all() and (present.abs() < 2**53).all():
+            column = column.astype("Int64")
     present = column.notna()
-    return column.astype(object).where(present, "").map(str)
+    return column.astype(object).where(present, "").map(str).str.strip()
 
 
 def separator_of(path: Path, text: str) -> str:
@@ -252,8 +271,8 @@ def _text_of(path: Path, data: bytes) -> str:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
             raise CamaeError(f"{path}: a damaged gzip file ({error})") from None
-    if data.startswith(_PARQUET):
-        raise CamaeError(f"{path}: holds Parquet, whatever its name says; rename it to .parquet")
+    if kind := next((said for start, said in _OTHERS.items() if data.startswith(start)), None):
+        raise CamaeError(f"{path}: {kind}")
     encoding = next((name for mark, name in _BOMS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)
@@ -263,6 +282,12 @@ def _text_of(path: Path, data: bytes) -> str:
     if "\x00" in text:
         line = text[: text.index("\x00")].count("\n") + 1
         raise CamaeError(f"{path}, line {line}: holds a zero byte, so it is no text table")
+    if not text.isascii() and (hidden := _INVISIBLE.search(text)):
+        line = text[: hidden.start()].count("\n") + 1
+        raise CamaeError(
+            f"{path}, line {line}: holds the invisible character U+{ord(hidden[0]):04X}, which makes a name another; "
+            "delete it"
+        )
     return text
 
 

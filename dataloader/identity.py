@@ -8,42 +8,37 @@ import numpy as np
 import pandas as pd
 
 from camae.errors import CamaeError
-from camae.wells import normal_well
+from camae.wells import SITE, WELL, known_column, spelled
 
-WELL = ("Metadata_Source", "Metadata_Batch", "Metadata_Plate", "Metadata_Well")
-TIME = ("Metadata_Time", "Metadata_Timepoint", "Metadata_TimePoint", "Metadata_T")
-DEPTH = ("Metadata_Z", "Metadata_ZPlane", "Metadata_Plane")
-SITE = (*WELL, "Metadata_Site", *TIME, *DEPTH)
 # Columns that describe a well: its sites must agree on them.
 _OF_A_WELL = {"Metadata_Perturbation": "perturbations", "Metadata_control_type": "control types"}
-_KNOWN = {name.lower(): name for name in (*SITE, *_OF_A_WELL)}
 
 
 def metadata_column(name: str) -> str:
     """Column of a table about wells as a Metadata_* column, identity columns in their one spelling."""
     full = name if name.startswith("Metadata_") else f"Metadata_{name}"
-    return _KNOWN.get(full.lower(), full)
+    return known_column(full)
 
 
 def normal_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Table with the identity columns in one spelling ("metadata_well" is "Metadata_Well"), wells too ("a1" is "A01").
+    """Table with the identity columns in one spelling ("metadata_well" is "Metadata_Well"), and the cells of metadata:
+    wells ("a1" is "A01"), sites ("01" is "1"), names without blanks around them and with composed accents.
 
     Raises CamaeError where two columns are one in this spelling, or a column such as "Well" would be a channel.
     """
-    names = {c: _KNOWN.get(str(c).lower(), c) for c in table.columns}
+    names = {c: known_column(str(c)) for c in table.columns}
     twice = [c for c in names if c != names[c] and names[c] in names]
     if twice:
         raise CamaeError(f"the columns {twice[0]!r} and {names[twice[0]]!r} are the same: remove one")
-    plain = [c for c in table.columns if f"metadata_{str(c).lower()}" in _KNOWN and len(str(c)) > 1]
+    plain = [c for c in table.columns if len(str(c)) > 1 and known_column(f"metadata_{c}") != f"metadata_{c}"]
     if plain:
         raise CamaeError(
-            f"the column {plain[0]!r} would be taken for a channel: name it "
-            f"{_KNOWN[f'metadata_{str(plain[0]).lower()}']!r}"
+            f"the column {plain[0]!r} would be taken for a channel: name it {known_column(f'metadata_{plain[0]}')!r}"
         )
     table = table.rename(columns=names)
-    if "Metadata_Well" in table:
-        wells = {text: normal_well(text) for text in table["Metadata_Well"].unique()}
-        table["Metadata_Well"] = table["Metadata_Well"].map(wells)
+    for name in table.columns:
+        if str(name).startswith("Metadata_"):
+            table[name] = spelled(table[name], str(name))
     return table
 
 

@@ -104,7 +104,7 @@ class Manifest:
         if "Metadata_Well" in self.table:
             found["wells"] = len(self.table[[*keys, "Metadata_Well"]].drop_duplicates())
         if "Metadata_Perturbation" in self.table:
-            found["perturbations"] = int(self.table["Metadata_Perturbation"].replace("", np.nan).nunique())
+            found["perturbations"] = len(set(self.table["Metadata_Perturbation"]) - {""})
         return found
 
     def _repr_html_(self) -> str:

@@ -22,7 +22,6 @@ import pyarrow.compute
 
 from camae.anndata_form import is_own, table_of
 from camae.embedding_table import (
-    SITE,
     Kind,
     Unit,
     check_wells_agree,
@@ -36,9 +35,10 @@ from camae.maps.aggregation import group_means
 from camae.maps.inputs import listing
 from camae.omissions import Omissions
 from camae.text_table import SUFFIXES, are_numbers, as_text, is_text, numbers, read_arrow_table
-from camae.wells import normal_well
+from camae.wells import SITE, known_column, spelled
 from camae.workspace_dl import profile_files, read_workspace
 
+_BARE = ("source", "batch", "plate", "well", "site")
 _WHOLE = r"^\s*[+-]?\d+\s*$"
 
 
@@ -307,10 +307,24 @@ def _table(
         omitted.add("feature", name, reason)
     shorter = {name: name.removeprefix("Image_") for name in meta if str(name).startswith("Image_Metadata_")}
     meta = meta.rename(columns={old: new for old, new in shorter.items() if new not in meta})
-    if "Metadata_Well" in meta:
-        meta["Metadata_Well"] = meta["Metadata_Well"].map(normal_well)
+    meta = _identified(meta)
     _check_wells(meta, source)
     return ProfileTable(meta, x, names, source, omitted)
+
+
+def _identified(meta: pd.DataFrame) -> pd.DataFrame:
+    """Metadata with the columns of identity by their names, and cells of each column in one spelling.
+
+    A table of other tools may say "well" or "Plate": unseen, its sites would count as replicates.
+    """
+    names = {name: known_column(str(name)) for name in meta if str(name).lower().startswith("metadata_")}
+    for name in meta:
+        if str(name).lower() in _BARE:
+            names[name] = known_column(f"Metadata_{name}")
+    new = {old: name for old, name in names.items() if old != name and name not in meta}
+    new = {old: name for old, name in new.items() if list(new.values()).count(name) == 1}
+    meta = meta.rename(columns=new)
+    return pd.DataFrame({name: spelled(meta[name], str(name)) for name in meta}, index=meta.index)
 
 
 def _check_wells(meta: pd.DataFrame, source: str) -> None:

@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from camae.embedding_table import WELL
 from camae.errors import CamaeError
 from camae.maps.aggregation import group_means
 from camae.maps.arrays import Array
 from camae.text_table import as_text
-from camae.wells import normal_well
+from camae.wells import WELL, normal_well
 
 # "well": rows of one well are averaged; "site": every row counts as a replicate; None: such rows are refused.
 ReplicateUnit: TypeAlias = Literal["well", "site"] | None

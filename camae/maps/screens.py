@@ -19,6 +19,8 @@ from camae.errors import CamaeError
 from camae.maps.profiles import ProfileTable, column, join_profile_tables, profiles_of, read_profile_table
 from camae.maps.replicates import ReplicateUnit, well_of
 from camae.omissions import Omissions
+from camae.text_table import as_text
+from camae.wells import PLATE
 
 Profiles: TypeAlias = pd.DataFrame | ProfileTable | str | Path | Sequence[str | Path]
 
@@ -82,7 +84,7 @@ def read_screen(profiles: Profiles, columns: ScreenColumns, unit: ReplicateUnit 
             "rows of one well at several times or depths are kept apart; they are no replicates, so give one at a time"
         )
     table.check_finite()
-    plate = None if columns.plate is None else column(table.meta, columns.plate, "plate")
+    plate = None if columns.plate is None else _plates(table.meta, columns.plate, notes)
     if plate is not None and (plate == "").any():
         raise CamaeError(
             f"{table.source}: {columns.plate} is empty in {int((plate == '').sum())} rows (first: row "
@@ -95,6 +97,23 @@ def read_screen(profiles: Profiles, columns: ScreenColumns, unit: ReplicateUnit 
         )
     name = column(table.meta, columns.perturbation, "perturbation")
     return Screen(table.x, name, plate, control, table.meta, table.omitted, notes)
+
+
+def _plates(meta: pd.DataFrame, name: str, notes: list[str]) -> npt.NDArray[np.str_]:
+    """Plate of each row; with its batch and source where plates of one name stand in several, as a note then says."""
+    plate = column(meta, name, "plate")
+    wider = [meta[c] for c in PLATE[:-1] if c in meta]
+    if not wider or not np.array_equal(plate, as_text(meta["Metadata_Plate"])):
+        return plate
+    whole = pd.Series(["/".join(filter(None, parts)) for parts in zip(*wider, plate, strict=True)])
+    if whole.nunique() == len(set(plate.tolist())):
+        return plate
+    several = whole.groupby(plate).nunique() > 1
+    notes.append(
+        f"{int(several.sum())} names of plates stand in several batches or sources (first: {several.idxmax()}); each "
+        "is a plate of its own"
+    )
+    return np.where(plate == "", "", whole.to_numpy(str))
 
 
 def _read(profiles: Profiles) -> ProfileTable:

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from camae.dataloader.identity import WELL, normal_columns
+from camae.dataloader.identity import normal_columns
 from camae.dataloader.manifest import METADATA, Manifest
 from camae.errors import CamaeError
 from camae.omissions import Omissions
+from camae.wells import WELL
 
 INCOMPLETE = ("error", "skip", "mixed", "keep")
 CONTROL_TYPES = {
@@ -31,16 +32,24 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 def files_below(root: Path) -> Iterator[str]:
     """Recursive file listing: names of all files below root, relative and with `/`, folder by folder in order.
 
-    Raises CamaeError for a folder that cannot be listed: its sites would be missing in silence.
+    Links to folders are followed, but for one that leads to a folder it stands in. Raises CamaeError for a folder that
+    cannot be listed: its sites would be missing in silence.
     """
 
     def refuse(error: OSError) -> None:
         raise CamaeError(f"{error.filename}: this folder cannot be listed ({error.strerror})")
 
-    for folder, folders, files in os.walk(root, onerror=refuse):
-        folders.sort()
+    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        folders[:] = sorted(name for name in folders if not _leads_up(folder, name))
         at = os.path.relpath(folder, root).replace(os.sep, "/")
         yield from (file if at == "." else f"{at}/{file}" for file in sorted(files))
+
+
+def _leads_up(folder: str, name: str) -> bool:
+    """Whether it is a link to a folder it stands in, which has no end."""
+    path = os.path.join(folder, name)
+    real, here = os.path.realpath(path), os.path.realpath(folder)
+    return os.path.islink(path) and os.path.commonpath([real, here]) == real
 
 
 def table_stem(name: str, suffixes: Sequence[str] = TABLE_SUFFIXES) -> str | None:

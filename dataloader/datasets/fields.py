@@ -70,11 +70,13 @@ def read_fields(
     for _, name, image in fields:
         stacks.check_axes(fields[0][2], first_path, image, str(root / name))
     for key, name, image in fields:
+        stacks.check_order(fields[0][2], first_path, image, str(root / name), choice)
         known.append((key, name, stacks.explained(image, str(root / name), choice)))
         stacks.check_channels(known[0][2], first_path, known[-1][2], str(root / name))
     rows = list(_rows(root, known, choice))
     first = known[0][2]
-    return FieldRows(rows, list(first.channels), stacks.summary(len(fields), first, choice))
+    images = [image for _, _, image in known]
+    return FieldRows(rows, list(first.channels), stacks.summary(len(fields), images, choice))
 
 
 def read_stacks(
@@ -87,6 +89,7 @@ def read_stacks(
     names = [name for planes in sites.values() for name in planes.values()]
     headers = _headers(root, names, incomplete, left_out)
     first: tuple[ImageAxes, str] | None = None
+    seen: list[ImageAxes] = []
     rows = []
     for key, planes in sorted(sites.items()):
         at: dict[str, dict[str, str]] = {}
@@ -99,6 +102,7 @@ def read_stacks(
                 continue
             image = stacks.explained(images[0], path, choice, channel)
             first = first or (image, path)
+            seen.append(image)
             stacks.check_axes(*first, image, path)
             for moment in stacks.moments(image, name, choice, path):
                 at.setdefault(moment.time, {}).update(moment.planes)
@@ -106,7 +110,7 @@ def read_stacks(
     if first is None:
         raise CamaeError(f"{root}: no image of it can be read")
     channels = sorted({channel for planes in sites.values() for channel in planes})
-    return FieldRows(rows, channels, stacks.summary(len(sites), first[0], choice))
+    return FieldRows(rows, channels, stacks.summary(len(sites), seen, choice))
 
 
 def _headers(

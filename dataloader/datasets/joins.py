@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from camae.errors import CamaeError
-from camae.wells import normal_well
+from camae.wells import known_column, spelled
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Match:
 def joined(
     left: pd.DataFrame, right: pd.DataFrame, on: Sequence[str], what: str
 ) -> tuple[pd.DataFrame, Match]:
-    """Left join of text tables on equal columns; wells are compared in one spelling, empty cells match nothing.
+    """Left join of text tables on equal columns; cells are compared in one spelling, empty cells match nothing.
 
     what: names the right table in errors and in the Match.
     Returns `left` in its order with the other columns of `right`, "" where nothing matched, and what matched.
@@ -43,14 +43,14 @@ def joined(
     """
     on = tuple(on)
     left = left.reset_index(drop=True)
-    right = right.assign(**{c: right[c].map(normal_well) for c in on if _is_well(c)})
+    right = right.assign(**{c: spelled(right[c], _spelled_as(c)) for c in on})
     right = right[(right[list(on)] != "").all(axis=1)].drop_duplicates().reset_index(drop=True)
     repeated = right[right.duplicated(list(on), keep=False)]
     if len(repeated):
         raise CamaeError(
             f"{what}: has several rows for {_words(repeated.iloc[0], on)} that differ in {_differing(repeated, on)}"
         )
-    keys = left[list(on)].assign(**{c: left[c].map(normal_well) for c in on if _is_well(c)})
+    keys = left[list(on)].assign(**{c: spelled(left[c], _spelled_as(c)) for c in on})
     places = keys.merge(right[list(on)].assign(_row=range(len(right))), on=list(on), how="left")["_row"]
     matched = places.notna() & (keys != "").all(axis=1)
     used = set(places[matched].astype(int))
@@ -76,8 +76,9 @@ def joined(
     return pd.concat([left.drop(columns=[c for c in new if c in left]), found], axis=1), match
 
 
-def _is_well(column: str) -> bool:
-    return "well" in column.lower()
+def _spelled_as(column: str) -> str:
+    """Column whose spelling its cells have: also "well_position" holds wells."""
+    return "Metadata_Well" if "well" in column.lower() else known_column(column)
 
 
 def _words(row: pd.Series, on: Sequence[str]) -> str:

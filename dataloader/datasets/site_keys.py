@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from camae.dataloader.datasets.name_matching import Groups
-from camae.wells import normal_well, row_name
+from camae.wells import normal_name, normal_well, row_name
 
 # Folders inside an export, never the name of a plate.
 _INNER = re.compile(r"images|timepoint_\d+|zstep_\d+", re.IGNORECASE)
@@ -21,8 +21,8 @@ def site_key(groups: Groups, name: str, root: Path) -> Key:
         row = groups["row"] or ""
         well = f"{row_name(int(row)) if row.isdigit() and int(row) else row}{groups['column']}"
     return (
-        groups.get("batch") or "",
-        groups.get("plate") or plate_folder(name, root),
+        normal_name(groups.get("batch") or ""),
+        normal_name(groups.get("plate") or plate_folder(name, root)),
         normal_well(well or ""),
         _number(groups.get("site") or "1"),
         _number(groups.get("time") or ""),

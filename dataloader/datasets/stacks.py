@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ class Choice:
                 raise CamaeError(
                     f"{name}={value!r}: give {' or '.join(map(repr, words))}, or a number counted from 0"
                 )
-        names = tuple(channels or ())
+        names = channel_names_of(channels)
         if (twice := next((n for n in names if names.count(n) > 1), None)) is not None:
             raise CamaeError(f"channels {', '.join(names)}: the name {twice!r} stands twice")
         return cls(None if z is None else str(z), None if time is None else str(time), names, rename)
@@ -56,6 +56,19 @@ class Choice:
                     f"{name}={value!r}: chooses among the planes of image files in a folder, and {data} names its "
                     "planes one by one: leave it out"
                 )
+
+
+def channel_names_of(channels: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of channels, () for None. Raises CamaeError for what is no list of names."""
+    if channels is None:
+        return ()
+    names = (channels,) if isinstance(channels, str) else tuple(channels)
+    if isinstance(channels, str) or not names:
+        raise CamaeError(f"channels={channels!r}: give a list of names, such as ['DNA', 'ER']")
+    wrong = next((n for n in names if not isinstance(n, str) or not n or n != n.strip()), None)
+    if wrong is not None:
+        raise CamaeError(f"channels={list(names)}: {wrong!r} is no name of a channel")
+    return names
 
 
 class Moment(NamedTuple):
@@ -200,15 +213,31 @@ def check_channels(first: ImageAxes, first_path: str, other: ImageAxes, path: st
         )
 
 
-def summary(n: int, image: ImageAxes, choice: Choice) -> str:
+def check_order(first: ImageAxes, first_path: str, other: ImageAxes, path: str, choice: Choice) -> None:
+    """Raise CamaeError where two files name the same channels in other orders, and other names for them are given.
+
+    The names go by the files' order, so that one name would be of two channels. first, other: as the files have them.
+    """
+    mine, its = first.channels, other.channels
+    new = choice.rename and choice.channels and not set(choice.channels) <= set(mine)
+    if new and all(mine) and mine != its and set(mine) == set(its):
+        raise CamaeError(
+            f"{first_path} holds the channels {', '.join(mine)} and {path} {', '.join(its)}, and the names "
+            f"{', '.join(choice.channels)} go by the files' order: leave the names out, and the files' own are taken"
+        )
+
+
+def summary(n: int, images: Sequence[ImageAxes], choice: Choice) -> str:
     """One line on the fields of a folder: "96 fields, 2 channels in each file (DNA, GFP), axes CYX"."""
+    image = images[0]
     n_T, n_C, n_Z = image.pages_TCZ.shape
     steps = []
     if n_Z > 1:
         what = {"max": "maximum over", "mean": "mean over"}.get(str(choice.z), f"plane {choice.z} of")
-        steps.append(f"{what} {n_Z} z planes")
+        steps.append(f"{what} {_range(image.pages_TCZ.shape[2] for image in images)} z planes")
     if n_T > 1:
-        steps.append("every time point" if choice.time == EACH else f"time point {choice.time} of {n_T}")
+        counts = _range(image.pages_TCZ.shape[0] for image in images)
+        steps.append("every time point" if choice.time == EACH else f"time point {choice.time} of {counts}")
     return ", ".join(
         [
             _count(n, "field"),
@@ -217,6 +246,12 @@ def summary(n: int, image: ImageAxes, choice: Choice) -> str:
             *steps,
         ]
     )
+
+
+def _range(counts: Iterable[int]) -> str:
+    """ "3", or "2 to 5" where files differ."""
+    found = sorted(set(counts))
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def _count(n: int, noun: str) -> str:

@@ -23,12 +23,12 @@ import pandas as pd
 import tifffile
 
 from camae.dataloader.backends.addresses import refuse_remote, require, split_address
-from camae.dataloader.identity import DEPTH, TIME
 from camae.dataloader.manifest import ILLUMINATION, Manifest
 from camae.dataloader.read_pixels import checked_reader, plane_kind, read_plane, read_window
 from camae.errors import CamaeError, MissingBackendError, MissingFileError, OutputError
 from camae.files import open_lines, output_error, remove_unfinished, write_atomic
 from camae.processors import usable_cpus
+from camae.wells import DEPTH, TIME
 
 CODECS = ("zstd", "none")
 TILE = 256

@@ -164,7 +164,7 @@ def test_fault_34_load_data_in_cellprofilers_words(tmp_path: Path) -> None:
         "Metadata_Row,Metadata_Col,Metadata_FieldID,Metadata_Plate,URL_DNA\n27,5,02,PL1,file:///elsewhere/images/PL1/a.tiff\n",
     )
     row = read_manifest(by_row).table.iloc[0]
-    assert (row.Metadata_Well, row.Metadata_Site) == ("AA05", "02")
+    assert (row.Metadata_Well, row.Metadata_Site) == ("AA05", "2")
     with pytest.raises(CamaeError, match="has column names and no row"):
         read_manifest(table(tmp_path / "empty.csv", "Metadata_Well,Metadata_Site,FileName_DNA\n"))
     both = table(

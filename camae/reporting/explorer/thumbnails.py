@@ -18,7 +18,6 @@ from PIL import Image
 
 from camae.dataloader.manifest import Manifest
 from camae.dataloader.read_pixels import image_size, read_window
-from camae.embedding_table import WELL
 from camae.errors import CamaeError
 from camae.files import write_atomic
 from camae.maps.screens import Screen
@@ -26,7 +25,7 @@ from camae.omissions import Omissions
 from camae.processors import usable_cpus
 from camae.progress import progress_bar
 from camae.text_table import as_text
-from camae.wells import normal_well
+from camae.wells import WELL, normal_well
 
 FOLDER = "wells"
 LIMITS = (1.0, 99.7)  # percentiles of a plate's controls that become black and white

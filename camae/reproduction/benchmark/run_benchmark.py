@@ -12,11 +12,12 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 
-from camae.embedding_table import PLATE
 from camae.errors import CamaeError
 from camae.files import remove_unfinished, write_json, write_text
 from camae.maps.arms import read_arms, read_expression
 from camae.maps.arrays import ArrayBackend, array_backend
+from camae.maps.distances import Distance
+from camae.maps.nulls import Null
 from camae.maps.pairs import read_pairs_folder
 from camae.maps.perturbation_map import Components
 from camae.maps.profiles import ProfileTable, column, join_profile_tables, read_profile_table
@@ -31,12 +32,20 @@ from camae.reproduction.benchmark.benchmark_tables import (
     GeneTables,
     PairsBySource,
     ScreenProfiles,
-    fraction_retrieved,
     recall_after_tvn,
     recall_by_alignment,
     recall_curves,
+    recall_of_matched_pairs,
+)
+from camae.reproduction.benchmark.mechanism_table import mechanism_accuracy
+from camae.reproduction.benchmark.retrieval_page import retrieval_html
+from camae.reproduction.benchmark.retrieval_tables import (
+    RetrievalOptions,
+    activity_tables,
+    fraction_retrieved,
 )
 from camae.text_table import write_csv
+from camae.wells import PLATE
 
 ProfileFile: TypeAlias = str | Path
 ProfileFiles: TypeAlias = Mapping[str, ProfileFile | Sequence[ProfileFile]] | Sequence[ProfileFile]
@@ -57,9 +66,10 @@ class _Settings:
     pairs: PairsBySource | None
     tvn: bool
     genes: GeneTables | None
-    bootstrap: int
-    null_size: int
-    seed: int
+    retrieval: RetrievalOptions
+    mechanism: str | None
+    compound: str | None
+    dose: str | None
 
 
 def run_benchmark(
@@ -78,8 +88,14 @@ def run_benchmark(
     refchemdb_tier: str = DEFAULT_TIER,
     tvn: bool = True,
     arm_correction: bool | None = None,
-    bootstrap: int = 200,
+    null: Null = "auto",
     null_size: int = 10_000,
+    distance: Distance = "cosine",
+    threshold: float = 0.05,
+    permutations: int = 1000,
+    mechanism: str | None = None,
+    compound: str | None = None,
+    dose: str | None = None,
     seed: int = 0,
     backend: str | ArrayBackend = "auto",
     unit: ReplicateUnit = "well",
@@ -95,11 +111,16 @@ def run_benchmark(
     target: column of targets joined by "|", for siblings. arms, expression: gene tables for the chromosome-arm
     correction. tvn: whether Table 3 (recall after TVN) is made. arm_correction: whether it gets a second row, TVN with
     arms corrected; None does where both gene tables are given.
+    null, null_size, distance, threshold: of average precision, as in `maps.retrieval`. permutations: of activity and
+    calibration, as in `maps.activity`. mechanism: column of mechanisms of action; compound (the perturbation by
+    default) and dose: columns that make a treatment.
     backend: "numpy", "cupy", or "auto": CuPy where it runs; benchmark.json says which under `arrays`. unit: "well"
     averages sites by well, "site" counts them as replicates, None refuses them. components: of alignments by principal
     components, as in `maps.map_profiles` and so in `camae map`.
-    Writes table2.csv, table3.csv, arm_bias.csv, table4.csv, curves.csv (those that apply), benchmark.json,
-    section.html, benchmark.html and left_out.csv; every table has a first column `model`. Returns benchmark.json.
+    Writes table2.csv, table3.csv, arm_bias.csv, table4.csv, curves.csv, replicates.csv (recall of random pairs with as
+    many replicates), activity.csv, agreement.csv, calibration.csv, calibration_p_values.csv and mechanisms.csv (those
+    that apply), benchmark.json, section.html, benchmark.html and left_out.csv; every table has a first column `model`.
+    Returns benchmark.json.
     Raises CamaeError or MissingFileError for unusable input, MissingBackendError when CuPy cannot run.
     """
     genes, omitted = _gene_tables(arms, expression, arm_correction, tvn), Omissions()
@@ -115,9 +136,10 @@ def run_benchmark(
         known,
         tvn,
         genes,
-        bootstrap,
-        null_size,
-        seed,
+        RetrievalOptions(null_size, seed, null, distance, threshold, permutations),
+        mechanism,
+        compound,
+        dose,
     )
     models = profiles_by_model(embeddings, plate)
     results = _write(Path(out), *_benchmarked(models, settings, about_pairs, omitted), settings.arrays)
@@ -161,13 +183,16 @@ def _tables(screen: ScreenProfiles, settings: _Settings) -> dict[str, pd.DataFra
     s = settings
     found: dict[str, pd.DataFrame] = {}
     if s.pairs is not None:
-        found["table2"] = recall_by_alignment(screen, s.pairs, s.bootstrap, s.seed)
+        found["table2"] = recall_by_alignment(screen, s.pairs)
         if s.tvn:
-            found["table3"], bias = recall_after_tvn(screen, s.pairs, s.genes, s.bootstrap, s.seed)
+            found["table3"], bias = recall_after_tvn(screen, s.pairs, s.genes)
             if bias is not None:
                 found["arm_bias"] = bias
         found["curves"] = recall_curves(screen, s.pairs)
-    found["table4"] = fraction_retrieved(screen, s.null_size, s.seed)
+        found["replicates"] = recall_of_matched_pairs(screen, s.pairs, s.retrieval.seed)
+    found["table4"] = fraction_retrieved(screen, options=s.retrieval)
+    found |= activity_tables(screen, s.retrieval)
+    found["mechanisms"] = mechanism_accuracy(screen, s.retrieval.seed)
     return {name: table for name, table in found.items() if len(table)}
 
 
@@ -251,6 +276,9 @@ def _screen(profiles: ProfileTable, settings: _Settings) -> ScreenProfiles:
         optional("Metadata_Well" if "Metadata_Well" in screen.meta.columns else None, "well"),
         settings.components,
         list(screen.notes),
+        optional(settings.mechanism, "mechanism"),
+        optional(settings.compound, "compound"),
+        optional(settings.dose, "dose"),
     )
 
 
@@ -297,8 +325,7 @@ def _html(tables: Mapping[str, pd.DataFrame], notes: Mapping[str, list[str]]) ->
     ):
         if name in tables:
             parts.append(f"<h3>{title}</h3>" + _recall_html(tables[name], row))
-    if "table4" in tables:
-        parts.append("<h3>Fraction retrieved (Table 4)</h3>" + _retrieval_html(tables["table4"]))
+    parts += retrieval_html(tables)
     if "curves" in tables:
         for source, rows in tables["curves"].groupby("source", sort=False):
             picture = recall_against_percentile(rows.rename(columns={"model": "system"}))
@@ -317,12 +344,3 @@ def _recall_html(table: pd.DataFrame, row: str) -> str:
     ]
     header = ["model", row, *map(str, wide.columns)]
     return html.table(header, cells, numeric=range(2, len(header)))
-
-
-def _retrieval_html(table: pd.DataFrame) -> str:
-    cells = [
-        [r.model, r.task, r.alignment, str(r.n_groups), str(r.n_retrieved), f"{r.fraction_retrieved:.3f}"]
-        for r in table.itertuples()
-    ]
-    header = ["model", "task", "alignment", "groups", "retrieved", "fraction"]
-    return html.table(header, cells, numeric=range(3, 6))
