@@ -64,7 +64,7 @@ def main() -> None:
     names = maps.perturbation_names(gene[~control])
 
     # 3. Which known pairs are among the 5 % most similar or 5 % most opposite of all pairs? Chance is 0.1.
-    print(maps.recall(v, names, maps.read_pairs_folder(pairs), bootstrap=1000).to_string())
+    print(maps.recall(v, names, maps.read_pairs_folder(pairs), interval=True).to_string())
     print(maps.strongest(v, names, count=5).to_string(index=False))
 
 

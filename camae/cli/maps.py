@@ -72,7 +72,7 @@ def map_screen(
         left_out.extend(table.omitted)
         for line in [*result.notes, *([f"{model}:"] if len(models) > 1 else [])]:
             say(line)
-        say(maps.recall(result.vectors, result.names, known, bootstrap=1000).to_string())
+        say(maps.recall(result.vectors, result.names, known, interval=True).to_string())
         found = maps.strongest(result.vectors, result.names, count=1000, side="both")
         strongest.append(found.assign(model=model) if len(models) > 1 else found)
     say_left_out(pairs_left_out)

@@ -64,9 +64,8 @@ def benchmark(
     negative: Negative = "negcon",
     unit: Unit = "well",
     components: Components = "half_controls",
-    bootstrap: Annotated[int, typer.Option(help="resamples for standard errors")] = 200,
     null_size: Annotated[int, typer.Option(help="permutations of the nulls of Table 4")] = 10_000,
-    seed: Annotated[int, typer.Option(help="of resamples and permutation nulls")] = 0,
+    seed: Annotated[int, typer.Option(help="of permutation nulls and of the controls held out")] = 0,
     backend: Backend = "auto",
 ) -> None:
     """The paper's Tables 2-4 and recall curves for one or more models."""
@@ -92,7 +91,6 @@ def benchmark(
         arm_correction=arm_correction,
         unit=parse_unit(unit),
         components=parse_components(components),
-        bootstrap=bootstrap,
         null_size=null_size,
         seed=seed,
         backend=arrays,

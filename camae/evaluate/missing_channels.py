@@ -31,7 +31,6 @@ from camae.text_table import write_csv
 
 _NEEDED = 2  # perturbations
 _FIELDS = 16  # center crops whose channels are imputed
-_BOOTSTRAP = 200
 
 
 def channels(
@@ -117,7 +116,7 @@ class _Evaluation:
         mapped = maps.map_screen(
             table, perturbation=c.label, plate=c.plate, control=c.control, negative=c.negative
         )
-        found = maps.recall(mapped.vectors, mapped.names, self.pairs, bootstrap=_BOOTSTRAP).iloc[0]
+        found = maps.recall(mapped.vectors, mapped.names, self.pairs, interval=True).iloc[0]
         return {"recall": float(found["recall"]), "recall_se": float(found["se"])}
 
 

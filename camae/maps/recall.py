@@ -18,12 +18,12 @@ import pandas as pd
 from camae.errors import CamaeError
 from camae.kernels.arrays.cosine_tails import order_statistics_and_pairs
 from camae.maps.arrays import Array, Labels, takes_tensors, unit_rows
-from camae.maps.bootstrap import bootstrap_means
 from camae.maps.inputs import embeddings
+from camae.maps.intervals import share_interval, spread
 from camae.maps.pairs import KnownPairs, PairSources, match_sources
 
 Tails: TypeAlias = tuple[float | None, float | None]
-COLUMNS = ("recall", "n_pairs", "n_found", "left", "right", "se")
+COLUMNS = ("recall", "n_pairs", "n_found", "left", "right", "se", "low", "high")
 
 
 @takes_tensors
@@ -34,6 +34,7 @@ def recall(
     tails: Tails = (0.05, 0.95),
     bootstrap: int = 0,
     seed: int = 0,
+    interval: bool = False,
 ) -> pd.DataFrame:
     """Recall of known relationships: the share of known pairs among the most extreme cosines of the map.
 
@@ -50,17 +51,17 @@ def recall(
         lacks are left out with a warning.
     tails : (left, right)
         Ends of the tails as shares of all unordered pairs; None switches a side off.
-    bootstrap : int
-        Resamples for the standard error; 0 gives NaN.
-    seed : int
-        Of the resampling.
+    bootstrap, seed : int
+        Of versions that resampled; any number above 0 is ``interval=True``. Nothing is drawn.
+    interval : bool
+        Whether the standard error and the 95 % interval are computed; else they are NaN.
 
     Returns
     -------
     DataFrame
         One row for each source (index: the source; "pairs" without a dict) with the columns recall, n_pairs,
-        n_found, left, right (the tails asked for) and se. ``attrs["n_unknown"]`` counts the pairs left out, by
-        source.
+        n_found, left, right (the tails asked for), se, low and high (the ends of the 95 % interval).
+        ``attrs["n_unknown"]`` counts the pairs left out, by source.
 
     Raises
     ------
@@ -71,18 +72,23 @@ def recall(
     -----
     With N = n (n - 1) / 2 pairs, a pair of cosine s is found when #{null <= s} / N <= left or
     #{null < s} / N >= right; by chance that happens with probability left + 1 - right = 0.1. The threshold is exact;
-    no n x n matrix is formed. se is the standard deviation over resamples of the perturbations, drawn with
-    replacement: a pair weighs as often as both of its perturbations were drawn together.
+    no n x n matrix is formed. se estimates the standard deviation over screens of the same kind: the cluster-robust
+    one of pairs, whose clusters are groups of perturbations with mostly the same known partners. The interval is
+    Wilson's with the effective number of trials and Student's t for the number of groups (`camae.maps.intervals`).
 
     References
     ----------
-    Kraus et al. (CVPR 2024), section 5.1, Tables 2 and 3; Celik et al. 2024 (EFAAR).
+    Kraus et al. (CVPR 2024), section 5.1, Tables 2 and 3; Celik et al. 2024 (EFAAR); Aronow et al. 2015,
+    "Cluster-Robust Variance Estimation for Dyadic Data".
     """
     known = match_sources(names, pairs)
     table = []
     for k, (hits,) in zip(known.values(), _found_by_source(v, known, [tails]), strict=True):
-        se = bootstrap_means(k.index, hits[None], bootstrap, seed).std(ddof=1) if bootstrap else float("nan")
-        table.append((hits.mean(), len(hits), int(hits.sum()), *tails, se))
+        about = (float("nan"),) * 3
+        if interval or bootstrap:
+            by = spread(k.index, hits[None].astype(float))
+            about = (by.errors[0], *share_interval(hits.mean(), by.covariance[0, 0], by))
+        table.append((hits.mean(), len(hits), int(hits.sum()), *tails, *about))
     out = pd.DataFrame(table, columns=list(COLUMNS), index=list(known))
     out.attrs["n_unknown"] = {source: k.unknown for source, k in known.items()}
     return out

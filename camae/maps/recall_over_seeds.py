@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from camae.maps.arrays import Array, Labels, takes_tensors
-from camae.maps.bootstrap import bootstrap_means
+from camae.maps.intervals import difference_interval, share_interval, spread
 from camae.maps.pairs import Pairs, match_pairs
 from camae.maps.recall import Tails, found_pairs
 
@@ -22,7 +22,7 @@ def recall_difference(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Difference in recall of two kinds of embedding on the same perturbations, with a paired standard error.
+    """Difference in recall of two kinds of embedding on the same perturbations, with a paired 95 % interval.
 
     Parameters
     ----------
@@ -34,41 +34,48 @@ def recall_difference(
         Known related pairs.
     tails : (left, right)
         As in `recall`.
-    bootstrap : int
-        Resamples for the standard errors.
-    seed : int
-        Of the resampling.
+    bootstrap, seed : int
+        Of versions that resampled; not used, nothing is drawn.
 
     Returns
     -------
     dict
-        "trained", "baseline" and "difference" (trained - baseline), each with value and se.
+        "trained", "baseline" and "difference" (trained - baseline), each with value, se, low and high (the ends of the
+        95 % interval).
 
     Raises
     ------
     CamaeError
-        As `recall`, or when the pairs are too few to resample.
+        As `recall`.
 
     Notes
     -----
-    The score of a pair is the share of seeds that find it. Perturbations (not pairs, not seeds) are resampled with
-    replacement, the same draw for both kinds, so that what makes a pair hard for both cancels in the difference.
+    The score of a pair is the share of seeds that find it. Standard errors are those of `recall`, over groups of
+    related perturbations, not over pairs or seeds; both kinds are taken together, so that what makes a group hard for
+    both cancels in the difference. Its interval is Newcombe's (method 10), from those of the two.
 
     References
     ----------
-    Owen 2007, "The pigeonhole bootstrap".
+    Aronow et al. 2015, "Cluster-Robust Variance Estimation for Dyadic Data"; Newcombe 1998, "Improved confidence
+    intervals for the difference between binomial proportions based on paired data".
     """
     index = match_pairs(names, pairs).index
     score = np.stack(
         [np.mean([found_pairs(v, index, [tails])[0] for v in seeds], axis=0) for seeds in (trained, baseline)]
     )
-    score = np.concatenate([score, score[:1] - score[1:]])
-    spread = bootstrap_means(index, score, bootstrap, seed).std(axis=1, ddof=1)
+    (first, second), by = score.mean(axis=1).tolist(), spread(index, score)
+    parts = {
+        "trained": (first, by.errors[0], *share_interval(first, by.covariance[0, 0], by)),
+        "baseline": (second, by.errors[1], *share_interval(second, by.covariance[1, 1], by)),
+        "difference": (
+            first - second,
+            spread(index, score[:1] - score[1:]).errors[0],
+            *difference_interval(first, second, by),
+        ),
+    }
     return {
-        kind: {"value": float(value), "se": float(se)}
-        for kind, value, se in zip(
-            ("trained", "baseline", "difference"), score.mean(axis=1), spread, strict=True
-        )
+        kind: dict(zip(("value", "se", "low", "high"), map(float, part), strict=True))
+        for kind, part in parts.items()
     }
 
 
@@ -93,7 +100,7 @@ def pooled_recall(
     Returns
     -------
     dict
-        value, and se by bootstrap over perturbations.
+        value, se, low and high, as in `recall_difference`.
 
     Raises
     ------

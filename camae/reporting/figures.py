@@ -93,7 +93,7 @@ def standard_error(score: Score) -> float | None:
 
 
 def recall_bars(recall: Mapping[str, Score], *, chance: float = 0.10) -> Figure:
-    """Horizontal bars of recall by system with standard errors, and the chance level."""
+    """Horizontal bars of recall by system with 95 % intervals (or standard errors), and the chance level."""
     with house_style():
         figure = new_figure(6.4, 0.7 + 0.42 * len(recall))
         draw_recall_bars(plain_axes(figure, grid="x"), recall, chance=chance)
@@ -106,9 +106,10 @@ def draw_recall_bars(
     """Draw `recall_bars` on axes that are there. fontsize: points."""
     for i, (name, score) in enumerate(recall.items()):
         value, error = score["value"], standard_error(score) or 0.0
+        low, high = score.get("low", value - error), score.get("high", value + error)
         axes.barh(i, value, color=color(name, i), height=0.62)
-        axes.errorbar(value, i, xerr=error, color=INK, linewidth=1, capsize=3)
-        axes.text(value + error + 0.012, i, f"{value:.2f}", va="center", fontsize=fontsize)
+        axes.errorbar(value, i, xerr=[[value - low], [high - value]], color=INK, linewidth=1, capsize=3)
+        axes.text(high + 0.012, i, f"{value:.2f}", va="center", fontsize=fontsize)
     axes.axvline(chance, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_yticks(range(len(recall)), list(recall), fontsize=fontsize)
     axes.invert_yaxis()

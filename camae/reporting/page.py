@@ -77,7 +77,14 @@ def _subtitle(run: RunFolder) -> str:
 
 def _score(score: Score) -> str:
     error = figures.standard_error(score)
-    return f"{score['value']:.3f} ± {error:.3f}" if error is not None else f"{score['value']:.3f}"
+    return f"{score['value']:.3f}" + ("" if error is None else f" ± {error:.3f}") + _interval(score, "")
+
+
+def _interval(score: Score, sign: str) -> str:
+    """The 95 % interval of a score, in brackets. sign: "+" to write plus signs."""
+    if "low" not in score or "high" not in score:
+        return ""
+    return f" [{score['low']:{sign}.3f}, {score['high']:{sign}.3f}]"
 
 
 def _duration(seconds: float) -> str:
@@ -122,7 +129,12 @@ def _recall(run: RunFolder) -> str:
     )
     bars = svg(figures.recall_bars(recall), f"{run.name}-bars")
     table = _recall_table(recall, run.summary.get("recall_without_alignment", {}))
-    left = html.figure(bars, "Recall by system; whiskers are bootstrap standard errors.") + table
+    left = (
+        html.figure(
+            bars, "Recall by system; whiskers are 95 % intervals, or standard errors where there are none."
+        )
+        + table
+    )
     if run.curves is not None:
         curve = svg(figures.recall_against_percentile(run.curves), f"{run.name}-curve")
         right = html.figure(curve, "Recall as more of the extreme cosines are kept; dotted: chance.")
@@ -136,7 +148,7 @@ def _differences_table(summary: RunSummary) -> str:
     parts = []
     if differences := summary.get("trained_minus"):
         rows = [[SYSTEM_MEANING.get(system, system), _signed(score)] for system, score in differences.items()]
-        parts.append(html.table(["trained less", "difference ± s.e."], rows, numeric=(1,)))
+        parts.append(html.table(["trained less", "difference ± s.e. [95 % interval]"], rows, numeric=(1,)))
     if read_outs := summary.get("read_outs"):
         chosen = summary.get("read_out", {})
         rows = [
@@ -173,11 +185,11 @@ def _screens_table(summary: RunSummary) -> str:
 
 def _signed(score: Score) -> str:
     error = figures.standard_error(score)
-    return f"{score['value']:+.3f}" + ("" if error is None else f" ± {error:.3f}")
+    return f"{score['value']:+.3f}" + ("" if error is None else f" ± {error:.3f}") + _interval(score, "+")
 
 
 def _recall_table(recall: Mapping[str, Score], unaligned: Mapping[str, Score]) -> str:
-    header = ["system", "recall ± s.e."] + (["without alignment"] if unaligned else [])
+    header = ["system", "recall ± s.e. [95 % interval]"] + (["without alignment"] if unaligned else [])
     rows = []
     for system, score in recall.items():
         row = [SYSTEM_MEANING.get(system, system), _score(score)]

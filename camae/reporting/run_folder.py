@@ -21,10 +21,12 @@ from camae.text_table import as_text, numbers, read_arrow_table
 
 
 class Score(TypedDict):
-    """Recall (a share between 0 and 1) or a difference of two, with its bootstrap standard error."""
+    """Recall (a share between 0 and 1) or a difference of two, its standard error, the ends of its 95 % interval."""
 
     value: float
     se: NotRequired[float]
+    low: NotRequired[float]
+    high: NotRequired[float]
 
 
 class RunRecord(TypedDict, total=False):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from camae.reporting.run_folder import RunSummary
+import numpy as np
+
+from camae.reporting.run_folder import RunSummary, Score
 
 SYSTEM_MEANING = {
     "random": "random vectors",
@@ -21,8 +23,8 @@ _SURE = 2.0  # standard errors
 def verdict(summary: RunSummary) -> str:
     """One or two sentences: whether the trained encoder beats the best baseline that needs no training.
 
-    Beats: by at least two standard errors. Of a summary without such a comparison, the one with the untrained encoder;
-    empty when there is neither.
+    Beats: by at least two standard errors, with a 95 % interval (where there is one) above 0. Of a summary without such
+    a comparison, the one with the untrained encoder; empty when there is neither.
     """
     gain = summary.get("trained_minus_best")
     if gain is None:
@@ -30,16 +32,24 @@ def verdict(summary: RunSummary) -> str:
     baseline = summary["best_baseline"]
     what = f"{baseline!r} ({SYSTEM_MEANING.get(baseline, baseline)})"
     points, error = 100 * gain["value"], 100 * gain["se"]
-    sure = abs(points) >= _SURE * error
+    sure = abs(points) >= _SURE * error and not gain.get("low", 1) < 0 < gain.get("high", 1)
     first = "The trained encoder wins" if points > 0 and sure else "Training does not win"
     screens = summary.get("screens")
     where = f" on {len(screens)} screens" if screens else ""
     apart = f"{abs(points) / error:.1f} standard errors" if error else "no standard error"
     return (
-        f"{first}{where}: the trained encoder finds {abs(points):.1f} ± {error:.1f} points "
+        f"{first}{where}: the trained encoder finds {abs(points):.1f} ± {error:.1f} points{_interval(gain)} "
         f"{'more' if points > 0 else 'fewer'} of the known pairs than the best baseline without training, {what}: "
         f"{apart}{'' if sure else ', which chance alone may give'}."
     )
+
+
+def _interval(gain: Score) -> str:
+    """The 95 % interval of a difference in points, turned so that the difference is positive; "" without one."""
+    if "low" not in gain or "high" not in gain:
+        return ""
+    ends = sorted(100 * np.sign(gain["value"] or 1) * np.array([gain["low"], gain["high"]]))
+    return f" (95 % interval {ends[0]:.1f} to {ends[1]:.1f})"
 
 
 def _against_untrained(summary: RunSummary) -> str:
@@ -50,5 +60,5 @@ def _against_untrained(summary: RunSummary) -> str:
     found = "more" if gain["value"] > 0 else "fewer"
     return (
         f"The trained encoder finds {abs(100 * gain['value']):.1f} points {found} of the known pairs than the same "
-        f"encoder untrained: {abs(ratio):.1f} bootstrap standard errors."
+        f"encoder untrained: {abs(ratio):.1f} standard errors."
     )

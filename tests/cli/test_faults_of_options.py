@@ -56,7 +56,7 @@ def test_fault_32_map_and_benchmark_give_the_same_recall(shell, profiles, pairs,
     code, said, errors = shell("map", table, pairs, "--method", "tvn")
     assert code == 0, errors
     code, _, errors = shell(
-        "benchmark", table, "--pairs", pairs, "--out", tmp_path / "bench", "--bootstrap", "10"
+        "benchmark", table, "--pairs", pairs, "--out", tmp_path / "bench"
     )
     assert code == 0, errors
     rows = pd.read_csv(tmp_path / "bench" / "table3.csv")

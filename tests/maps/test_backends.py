@@ -126,7 +126,7 @@ def test_map_screen_computes_where_it_is_told(screen, guarded):
 
 @pytest.mark.filterwarnings("ignore")
 def test_benchmark_on_the_device_is_that_of_numpy_and_says_so(screen, guarded):
-    options = {"bootstrap": 5, "null_size": 99}
+    options = {"null_size": 99}
     files = [screen / "wells.parquet"], screen / "pairs.csv"
     host = run_benchmark(*files, screen / "host", backend="numpy", **options)
     found = run_benchmark(*files, screen / "device", **options)

@@ -74,7 +74,7 @@ def test_maps_stay_on_the_device(screen, to_device):
     names = maps.perturbation_names(meta.pert)
     pairs = [(names[i], names[(7 * i + 3) % 31]) for i in range(31)]
     for function, options in [
-        (maps.recall, {"bootstrap": 20}),
+        (maps.recall, {"interval": True}),
         (maps.recall_curve, {}),
     ]:
         pd.testing.assert_frame_equal(

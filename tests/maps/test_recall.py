@@ -35,7 +35,7 @@ def screen():
 def test_recall_counts_what_the_definition_counts(screen, tails):
     v, names, pairs = screen
     table = maps.recall(v, names, [(names[a], names[b]) for a, b in pairs], tails=tails)
-    assert list(table.columns) == ["recall", "n_pairs", "n_found", "left", "right", "se"]
+    assert list(table.columns) == ["recall", "n_pairs", "n_found", "left", "right", "se", "low", "high"]
     assert table.n_found.iloc[0] == _definition(v, pairs, *tails)
     assert table.n_pairs.iloc[0] == len(pairs)
 
@@ -67,10 +67,12 @@ def test_random_vectors_score_the_share_of_the_tails():
     rng = np.random.default_rng(0)
     names = np.arange(400).astype(str)
     pairs = [(names[a], names[b]) for a, b in rng.integers(0, 400, (4000, 2))]
-    row = maps.recall(rng.normal(size=(400, 64)), names, pairs, bootstrap=200).iloc[0]
+    row = maps.recall(rng.normal(size=(400, 64)), names, pairs, interval=True).iloc[0]
     # 4 standard errors: a false alarm once in 16,000 seeds, and the seed is fixed.
     assert abs(row.recall - 0.10) < 4 * row.se
-    assert 0.5 < row.se / np.sqrt(0.09 / row.n_pairs) < 3
+    assert row.low < 0.10 < row.high
+    # Random vectors, random pairs: nearly independent.
+    assert 0.8 < row.se / np.sqrt(0.09 / row.n_pairs) < 1.3
 
 
 def test_a_constant_embedding_finds_nothing_beyond_chance():
@@ -87,13 +89,14 @@ def test_curve_passes_through_recall_and_paired_difference_of_equal_maps_is_zero
         maps.recall(v, names, named, tails=tails).recall.iloc[0] for tails in [(0.05, 0.95), (0.1, 0.9)]
     ]
     noise = np.random.default_rng(1).normal(size=v.shape)
-    result = maps.recall_difference([v, v], [noise], names, named, bootstrap=100)
+    result = maps.recall_difference([v, v], [noise], names, named)
     assert result["difference"]["value"] == pytest.approx(
         result["trained"]["value"] - result["baseline"]["value"]
     )
     assert result["difference"]["value"] > 2 * result["difference"]["se"] > 0
-    same = maps.recall_difference([v], [v], names, named, bootstrap=20)["difference"]
-    assert same == {"value": 0.0, "se": 0.0}
+    same = maps.recall_difference([v], [v], names, named)["difference"]
+    assert (same["value"], same["se"]) == (0, 0)
+    assert -0.03 < same["low"] <= 0 <= same["high"] < 0.03
 
 
 def test_recall_counts_are_those_of_efaar(efaar, tmp_path):
@@ -121,20 +124,6 @@ def test_recall_counts_are_those_of_efaar(efaar, tmp_path):
         ours = maps.recall(v, genes, pairs, tails=tails)
         counts = theirs[f"recall_{tails[0]}_{tails[1]}"] * ours.n_pairs
         assert ours.n_found.tolist() == counts[ours.index].round().astype(int).tolist()
-
-
-def test_standard_error_by_bootstrap_is_never_too_small():
-    """Resampling both ends of a pair gives independent pairs three times their variance (weights w_a w_b of Poisson
-    kind: 2 x 2 - 1) and shared effects of a perturbation their own: the error is 1 to sqrt(3) times that of new
-    screens.
-    """
-    rng = np.random.default_rng(0)
-    names = np.arange(150).astype(str)
-    pairs = [(names[a], names[b]) for a, b in rng.integers(0, 150, (1500, 2))]
-    rows = [maps.recall(rng.normal(size=(150, 24)), names, pairs, bootstrap=200).iloc[0] for _ in range(40)]
-    spread = np.std([row.recall for row in rows], ddof=1)
-    # 40 screens know their spread to 1 / sqrt(80) = 11 %: two of these on either side.
-    assert 0.8 < np.mean([row.se for row in rows]) / spread < 3**0.5 * 1.25
 
 
 def test_bad_tails_and_pairs_are_one_sentence(screen):

@@ -190,7 +190,7 @@ def test_fault_12_benchmark_averages_sites_to_wells(folder):
     table = screen(sites=3, site_noise=0.2)
     table.to_parquet(folder / "sites.parquet")
     by_well(table).to_parquet(folder / "wells.parquet")
-    options = {"bootstrap": 0, "null_size": 300}
+    options = {"null_size": 300}
     of_sites = run_benchmark({"m": folder / "sites.parquet"}, folder / "pairs.csv", folder / "a", **options)
     of_wells = run_benchmark({"m": folder / "wells.parquet"}, folder / "pairs.csv", folder / "b", **options)
     assert (
@@ -216,7 +216,7 @@ def test_fault_24_anndata_with_categorical_columns_works_in_benchmark(folder):
     )
     data.write_h5ad(folder / "wells.h5ad")
     table.to_parquet(folder / "wells.parquet")
-    options = {"bootstrap": 0, "null_size": 300}
+    options = {"null_size": 300}
     results = [
         run_benchmark([folder / f"wells.{ending}"], folder / "pairs.csv", folder / ending, **options)
         for ending in ("h5ad", "parquet")
@@ -232,9 +232,7 @@ def test_fault_24_anndata_with_categorical_columns_works_in_benchmark(folder):
 def test_fault_32_map_and_benchmark_give_the_same_recall(folder, width):
     screen(width=width).to_parquet(folder / "wells.parquet")
     known = maps.read_pairs_folder(folder / "pairs.csv")
-    found = run_benchmark(
-        [folder / "wells.parquet"], folder / "pairs.csv", folder / "out", bootstrap=0, null_size=99
-    )
+    found = run_benchmark([folder / "wells.parquet"], folder / "pairs.csv", folder / "out", null_size=99)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for row in found["table2"]:
@@ -286,7 +284,7 @@ def test_fault_32_plate_files_are_one_screen_and_tables_of_the_same_plates_are_m
         part.to_csv(folder / f"screen_{plate}.csv", index=False)
     table.to_parquet(folder / "all.parquet")
     files = [folder / f"screen_P{k}.csv" for k in range(4)]
-    options = {"bootstrap": 0, "null_size": 99}
+    options = {"null_size": 99}
     one = run_benchmark(files, folder / "pairs.csv", folder / "a", **options)
     assert list(one["notes"]) == ["screen_P"]
     whole = run_benchmark({"screen_P": folder / "all.parquet"}, folder / "pairs.csv", folder / "b", **options)
@@ -364,7 +362,7 @@ def test_fault_31_one_bad_file_does_not_stop_the_others(folder):
     (source / "clusters.tsv").write_text("one complex\tG00 G01 G02\nanother\tG03 G04\n")
     (source / "README.md").write_text("words")
     screen().to_parquet(folder / "wells.parquet")
-    found = run_benchmark([folder / "wells.parquet"], source, folder / "out", bootstrap=0, null_size=99)
+    found = run_benchmark([folder / "wells.parquet"], source, folder / "out", null_size=99)
     table = pd.DataFrame(found["table2"])
     assert set(table.source) == {"zipped", "UPPER", "tabs", "lower"}
     assert set(table.n_pairs[table.source != "lower"]) == {6}

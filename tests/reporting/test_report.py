@@ -48,7 +48,7 @@ def test_a_complete_run_gives_every_section_and_number(complete_page):
         assert part in text
     for value in (
         "0.400 ± 0.020",
-        "2.5 bootstrap standard errors",
+        "2.5 standard errors",
         "10.0 points more",
         "7.2 min",
         "1,234,567",

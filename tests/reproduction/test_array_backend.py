@@ -53,7 +53,7 @@ def test_paper(tmp_path):
 
     def tables(arrays):
         site = pd.DataFrame({"Metadata_Plate": ["P"], "Metadata_Well": ["A01"], "DNA": ["a.tif"]})
-        plan = Plan(Manifest(site), tmp_path, {"known": PAIRS}, {}, bootstrap=20, arrays=arrays)
+        plan = Plan(Manifest(site), tmp_path, {"known": PAIRS}, {}, arrays=arrays)
         outcome = evaluate_system(Outcome(system, "done", wells=wells(0), facts={"run": "r"}), plan)
         assert isinstance(outcome.mapped.vectors, Device if arrays is DEVICE else np.ndarray)
         made = [

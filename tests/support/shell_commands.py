@@ -53,7 +53,7 @@ def commands(screen, model_file, table, pairs, run, genes, labeled):
     evaluate = ["--model", model_file, "--quiet", "--device", "cpu", "--out"]
     return {
         "embed": ["embed", screen, "--model", model_file, "--out"],
-        "benchmark": ["benchmark", table, "--pairs", pairs, *tables, "--bootstrap", "10", "--out"],
+        "benchmark": ["benchmark", table, "--pairs", pairs, *tables, "--out"],
         "map": ["map", table, pairs, "--out"],
         "convert": ["convert", model_file],
         "pack": ["pack", screen, "--out"],

@@ -121,16 +121,14 @@ class ScreenProfiles:
         return perturbation_vectors(z, self.perturbation, self.control)
 
 
-def recall_by_alignment(
-    screen: ScreenProfiles, pairs: PairsBySource, bootstrap: int = 0, seed: int = 0
-) -> pd.DataFrame:
+def recall_by_alignment(screen: ScreenProfiles, pairs: PairsBySource) -> pd.DataFrame:
     """Table 2: recall of every alignment in every source. Columns alignment, source, those of `recall`, n_unknown."""
     parts = []
     for alignment in ALIGNMENTS:
         if alignment.batches == "experiment" and screen.experiment is None:
             continue
         vectors, names = screen.to_map(screen.aligned(alignment))
-        table = _recall(screen, vectors, names, pairs, bootstrap, seed)
+        table = _recall(screen, vectors, names, pairs)
         parts.append(table.assign(alignment=alignment.label))
     return _leading(pd.concat(parts, ignore_index=True), ["alignment", "source"])
 
@@ -139,8 +137,6 @@ def recall_after_tvn(
     screen: ScreenProfiles,
     pairs: PairsBySource,
     genes: GeneTables | None = None,
-    bootstrap: int = 0,
-    seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Table 3: recall after TVN, and after correcting chromosome arms where `genes` are given.
 
@@ -149,7 +145,7 @@ def recall_after_tvn(
     """
     z = screen.aligned(TVN_BY_PLATE)
     vectors, names = screen.to_map(z)
-    parts = [_recall(screen, vectors, names, pairs, bootstrap, seed).assign(step="TVN")]
+    parts = [_recall(screen, vectors, names, pairs).assign(step="TVN")]
     bias = None
     if genes is not None:
         step = "TVN, arms corrected"
@@ -158,7 +154,7 @@ def recall_after_tvn(
         )
         before = arm_bias(vectors, names, genes.arms).assign(step="TVN")
         vectors, names = screen.to_map(_arms_corrected(screen, z, genes))
-        parts.append(_recall(screen, vectors, names, pairs, bootstrap, seed).assign(step=step))
+        parts.append(_recall(screen, vectors, names, pairs).assign(step=step))
         after = arm_bias(vectors, names, genes.arms).assign(step=step)
         bias = pd.concat([before, after], ignore_index=True)
     return _leading(pd.concat(parts, ignore_index=True), ["step", "source"]), bias
@@ -318,13 +314,11 @@ def _recall(
     vectors: np.ndarray,
     names: np.ndarray,
     pairs: PairsBySource,
-    bootstrap: int,
-    seed: int,
 ) -> pd.DataFrame:
     """Recall with n_unknown; what it warns of (pairs left out, names in another case) becomes notes."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        scores = maps.recall(vectors, names, pairs, bootstrap=bootstrap, seed=seed)
+        scores = maps.recall(vectors, names, pairs, interval=True)
     screen.add_notes([str(warning.message) for warning in caught])
     unknown = [scores.attrs["n_unknown"][source] for source in scores.index]
     scores.attrs = {}

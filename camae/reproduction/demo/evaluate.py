@@ -15,7 +15,6 @@ from camae.maps.arrays import Array, ArrayBackend, array_backend, to_numpy
 from camae.maps.perturbation_map import ScreenMap, map_screen
 from camae.reporting.run_folder import RunSummary, Score, ScreenScore
 
-BOOTSTRAP = 2000
 # Systems that need no training. The trained encoder is compared with the best of them.
 BASELINES = ("untrained", "texture", "pixel", "cells", "position")
 # Order of rows and bars: the encoder, the baselines, chance, the upper limit.
@@ -23,6 +22,8 @@ SYSTEMS = ("trained", *BASELINES, "shuffled", "random", "oracle")
 # Read-out of the trained encoder, fixed beforehand: the mean over each channel's patch tokens (paper, Figure 4). The
 # untrained one is given whichever of its read-outs recalls more.
 READ_OUT = "mean"
+
+_NORMAL = 2.0  # standard errors to either end of the 95 % interval of a mean over screens
 
 Tables = Mapping[str, Sequence[pd.DataFrame]]
 Maps = Mapping[str, Sequence[ScreenMap]]
@@ -93,13 +94,14 @@ def pool_screens(summaries: Mapping[int, RunSummary]) -> RunSummary:
 
     The best baseline is the one with the highest mean recall. Standard errors of a mean over n screens, which are
     independent: sqrt(sum of squares) / n of the screens' own; of a difference also the standard deviation between
-    screens over sqrt(n), and the larger of the two counts.
+    screens over sqrt(n), and the larger of the two counts. Intervals: 2 standard errors on average, on either side in
+    the proportion of the screens' own.
     """
     each = list(summaries.values())
-    recall = {system: _mean([s["recall"][system] for s in each]) for system in SYSTEMS}
-    plain = {system: _mean([s["recall_without_alignment"][system] for s in each]) for system in SYSTEMS}
+    recall = {system: pool_scores([s["recall"][system] for s in each]) for system in SYSTEMS}
+    plain = {system: pool_scores([s["recall_without_alignment"][system] for s in each]) for system in SYSTEMS}
     differences = {
-        system: _mean([s["trained_minus"][system] for s in each], between=True) for system in BASELINES
+        system: pool_scores([s["trained_minus"][system] for s in each], between=True) for system in BASELINES
     }
     best = best_of(recall)
     screens: list[ScreenScore] = [
@@ -124,12 +126,24 @@ def pool_screens(summaries: Mapping[int, RunSummary]) -> RunSummary:
     }
 
 
-def _mean(scores: Sequence[Score], between: bool = False) -> Score:
+def pool_scores(scores: Sequence[Score], between: bool = False) -> Score:
+    """Mean of scores of independent screens; see `pool_screens`. between: count the spread between screens."""
     value_S = np.array([score["value"] for score in scores])
-    error = float(np.sqrt(sum(score["se"] ** 2 for score in scores)) / len(scores))
+    own = error = _of_mean([score["se"] for score in scores])
     if between:
         error = max(error, float(value_S.std(ddof=1) / np.sqrt(len(scores))))
-    return {"value": float(value_S.mean()), "se": error}
+    pooled: Score = {"value": float(value_S.mean()), "se": error}
+    if all("low" in score and "high" in score for score in scores):
+        below = _of_mean([s["value"] - s["low"] for s in scores])
+        above = _of_mean([s["high"] - s["value"] for s in scores])
+        scale = 2 * _NORMAL * error / (below + above) if own > 0 else 1.0
+        pooled["low"], pooled["high"] = pooled["value"] - scale * below, pooled["value"] + scale * above
+    return pooled
+
+
+def _of_mean(errors: Sequence[float]) -> float:
+    """Error of a mean of independent values."""
+    return float(np.sqrt(np.sum(np.square(errors))) / len(errors))
 
 
 def _vectors(seeds: Sequence[ScreenMap]) -> list[Array]:
@@ -137,20 +151,18 @@ def _vectors(seeds: Sequence[ScreenMap]) -> list[Array]:
 
 
 def _score(values: Mapping[str, float]) -> Score:
-    return {"value": values["value"], "se": values["se"]}
+    return {"value": values["value"], "se": values["se"], "low": values["low"], "high": values["high"]}
 
 
 def _recall(seeds: Sequence[ScreenMap], pairs: np.ndarray) -> Score:
     """Recall over all seeds of one system; every map of the screen has the same names in the same order."""
-    return _score(maps.pooled_recall(_vectors(seeds), seeds[0].names, pairs, bootstrap=BOOTSTRAP))
+    return _score(maps.pooled_recall(_vectors(seeds), seeds[0].names, pairs))
 
 
 def _difference(aligned: Maps, system: str, pairs: np.ndarray) -> Score:
     """Recall of the trained encoder less that of another system, paired over perturbations."""
     trained = aligned["trained"]
-    found = maps.recall_difference(
-        _vectors(trained), _vectors(aligned[system]), trained[0].names, pairs, bootstrap=BOOTSTRAP
-    )
+    found = maps.recall_difference(_vectors(trained), _vectors(aligned[system]), trained[0].names, pairs)
     return _score(found["difference"])
 
 

@@ -23,7 +23,7 @@ from camae.model import CAMAE, preset
 from camae.model.interface import Model
 from camae.progress import count_bar, plain_printer
 from camae.reporting import report
-from camae.reporting.run_folder import RunSummary
+from camae.reporting.run_folder import RunSummary, Score
 from camae.reporting.verdict import verdict
 from camae.reproduction.demo.baselines import (
     oracle_table,
@@ -207,6 +207,14 @@ def _pooled(out: Path, summaries: dict[int, RunSummary]) -> RunSummary:
     return summary
 
 
+def _interval(score: Score) -> str:
+    return (
+        f"  95 % interval {score['low']:.3f} to {score['high']:.3f}"
+        if "low" in score and "high" in score
+        else ""
+    )
+
+
 def _say_results(say: Callable[[str], None], summary: RunSummary, out: Path, page: Path) -> None:
     say(verdict(summary).replace("±", "+-"))
     say(
@@ -214,10 +222,10 @@ def _say_results(say: Callable[[str], None], summary: RunSummary, out: Path, pag
     )
     for system in SYSTEMS:
         score = summary["recall"][system]
-        say(f"  {system:<10} {score['value']:.3f} +- {score['se']:.3f}")
+        say(f"  {system:<10} {score['value']:.3f} +- {score['se']:.3f}{_interval(score)}")
     for system in dict.fromkeys((summary["best_baseline"], "untrained")):
         gain = summary["trained_minus"][system]
-        say(f"  trained - {system} {gain['value']:+.3f} +- {gain['se']:.3f}")
+        say(f"  trained - {system} {gain['value']:+.3f} +- {gain['se']:.3f}{_interval(gain)}")
     if "screens" in summary:
         say(f"screens, models, embeddings and a report of each: {out / 'screens'}")
     else:

@@ -59,7 +59,6 @@ def test_a_benchmark_of_two_models_side_by_side(screen, tmp_path):
         target="Metadata_target",
         arms=screen / "arms.csv",
         expression=screen / "expression.csv",
-        bootstrap=20,
         null_size=500,
     )
     assert json.loads((tmp_path / "out" / "benchmark.json").read_text()) == result
@@ -105,7 +104,6 @@ def test_the_rows_of_table_3_at_the_shell(screen, tmp_path):
                 str(screen / "good.parquet"),
                 f"--pairs={screen / 'pairs'}",
                 f"--out={out}",
-                "--bootstrap=0",
             ]
             + options,
         )

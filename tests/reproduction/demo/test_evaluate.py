@@ -155,7 +155,6 @@ def test_several_screens_from_start_to_report(tmp_path, monkeypatch):
     settings = {"crop": 32, "patch": 16, "width": 32, "heads": 2, "depth": 1}
     monkeypatch.setattr(demo, "MODEL_OPTIONS", demo.MODEL_OPTIONS | settings)
     monkeypatch.setattr(demo, "SCREEN_SEEDS", (1, 2))
-    monkeypatch.setattr(evaluation, "BOOTSTRAP", 50)
     small = {"plates": 1, "sites": 1, "size": 64, "workers": 1}
     monkeypatch.setattr(demo, "generate", lambda out, seed, progress: generate(out, seed=seed, **small))
 
