@@ -61,7 +61,7 @@ def open_data(
             negative_controls=negative_controls,
             z=z,
             time=time,
-            file_channels=file_channels,
+            file_channels=file_channels or None,
             variant=variant,
         )
         if len(manifest) == 0:
