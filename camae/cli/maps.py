@@ -12,12 +12,15 @@ from camae.cli.options import (
     Backend,
     Components,
     Control,
+    Method,
     Negative,
     Perturbation,
     Plate,
     Profiles,
+    ShrinkageOption,
     Unit,
     parse_components,
+    parse_shrinkage,
     parse_unit,
 )
 
@@ -25,7 +28,8 @@ from camae.cli.options import (
 def map_screen(
     profiles: Profiles,
     pairs: Annotated[Path, typer.Argument(help="file or folder of known pairs, two columns of names each")],
-    method: Annotated[str, typer.Option(help="alignment: none, center, standardize, pca, tvn ...")] = "tvn",
+    method: Method = "tvn",
+    shrinkage: ShrinkageOption = None,
     out: Annotated[
         Path | None,
         typer.Option(help="CSV of the strongest relationships; what was left out goes beside it"),
@@ -53,6 +57,8 @@ def map_screen(
 
     arrays = array_backend(backend)
     say(f"arrays: {arrays}")
+    strength = parse_shrinkage(shrinkage)
+    options = {} if strength is None else {"shrinkage": strength}
     pairs_left_out, left_out = Omissions(), Omissions()
     models = profiles_by_model(profiles, plate or None)
     known = maps.read_pairs_folder(pairs, pairs_left_out)
@@ -68,6 +74,7 @@ def map_screen(
             unit=parse_unit(unit),
             components=parse_components(components),
             backend=arrays,
+            **options,
         )
         left_out.extend(table.omitted)
         for line in [*result.notes, *([f"{model}:"] if len(models) > 1 else [])]:

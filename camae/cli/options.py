@@ -34,6 +34,21 @@ Negative = Annotated[str, typer.Option(help="its value for negative controls")]
 Unit = Annotated[
     str, typer.Option(help="replicates: 'well' (sites are averaged) or 'site' (each site counts as one)")
 ]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="alignment: none, center, standardize, pca, pca_standardize, tvn, tvn_ando, tvn_shrunk (few controls), "
+        "replicate_whitening, spherize or robustize_mad"
+    ),
+]
+ShrinkageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shrinkage",
+        help="strength of tvn_shrunk and replicate_whitening: 'ledoit_wolf' or a number above 0, up to 1 "
+        "[default: ledoit_wolf]",
+    ),
+]
 Components = Annotated[
     str,
     typer.Option(
@@ -115,6 +130,16 @@ def parse_unit(text: str) -> Literal["well", "site"]:
     if text in ("well", "site"):
         return "well" if text == "well" else "site"
     raise CamaeError(f"--unit {text}: choose 'well' or 'site'")
+
+
+def parse_shrinkage(text: str | None) -> Literal["ledoit_wolf"] | float | None:
+    """Strength of a shrunk covariance. Raises CamaeError for another word; the alignment checks the number."""
+    if text is None or text == "ledoit_wolf":
+        return None if text is None else "ledoit_wolf"
+    try:
+        return float(text)
+    except ValueError:
+        raise CamaeError(f"--shrinkage {text}: give 'ledoit_wolf' or a number above 0, up to 1") from None
 
 
 def parse_components(text: str) -> Literal["half_controls"] | int | None:
