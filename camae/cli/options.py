@@ -6,13 +6,17 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import Field, fields
-from typing import Annotated, Literal, cast, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
 from camae.embedding.config import ReadOptions
 from camae.errors import CamaeError
+
+if TYPE_CHECKING:
+    from camae.maps.distances import Distance
+    from camae.maps.nulls import Null
 
 DATA_HELP = "manifest (CSV, Parquet) or image folder"
 Data = Annotated[str, typer.Argument(help=DATA_HELP)]
@@ -56,6 +60,20 @@ Components = Annotated[
         "or a number"
     ),
 ]
+NullDistribution = Annotated[
+    str,
+    typer.Option(
+        "--null",
+        help="null of average precision: 'auto' (exact where that can be computed, else permutations until a "
+        "false-discovery rate can be decided) or 'permutation' (--null-size of them)",
+    ),
+]
+NullSize = Annotated[int, typer.Option(help="random rankings of a null that is not exact, at the fewest")]
+RankingDistance = Annotated[
+    str, typer.Option("--distance", help="profiles are ranked by: 'cosine', 'correlation' or 'euclidean'")
+]
+Threshold = Annotated[float, typer.Option(help="false-discovery rate of retrieval and activity")]
+Permutations = Annotated[int, typer.Option(help="permutations of activity and calibration, at the fewest")]
 Backend = Annotated[
     str,
     typer.Option(
@@ -130,6 +148,26 @@ def parse_unit(text: str) -> Literal["well", "site"]:
     if text in ("well", "site"):
         return "well" if text == "well" else "site"
     raise CamaeError(f"--unit {text}: choose 'well' or 'site'")
+
+
+def parse_distance(text: str) -> Distance:
+    """Distance that profiles are ranked by. Raises CamaeError for another word."""
+    from camae.maps.distances import DISTANCES
+
+    for name in DISTANCES:
+        if name == text:
+            return name
+    raise CamaeError(f"--distance {text}: choose one of {', '.join(DISTANCES)}")
+
+
+def parse_null(text: str) -> Null:
+    """Null distribution of average precision. Raises CamaeError for another word."""
+    from camae.maps.nulls import NULLS
+
+    for name in NULLS:
+        if name == text:
+            return name
+    raise CamaeError(f"--null {text}: choose one of {', '.join(NULLS)}")
 
 
 def parse_shrinkage(text: str | None) -> Literal["ledoit_wolf"] | float | None:

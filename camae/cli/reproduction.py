@@ -12,13 +12,23 @@ from camae.cli.options import (
     Backend,
     Components,
     Control,
+    Method,
     Negative,
+    NullDistribution,
+    NullSize,
+    Permutations,
     Perturbation,
     Plate,
     Profiles,
+    RankingDistance,
     Reader,
+    Threshold,
+    ShrinkageOption,
     Unit,
     parse_components,
+    parse_distance,
+    parse_null,
+    parse_shrinkage,
     parse_unit,
     with_options,
 )
@@ -64,11 +74,25 @@ def benchmark(
     negative: Negative = "negcon",
     unit: Unit = "well",
     components: Components = "half_controls",
-    null_size: Annotated[int, typer.Option(help="permutations of the nulls of Table 4")] = 10_000,
+    method: Method = "tvn",
+    shrinkage: ShrinkageOption = None,
+    null: NullDistribution = "auto",
+    null_size: NullSize = 10_000,
+    distance: RankingDistance = "cosine",
+    threshold: Threshold = 0.05,
+    permutations: Permutations = 1000,
+    activity: Annotated[
+        bool, typer.Option(help="make the tables of activity and calibration, seconds for 100 perturbations")
+    ] = True,
+    mechanism: Annotated[str | None, typer.Option(help="column of mechanisms of action")] = None,
+    compound: Annotated[
+        str | None, typer.Option(help="column of compounds, for mechanisms [default: perturbations]")
+    ] = None,
+    dose: Annotated[str | None, typer.Option(help="column of doses, for mechanisms")] = None,
     seed: Annotated[int, typer.Option(help="of permutation nulls and of the controls held out")] = 0,
     backend: Backend = "auto",
 ) -> None:
-    """The paper's Tables 2-4 and recall curves for one or more models."""
+    """The paper's Tables 2-4 and recall curves, activity, calibration and mechanisms for one or more models."""
     from camae.maps.arrays import array_backend
     from camae.reproduction.benchmark.run_benchmark import run_benchmark
 
@@ -91,7 +115,17 @@ def benchmark(
         arm_correction=arm_correction,
         unit=parse_unit(unit),
         components=parse_components(components),
+        method=method,
+        shrinkage=parse_shrinkage(shrinkage),
+        null=parse_null(null),
         null_size=null_size,
+        distance=parse_distance(distance),
+        threshold=threshold,
+        permutations=permutations,
+        activity=activity,
+        mechanism=mechanism,
+        compound=compound,
+        dose=dose,
         seed=seed,
         backend=arrays,
     )

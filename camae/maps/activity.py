@@ -93,10 +93,9 @@ def activity(
     ----------
     Phipson and Smyth 2010 (permutation p values); Ledoit and Wolf 2004; Szekely and Rizzo 2013; Kalinin et al. 2025.
     """
-    if not 0 < threshold < 1:
-        raise CamaeError(f"threshold {threshold} is not a false-discovery rate; give one between 0 and 1")
-    if permutations < 1 or max_controls < 1:
-        raise CamaeError(f"permutations {permutations} and max_controls {max_controls} must be 1 or more")
+    check_activity_options(threshold, permutations)
+    if max_controls < 1:
+        raise CamaeError(f"max_controls {max_controls} leaves none; give 1 or more")
     x = embeddings(x)
     n = x.shape[0]
     by_N, chosen = labels(by, n, "by"), control_rows(control, n)
@@ -113,6 +112,14 @@ def activity(
         max_controls=max_controls,
     )
     return _with_decisions(table, threshold)
+
+
+def check_activity_options(threshold: float, permutations: int) -> None:
+    """Raise CamaeError for a threshold that is no rate, or no permutations."""
+    if not 0 < threshold < 1:
+        raise CamaeError(f"threshold {threshold} is not a false-discovery rate; give one between 0 and 1")
+    if permutations < 1:
+        raise CamaeError(f"permutations {permutations} choose no labels; give 1 or more")
 
 
 def exchange_tests(

@@ -10,9 +10,15 @@ from camae.errors import CamaeError
 from camae.maps.arrays import Array, namespace, to_numpy, unit_rows
 
 Distance: TypeAlias = Literal["cosine", "correlation", "euclidean"]
-DISTANCES = ("cosine", "correlation", "euclidean")
+DISTANCES: tuple[Distance, ...] = ("cosine", "correlation", "euclidean")
 # Similarities closer than this count as tied under ties="expected": rounding must not rank identical profiles.
 TIE_GRID = {4: 2.0**20, 8: 2.0**40}
+
+
+def check_distance(distance: str) -> None:
+    """Raise CamaeError for an unknown distance."""
+    if distance not in DISTANCES:
+        raise CamaeError(f"unknown distance '{distance}'; choose one of {', '.join(DISTANCES)}")
 
 
 class Similarities:
@@ -25,8 +31,7 @@ class Similarities:
     """
 
     def __init__(self, x: Array, distance: Distance = "cosine", absolute: bool = False) -> None:
-        if distance not in DISTANCES:
-            raise CamaeError(f"unknown distance '{distance}'; choose one of {', '.join(DISTANCES)}")
+        check_distance(distance)
         if absolute and distance == "euclidean":
             raise CamaeError(
                 "absolute=True ranks by the size of a cosine or correlation; a Euclidean distance has no sign"

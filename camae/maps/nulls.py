@@ -37,7 +37,7 @@ BEYOND = 2  # how far below level / m the smallest p of an adaptive null lies
 # "auto": exact or grid where the size allows, else permutation until Benjamini-Hochberg can decide. "permutation":
 # `null_size` random rankings whatever the size, as copairs has it.
 Null: TypeAlias = Literal["auto", "permutation"]
-NULLS = ("auto", "permutation")
+NULLS: tuple[Null, ...] = ("auto", "permutation")
 
 
 def null_average_precision(n_pos: int, n_total: int, size: int, seed: int, stage: int = 0) -> np.ndarray:

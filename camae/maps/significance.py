@@ -58,7 +58,7 @@ def average_precision_p_values(
     CamaeError
         For an unknown null, or a threshold that is not between 0 and 1.
     """
-    _check(null, threshold, null_size)
+    check_null_options(null, threshold, null_size)
     p, smallest, source = query_p_values(
         ap.average_precision.to_numpy(), _sizes(ap), null_size, threshold, seed, null
     )
@@ -115,7 +115,7 @@ def mean_average_precision(
     (Vovk and Wang 2020, "Combining p-values via averaging"); it is too large where queries disagree. `maps.activity`
     has a p value of the group that is uniform, and `maps.calibration` shows all of them on controls.
     """
-    _check(null, threshold, null_size)
+    check_null_options(null, threshold, null_size)
     if rule not in RULES:
         raise CamaeError(f"unknown rule '{rule}'; choose one of {', '.join(RULES)}")
     by = columns(ap, sameby, "sameby")
@@ -125,7 +125,8 @@ def mean_average_precision(
     return out.assign(retrieved=out.q_value < threshold)
 
 
-def _check(null: str, threshold: float, null_size: int) -> None:
+def check_null_options(null: str, threshold: float, null_size: int) -> None:
+    """Raise CamaeError for an unknown null, a threshold that is no rate, or no rankings."""
     if null not in NULLS:
         raise CamaeError(f"unknown null '{null}'; choose one of {', '.join(NULLS)}")
     if not 0 < threshold < 1:

@@ -143,8 +143,10 @@ def test_bad_input_is_one_sentence():
     x, by, control, _ = table(*screen(0))
     with pytest.raises(CamaeError, match="threshold 0 is not a false-discovery rate"):
         maps.activity(x, by, control, threshold=0)
-    with pytest.raises(CamaeError, match="permutations 0 and max_controls 512 must be 1 or more"):
+    with pytest.raises(CamaeError, match="permutations 0 choose no labels; give 1 or more"):
         maps.activity(x, by, control, permutations=0)
+    with pytest.raises(CamaeError, match="max_controls 0 leaves none; give 1 or more"):
+        maps.activity(x, by, control, max_controls=0)
     with pytest.raises(CamaeError, match="no perturbation has a control in its batch"):
         maps.activity(x, by, control, np.where(control, "a", "b"))
     with pytest.raises(CamaeError, match="the metadata has 3 rows and the embeddings 28"):

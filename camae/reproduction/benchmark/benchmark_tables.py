@@ -1,7 +1,7 @@
-"""Benchmark tables of one profile table: recall by alignment, recall after TVN, recall curves, fraction retrieved.
+"""Benchmark tables of one profile table: recall by alignment, recall after TVN, recall curves.
 
-They are the paper's Tables 2, 3 and 4 and its Figure 5 (right). `camae.reproduction.benchmark.run_benchmark` writes
-them to files.
+They are the paper's Tables 2 and 3 and its Figure 5 (right); Table 4 is in `retrieval_tables`.
+`camae.reproduction.benchmark.run_benchmark` writes them to files.
 """
 
 from __future__ import annotations
@@ -17,15 +17,22 @@ import pandas as pd
 from camae import maps
 from camae.errors import CamaeError
 from camae.maps.aggregation import aggregate, control_mean, perturbation_names
-from camae.maps.alignment import align, split_controls
+from camae.maps.alignment import align
 from camae.maps.arms import arm_bias, correct_arms, gene_matches
 from camae.maps.arrays import namespace, rows
 from camae.maps.inputs import embeddings
 from camae.maps.pairs import Pairs
-from camae.maps.perturbation_map import Components, component_options, perturbation_vectors
-from camae.maps.retrieval import retrieval
+from camae.maps.shrinkage import Shrinkage, check_shrinkage
+from camae.maps.perturbation_map import (
+    Components,
+    component_options,
+    perturbation_vectors,
+    replicate_counts,
+)
+from camae.maps.replicate_counts import matched_recall, replicate_warnings
 
 PairsBySource: TypeAlias = Mapping[str, Pairs]
+SHRUNK = ("tvn_shrunk", "replicate_whitening")  # methods that take a shrinkage
 BatchUnit: TypeAlias = Literal["plate", "experiment"]
 
 
@@ -48,12 +55,9 @@ ALIGNMENTS = (
     AlignmentRow("PCA+Standardize by plate", "pca_standardize", "plate"),
     AlignmentRow("PCA+Standardize by experiment", "pca_standardize", "experiment"),
     AlignmentRow("TVN", "tvn", "plate"),
+    AlignmentRow("TVN, shrunk", "tvn_shrunk", "plate"),
+    AlignmentRow("Replicate whitening", "replicate_whitening", "plate"),
 )
-TVN_BY_PLATE = ALIGNMENTS[-1]
-HELD_OUT = "TVN, held out"
-# Alignments of the retrieval table. Held out: TVN fitted on half of the controls, the other half are the negatives.
-_RETRIEVAL_ALIGNMENTS = ("as given", "TVN", HELD_OUT)
-_RETRIEVAL_COLUMNS = ["task", "alignment", "n_groups", "n_retrieved", "fraction_retrieved", "mean_ap"]
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,10 @@ class GeneTables:
 class ScreenProfiles:
     """Profiles of a screen with their metadata.
 
-    x: (n, d) NumPy or CuPy array. perturbation, plate, experiment, target, well: n texts each (None: not known).
+    x: (n, d) NumPy or CuPy array. perturbation, plate, experiment, target, well, mechanism, compound, dose: n texts
+    each (None: not known).
     control: n booleans, negative controls. components: how many an alignment keeps (`maps.map_profiles`).
+    method: alignment of all tables but Table 2. shrinkage: of the methods that take it, None for their default.
     notes: what the tables have to say about the data, filled by them.
     Raises CamaeError when no row is a negative control.
     """
@@ -83,9 +89,18 @@ class ScreenProfiles:
     well: np.ndarray | None = None
     components: Components = "half_controls"
     notes: list[str] = field(default_factory=list)
+    mechanism: np.ndarray | None = None
+    compound: np.ndarray | None = None
+    dose: np.ndarray | None = None
+    method: str = "tvn"
+    shrinkage: Shrinkage | None = None
 
     def __post_init__(self) -> None:
         self.x = embeddings(self.x)
+        if self.shrinkage is not None:
+            check_shrinkage("shrinkage", self.shrinkage)
+        if self.method not in maps.METHODS:
+            raise CamaeError(f"unknown alignment '{self.method}'; choose one of {', '.join(maps.METHODS)}")
         if not self.control.any():
             raise CamaeError(
                 "no profile is a negative control; name the column of controls and the value that marks them"
@@ -95,6 +110,12 @@ class ScreenProfiles:
     def treated(self) -> np.ndarray:
         """(n,) booleans: rows of named perturbations, without controls."""
         return ~self.control & (self.perturbation != "")
+
+    @property
+    def chosen(self) -> AlignmentRow:
+        """The alignment of `method`, by plate: a row of Table 2 where there is one."""
+        by_plate = [row for row in ALIGNMENTS if row.method == self.method and row.batches in ("plate", None)]
+        return by_plate[0] if by_plate else AlignmentRow(self.method, self.method, "plate")
 
     def add_notes(self, messages: Sequence[str]) -> None:
         """Append the notes that are not there yet."""
@@ -114,7 +135,9 @@ class ScreenProfiles:
         if method == "none":
             return align(self.x, method)
         options = component_options(method, self.x.shape[1], control, self.components)
-        return align(self.x, method, batches, control, **options)
+        if self.shrinkage is not None and method in SHRUNK:
+            options["shrinkage"] = self.shrinkage
+        return align(self.x, method, batches, control, perturbation=self.perturbation, **options)
 
     def to_map(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Spherical means of the perturbations with the origin at the controls' mean: vectors (p, k), names (p,)."""
@@ -127,7 +150,13 @@ def recall_by_alignment(screen: ScreenProfiles, pairs: PairsBySource) -> pd.Data
     for alignment in ALIGNMENTS:
         if alignment.batches == "experiment" and screen.experiment is None:
             continue
-        vectors, names = screen.to_map(screen.aligned(alignment))
+        try:
+            vectors, names = screen.to_map(screen.aligned(alignment))
+        except CamaeError as error:
+            if alignment.method not in SHRUNK:
+                raise
+            screen.add_notes([f"{alignment.label}: {error}"])
+            continue
         table = _recall(screen, vectors, names, pairs)
         parts.append(table.assign(alignment=alignment.label))
     return _leading(pd.concat(parts, ignore_index=True), ["alignment", "source"])
@@ -138,21 +167,21 @@ def recall_after_tvn(
     pairs: PairsBySource,
     genes: GeneTables | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Table 3: recall after TVN, and after correcting chromosome arms where `genes` are given.
+    """Table 3: recall after TVN (or the method chosen), and after correcting chromosome arms where there are `genes`.
 
-    Order: TVN, arm correction on the wells, spherical mean per gene. Returns the recall table (column step) and the
+    Order: alignment, arm correction on the wells, spherical mean per gene. Returns the recall table (column step) and the
     arm bias before and after (None without `genes`).
     """
-    z = screen.aligned(TVN_BY_PLATE)
+    z, label = screen.aligned(screen.chosen), screen.chosen.label
     vectors, names = screen.to_map(z)
-    parts = [_recall(screen, vectors, names, pairs).assign(step="TVN")]
+    parts = [_recall(screen, vectors, names, pairs).assign(step=label)]
     bias = None
     if genes is not None:
-        step = "TVN, arms corrected"
+        step = f"{label}, arms corrected"
         screen.add_notes(
             [gene_matches(names, genes.arms, "arms"), gene_matches(names, genes.zfpkm, "expression")]
         )
-        before = arm_bias(vectors, names, genes.arms).assign(step="TVN")
+        before = arm_bias(vectors, names, genes.arms).assign(step=label)
         vectors, names = screen.to_map(_arms_corrected(screen, z, genes))
         parts.append(_recall(screen, vectors, names, pairs).assign(step=step))
         after = arm_bias(vectors, names, genes.arms).assign(step=step)
@@ -178,135 +207,25 @@ def _arms_corrected(screen: ScreenProfiles, z: np.ndarray, genes: GeneTables) ->
 
 
 def recall_curves(screen: ScreenProfiles, pairs: PairsBySource) -> pd.DataFrame:
-    """Recall against percentile after TVN (Figure 5, right): source, percentile, recall, n_pairs, n_found."""
-    vectors, names = screen.to_map(screen.aligned(TVN_BY_PLATE))
+    """Recall against percentile after TVN or the method chosen (Figure 5, right), columns of `maps.recall_curve`."""
+    vectors, names = screen.to_map(screen.aligned(screen.chosen))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return maps.recall_curve(vectors, names, pairs)
 
 
-@dataclass(frozen=True)
-class _Retrieval:
-    """Retrieval on aligned profiles z (n, k). negatives: n booleans, the controls that are ranked against."""
+def recall_of_matched_pairs(screen: ScreenProfiles, pairs: PairsBySource, seed: int = 0) -> pd.DataFrame:
+    """Recall after TVN beside that of random pairs with as many replicates: source, columns of `maps.matched_recall`.
 
-    screen: ScreenProfiles
-    z: np.ndarray
-    negatives: np.ndarray
-    null_size: int
-    seed: int
-
-    def perturbations(self) -> pd.DataFrame | None:
-        """Replicates against the same plate's controls; None when no perturbation has two replicates."""
-        query = self.screen.treated
-        hits, messages = self._replicates(
-            query | self.negatives, query, self.screen.perturbation, negatives_differ_in="control"
-        )
-        self.screen.add_notes(messages)
-        return hits
-
-    def well_positions(self, well: np.ndarray) -> pd.DataFrame | None:
-        """Controls of one position against controls of others; None when no position is there twice."""
-        hits, _ = self._replicates(self.negatives, self.negatives, well, negatives_differ_in="group")
-        return hits
-
-    def _replicates(
-        self, used: np.ndarray, query: np.ndarray, group: np.ndarray, *, negatives_differ_in: str
-    ) -> tuple[pd.DataFrame | None, list[str]]:
-        """Rows of the same group as positives, negatives from the same plate; and the warnings raised."""
-        screen, kept = self.screen, np.flatnonzero(used)
-        meta = pd.DataFrame({"group": group, "plate": screen.plate, "control": screen.control}).iloc[kept]
-        if meta["group"][query[kept]].value_counts().max() < 2:
-            return None, []
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            hits = retrieval(
-                rows(self.z, kept),
-                meta,
-                pos_sameby="group",
-                pos_diffby=[],
-                neg_sameby="plate",
-                neg_diffby=negatives_differ_in,
-                null_size=self.null_size,
-                seed=self.seed,
-                query=query[kept],
-            )
-        return hits, [str(warning.message) for warning in caught]
-
-    def siblings(self, target: np.ndarray, retrieved: np.ndarray) -> pd.DataFrame:
-        """Median consensus of the retrieved perturbations; siblings share a target, negatives do not."""
-        chosen = np.flatnonzero(np.isin(self.screen.perturbation, retrieved) & ~self.screen.control)
-        by = self.screen.perturbation[chosen]
-        consensus = aggregate(rows(self.z, chosen), by, "median")
-        first = pd.Series(target[chosen]).groupby(by).first().loc[perturbation_names(by)]
-        meta = pd.DataFrame({"target": first.replace("", None).to_numpy()})
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # most targets have one compound: that is the data, not a mistake
-                return retrieval(
-                    consensus,
-                    meta,
-                    pos_sameby="target",
-                    pos_diffby=[],
-                    neg_sameby=[],
-                    neg_diffby="target",
-                    null_size=self.null_size,
-                    seed=self.seed,
-                    absolute=True,
-                    multilabel="target",
-                )
-        except CamaeError as error:
-            self.screen.add_notes([f"Siblings: {error}"])
-            return pd.DataFrame({"retrieved": [], "average_precision": []})
-
-
-def fraction_retrieved(screen: ScreenProfiles, null_size: int = 10_000, seed: int = 0) -> pd.DataFrame:
-    """Table 4: task, alignment, n_groups, n_retrieved, fraction_retrieved, mean_ap; empty without replicates.
-
-    "perturbations" ranks replicates against the same plate's controls, for the profiles "as given", and after TVN
-    fitted on all controls ("TVN": this leaks, the negatives were fitted) and on half of them, the other half being
-    the negatives ("TVN, held out").
-    "siblings" (with targets): median consensus of the retrieved perturbations, absolute cosine, negatives share no
-    target. "well positions" (with wells): held-out controls that only share a position; what is retrieved there is
-    a layout effect, not biology.
+    Where replicate counts confound recall, a note says so with the number.
     """
-    table = []
-    for label in _RETRIEVAL_ALIGNMENTS:
-        part = _aligned_for_retrieval(screen, label, null_size, seed)
-        hits = part.perturbations()
-        if hits is None:
-            screen.add_notes(["No perturbation has two replicates: Table 4 is left out."])
-            return pd.DataFrame()
-        table.append(("perturbations", label, *_fraction(hits)))
-        if screen.target is not None and hits.retrieved.any():
-            retrieved = hits["group"][hits.retrieved].to_numpy(str)
-            table.append(("siblings", label, *_fraction(part.siblings(screen.target, retrieved))))
-        if screen.well is not None and label == HELD_OUT:
-            positions = part.well_positions(screen.well)
-            if positions is not None:
-                table.append(("well positions", label, *_fraction(positions)))
-    return pd.DataFrame(table, columns=_RETRIEVAL_COLUMNS)
-
-
-def _aligned_for_retrieval(screen: ScreenProfiles, label: str, null_size: int, seed: int) -> _Retrieval:
-    """Profiles under an alignment of `_RETRIEVAL_ALIGNMENTS` and the controls that serve as negatives."""
-    fitted, negatives = screen.control, screen.control
-    if label == HELD_OUT:
-        fitted, negatives = split_controls(screen.control, screen.plate, seed=seed)
+    vectors, names = screen.to_map(screen.aligned(screen.chosen))
+    counts = replicate_counts(screen.perturbation, screen.control)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the rank is among the notes of Table 2
-        if label == "as given":
-            z = screen.align("none", None, fitted)
-        else:
-            z = screen.align("tvn", screen.plate, fitted)
-    return _Retrieval(screen, z, negatives, null_size, seed)
-
-
-def _fraction(hits: pd.DataFrame) -> tuple[int, int, float, float]:
-    """Groups, retrieved groups, their share (NaN without groups), mean average precision."""
-    share = float(hits.retrieved.mean()) if len(hits) else float("nan")
-    return len(hits), int(hits.retrieved.sum()), share, float(hits.average_precision.mean())
+        warnings.simplefilter("ignore")  # pairs left out are among the notes of Table 2
+        table = matched_recall(vectors, names, counts, pairs, seed=seed)
+    screen.add_notes(replicate_warnings(table))
+    return table.rename_axis("source").reset_index()
 
 
 def _recall(

@@ -23,6 +23,7 @@ from camae.maps.perturbation_map import Components
 from camae.maps.profiles import ProfileTable, column, join_profile_tables, read_profile_table
 from camae.maps.refchemdb import DEFAULT_TIER
 from camae.maps.replicates import ReplicateUnit
+from camae.maps.shrinkage import Shrinkage
 from camae.maps.screens import ScreenColumns, read_screen
 from camae.omissions import Omissions
 from camae.reporting import html
@@ -62,11 +63,14 @@ class _Settings:
     target: str | None
     unit: ReplicateUnit
     components: Components
+    method: str
+    shrinkage: Shrinkage | None
     arrays: ArrayBackend
     pairs: PairsBySource | None
     tvn: bool
     genes: GeneTables | None
     retrieval: RetrievalOptions
+    activity: bool
     mechanism: str | None
     compound: str | None
     dose: str | None
@@ -93,6 +97,7 @@ def run_benchmark(
     distance: Distance = "cosine",
     threshold: float = 0.05,
     permutations: int = 1000,
+    activity: bool = True,
     mechanism: str | None = None,
     compound: str | None = None,
     dose: str | None = None,
@@ -100,6 +105,8 @@ def run_benchmark(
     backend: str | ArrayBackend = "auto",
     unit: ReplicateUnit = "well",
     components: Components = "half_controls",
+    method: str = "tvn",
+    shrinkage: Shrinkage | None = None,
 ) -> BenchmarkResults:
     """Benchmark one or more models' profiles of the same screen and write a results folder.
 
@@ -112,11 +119,12 @@ def run_benchmark(
     correction. tvn: whether Table 3 (recall after TVN) is made. arm_correction: whether it gets a second row, TVN with
     arms corrected; None does where both gene tables are given.
     null, null_size, distance, threshold: of average precision, as in `maps.retrieval`. permutations: of activity and
-    calibration, as in `maps.activity`. mechanism: column of mechanisms of action; compound (the perturbation by
-    default) and dose: columns that make a treatment.
+    calibration, as in `maps.activity`; activity: whether these two are made. mechanism: column of mechanisms of
+    action; compound (the perturbation by default) and dose: columns that make a treatment.
     backend: "numpy", "cupy", or "auto": CuPy where it runs; benchmark.json says which under `arrays`. unit: "well"
     averages sites by well, "site" counts them as replicates, None refuses them. components: of alignments by principal
-    components, as in `maps.map_profiles` and so in `camae map`.
+    components, as in `maps.map_profiles` and so in `camae map`. method: alignment of Table 3 and the curves, one of
+    `maps.METHODS`. shrinkage: of "tvn_shrunk" and "replicate_whitening", None for theirs.
     Writes table2.csv, table3.csv, arm_bias.csv, table4.csv, curves.csv, replicates.csv (recall of random pairs with as
     many replicates), activity.csv, agreement.csv, calibration.csv, calibration_p_values.csv and mechanisms.csv (those
     that apply), benchmark.json, section.html, benchmark.html and left_out.csv; every table has a first column `model`.
@@ -132,11 +140,14 @@ def run_benchmark(
         target,
         unit,
         components,
+        method,
+        shrinkage,
         array_backend(backend),
         known,
         tvn,
         genes,
         RetrievalOptions(null_size, seed, null, distance, threshold, permutations),
+        activity,
         mechanism,
         compound,
         dose,
@@ -191,7 +202,8 @@ def _tables(screen: ScreenProfiles, settings: _Settings) -> dict[str, pd.DataFra
         found["curves"] = recall_curves(screen, s.pairs)
         found["replicates"] = recall_of_matched_pairs(screen, s.pairs, s.retrieval.seed)
     found["table4"] = fraction_retrieved(screen, options=s.retrieval)
-    found |= activity_tables(screen, s.retrieval)
+    if s.activity:
+        found |= activity_tables(screen, s.retrieval)
     found["mechanisms"] = mechanism_accuracy(screen, s.retrieval.seed)
     return {name: table for name, table in found.items() if len(table)}
 
@@ -279,6 +291,8 @@ def _screen(profiles: ProfileTable, settings: _Settings) -> ScreenProfiles:
         optional(settings.mechanism, "mechanism"),
         optional(settings.compound, "compound"),
         optional(settings.dose, "dose"),
+        method=settings.method,
+        shrinkage=settings.shrinkage,
     )
 
 

@@ -17,12 +17,11 @@ from camae.maps.arrays import beside
 from camae.maps.pairs import Pairs
 from camae.maps.perturbation_map import ScreenMap
 from camae.reproduction.benchmark.benchmark_tables import (
-    HELD_OUT,
     PairsBySource,
     ScreenProfiles,
-    fraction_retrieved,
     recall_by_alignment,
 )
+from camae.reproduction.benchmark.retrieval_tables import HELD_OUT, fraction_retrieved
 from camae.reproduction.paper import published
 from camae.reproduction.paper.evaluate_system import Outcome
 from camae.text_table import as_text, read_rows

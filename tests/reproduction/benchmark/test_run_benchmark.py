@@ -85,7 +85,7 @@ def test_a_benchmark_of_two_models_side_by_side(screen, tmp_path):
     assert found["good", "siblings", "TVN"] > 0.5
     assert {"section.html", "benchmark.html", "curves.csv"} <= {p.name for p in (tmp_path / "out").iterdir()}
     page = (tmp_path / "out" / "benchmark.html").read_text()
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 3  # recall against percentile, and the calibration of two models
     assert "TVN, arms corrected" in page
 
 
@@ -94,7 +94,7 @@ def test_the_rows_of_table_3_at_the_shell(screen, tmp_path):
     for options, steps in (
         (["--tvn", "--arm-correction", *tables], {"TVN", "TVN, arms corrected"}),
         (["--no-arm-correction", *tables], {"TVN"}),
-        (["--no-tvn"], None),
+        (["--no-tvn", "--no-activity"], None),
     ):
         out = tmp_path / str(steps)
         done = CliRunner().invoke(
