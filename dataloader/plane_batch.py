@@ -14,6 +14,31 @@ from camae.errors import CamaeError
 ValueRange = tuple[float, float]  # lowest and highest possible value, in stored units
 
 
+def plane_tensor(image: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Planes as a tensor that shares their memory where it can: not with another byte order or negative strides.
+
+    Raises CamaeError for what holds no numbers, or no values at all (a tensor of the meta device).
+    """
+    if isinstance(image, torch.Tensor):
+        if image.is_complex() or image.is_meta:
+            what = "a tensor of the meta device, which has no values" if image.is_meta else str(image.dtype)
+            raise CamaeError(f"planes must be uint8, uint16 or float, not {what}")
+        return image
+    if image.dtype.kind not in "biuf":
+        raise CamaeError(f"planes must be uint8, uint16 or float, not {image.dtype}")
+    array = np.ascontiguousarray(image, image.dtype.newbyteorder("="))
+    # torch warns of memory that cannot be written (a memory map, a file read at once); planes are never written.
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))
+
+
+class _Writable:
+    """A view of an array that says it can be written."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array  # kept while the view is
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
+
+
 @dataclass(frozen=True)
 class PlaneBatch:
     """Batch of planes: one plane is one channel of one crop, in its stored dtype.
@@ -105,7 +130,7 @@ class PlaneBatch:
 
         Raises CamaeError when sizes or dtypes differ or names do not match the number of planes.
         """
-        tensors = [torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in images]
+        tensors = [plane_tensor(x) for x in images]
         if not tensors:
             raise CamaeError("a plane batch needs at least one image")
         for i, (x, names) in enumerate(zip(tensors, channels, strict=True)):

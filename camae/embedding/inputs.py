@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from camae.dataloader.plane_batch import ValueRange
-from camae.embedding.validate import as_tensor, check_channels, check_images, check_values, extremes
+from camae.dataloader.plane_batch import ValueRange, plane_tensor
+from camae.embedding.validate import check_channels, check_images, check_values, extremes
 from camae.model.interface import ChannelNames, Image, Images
 
 Vectors = np.ndarray | torch.Tensor | list[np.ndarray] | list[torch.Tensor]
@@ -36,11 +36,11 @@ class ImageSet:
         """Raises CamaeError for images or names that are none, or do not fit each other."""
         samples = check_images(images)
         names = check_channels(channels, samples)
-        tensors = [as_tensor(sample) for sample in samples]
+        tensors = [plane_tensor(sample) for sample in samples]
         if not isinstance(images, np.ndarray | torch.Tensor):
             return cls(samples, tensors, names, [extremes(t) for t in tensors], single=False, is_list=True)
         # The planes of a batch are looked at once, with a single wait for a GPU.
-        whole = as_tensor(images) if images.ndim == 4 else tensors[0][None]
+        whole = plane_tensor(images) if images.ndim == 4 else tensors[0][None]
         found = list(extremes(whole).swapaxes(0, 1))
         return cls(samples, tensors, names, found, single=images.ndim == 3, is_list=False)
 

@@ -42,8 +42,10 @@ def check_channels(channels: ChannelNames, samples: Sequence[Image]) -> list[lis
     if lists and len(lists) < len(channels):
         raise CamaeError("channels mixes names and lists of names; give one list, or one list per image")
     for name in [name for names in lists for name in names] if lists else channels:
-        if not isinstance(name, str) or not name:
-            raise CamaeError(f"channels holds {name!r}; channel names are text and not empty")
+        if not isinstance(name, str) or not name or name != name.strip():
+            raise CamaeError(
+                f"channels holds {name!r}; channel names are text, not empty and without blanks around it"
+            )
     return channel_lists([list(names) for names in channels] if lists else list(channels), samples)
 
 
@@ -141,14 +143,3 @@ def check_layers(layers: int | str | Sequence[int] | None, config: Config) -> tu
                 f"layers holds {number!r}; the encoder has blocks 0 to {depth - 1} (-1 is the last)"
             )
     return tuple(number % depth for number in numbers)
-
-
-def as_tensor(image: Image) -> torch.Tensor:
-    """NumPy planes as a tensor; native byte order and no negative strides."""
-    if isinstance(image, torch.Tensor):
-        if image.is_complex():
-            raise CamaeError(f"planes must be uint8, uint16 or float, not {image.dtype}")
-        return image
-    if image.dtype.kind not in "biuf":
-        raise CamaeError(f"planes must be uint8, uint16 or float, not {image.dtype}")
-    return torch.from_numpy(np.ascontiguousarray(image, image.dtype.newbyteorder("=")))

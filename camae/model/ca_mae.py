@@ -110,7 +110,12 @@ class CAMAE(Model):
         part: float = 1.0,
         hidden_K: np.ndarray | None = None,
     ) -> TokenLayout:
-        """Layout of a masked batch, as `masked_layout`. Raises CamaeError where a sample keeps no patch."""
+        """Layout of a masked batch, as `masked_layout`.
+
+        Raises CamaeError for a ratio that is no share, and where a sample keeps no patch.
+        """
+        if not isinstance(mask_ratio, (int, float)) or not 0 <= mask_ratio <= 1:
+            raise CamaeError(f"mask_ratio is {mask_ratio!r}; give a share of the patches, from 0 to 1")
         multiple = self.config.keep_multiple
         layout = masked_layout(batch, self.n_patches(batch), mask_ratio, noise, part, multiple, hidden_K)
         if 0 in layout.kept_per_sample:
@@ -200,6 +205,8 @@ class CAMAE(Model):
         noise: (B, C*N) or a list of (C_i*N,), mask 1 where it is not among the smallest; random when omitted.
         Raises CamaeError for shapes, names and noise that do not fit each other, and as `batch_loss`.
         """
+        if not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
+            raise CamaeError(f"alpha is {alpha!r}; give the weight of the Fourier loss, from 0 to 1")
         batch = self.as_batch(images, channels, value_range)
         noise_L = packed_noise(noise, self.total_patches(batch), self.device)
         return self.batch_loss(batch, noise_L, mask_ratio=mask_ratio, alpha=alpha, reduction=reduction)

@@ -77,7 +77,16 @@ def image_batch(
     """Plane batch of images on a device. Errors as `split_images`, `channel_lists` and `PlaneBatch`."""
     samples = split_images(images)
     names = channel_lists(channels, samples)
-    return PlaneBatch.from_images(samples, names, value_range=value_range).to(device)
+    batch = PlaneBatch.from_images(samples, names, value_range=value_range)
+    if batch.planes_KHW.is_floating_point():
+        finite_K = batch.planes_KHW.isfinite().flatten(1).all(1)
+        if not finite_K.all():
+            k = int((~finite_K).nonzero()[0])
+            raise CamaeError(
+                f"image {int(batch.sample_K[k])}, channel {batch.names_K[k]!r} has values that are not finite (NaN or "
+                "infinity)"
+            )
+    return batch.to(device)
 
 
 def packed_noise(noise: Images | None, total: int, device: torch.device) -> torch.Tensor:

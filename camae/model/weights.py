@@ -185,6 +185,10 @@ def find_model_file(path: str | Path) -> Path:
     """
     if is_hub_name(path):
         return fetch(path).path
+    if not str(path):
+        raise CamaeError("the name of the model is empty; is a variable of the shell unset?")
+    if "://" in str(path):
+        raise CamaeError(f"{path}: models are read from files and folders, or named hf://owner/name@revision")
     path = Path(path)
     if path.is_file():
         return path
