@@ -1,12 +1,19 @@
 """The host never waits for the device between two logged steps."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from camae.dataloader.mixture import Source
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.model import registry as families
+from camae.model.weights import save
 from camae.training import trainer as loop
+from camae.training.config import TrainConfig
+from camae.training.cross_well import CrossWell
+from camae.training.distillation import Distillation
 from camae.training.randomness import hidden_planes, mask_noise
 from camae.training.stability import SpikeGuard
 
@@ -49,6 +56,34 @@ def test_a_step_reads_nothing_back(tiny, cross_attention, depth, part, mask_chan
     # The control: had the step read a value back as this line does, it would have raised above.
     with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):
         verdict.item()
+
+
+def test_terms_read_nothing_back(tiny, tmp_path):
+    """Cross-well alignment and a teacher of another patch, on the meta device as above."""
+    options = tiny["model_options"] | {"channels": ("DNA", "ER", "Mito")}
+    path = str(save(families.build("ca_mae_vit_ti16", **options | {"patch": 16}), tmp_path / "a.safetensors"))
+    config = TrainConfig(cross_well=1.0, cross_well_group=4)
+    images = [np.zeros((len(n), 32, 32), np.uint16) for n in NAMES]
+    manifest = SimpleNamespace(channels=("DNA", "ER", "Mito"))
+    distillation = Distillation(path, 32, [Source("a", manifest, 1.0)], torch.device("cpu"))
+    teacher = distillation._teacher[0].to("meta")
+    assert teacher.device.type == "meta"
+    cross_well = CrossWell(config, 32, []).to("meta")
+    batch = PlaneBatch.from_images(images, NAMES).to("meta", non_blocking=True)
+    target_KE = distillation.to("meta").targets(batch)
+    paired_B = torch.ones(4, device="meta")
+
+    def terms(tokens_TD, layout):
+        return {
+            "cross_well": cross_well(tokens_TD, layout, paired_B, 4),
+            "distillation": distillation(tokens_TD, layout, target_KE, 4),
+        }
+
+    model = families.build("ca_mae_vit_ti16", **options).train().to("meta")
+    noise = mask_noise(0, torch.arange(4), (48, 16, 32, 16), torch.device("meta"))
+    losses = model(batch, noise, mask_ratio=0.75, alpha=0.01, n_samples=4, terms=terms)
+    losses["total"].backward()
+    assert all(p.grad is not None for m in (cross_well, distillation) for p in m.parameters())
 
 
 @pytest.mark.gpu
