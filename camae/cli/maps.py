@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -14,15 +14,36 @@ from camae.cli.options import (
     Control,
     Method,
     Negative,
+    Permutations,
     Perturbation,
     Plate,
     Profiles,
+    RankingDistance,
     ShrinkageOption,
+    Threshold,
     Unit,
     parse_components,
+    parse_distance,
     parse_shrinkage,
     parse_unit,
 )
+
+if TYPE_CHECKING:
+    from camae.maps.arrays import ArrayBackend
+    from camae.maps.perturbation_map import Components as ComponentsOption
+    from camae.maps.replicates import ReplicateUnit
+
+
+class _Screen(TypedDict):
+    """Options of `maps.map_screen` and `maps.screen_activity`."""
+
+    perturbation: str
+    plate: str | None
+    control: str
+    negative: str
+    unit: ReplicateUnit
+    components: ComponentsOption
+    backend: ArrayBackend
 
 
 def map_screen(
@@ -34,6 +55,17 @@ def map_screen(
         Path | None,
         typer.Option(help="CSV of the strongest relationships; what was left out goes beside it"),
     ] = None,
+    activity: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV of each perturbation's activity by average precision, Mahalanobis and energy distance, with half "
+            "of the controls held out from the alignment"
+        ),
+    ] = None,
+    distance: RankingDistance = "cosine",
+    threshold: Threshold = 0.05,
+    permutations: Permutations = 1000,
+    seed: Annotated[int, typer.Option(help="of permutations and of the controls held out")] = 0,
     perturbation: Perturbation = "Metadata_Perturbation",
     plate: Plate = "Metadata_Plate",
     control: Control = "Metadata_control_type",
@@ -45,7 +77,7 @@ def map_screen(
         bool, typer.Option(help="make cells harmless that a spreadsheet would run as formulas")
     ] = False,
 ) -> None:
-    """Align embeddings, relate perturbations, and recall known pairs."""
+    """Align embeddings, relate perturbations, recall known pairs, and say which perturbations are active."""
     import pandas as pd
 
     from camae import maps
@@ -62,27 +94,45 @@ def map_screen(
     pairs_left_out, left_out = Omissions(), Omissions()
     models = profiles_by_model(profiles, plate or None)
     known = maps.read_pairs_folder(pairs, pairs_left_out)
-    strongest = []
+    shared: _Screen = {
+        "perturbation": perturbation,
+        "plate": plate or None,
+        "control": control,
+        "negative": negative,
+        "unit": parse_unit(unit),
+        "components": parse_components(components),
+        "backend": arrays,
+    }
+    strongest, active = [], []
+    several = len(models) > 1
     for model, table in models.items():
-        result = perturbation_map.map_screen(
-            table,
-            method,
-            perturbation=perturbation,
-            plate=plate or None,
-            control=control,
-            negative=negative,
-            unit=parse_unit(unit),
-            components=parse_components(components),
-            backend=arrays,
-            **options,
-        )
+        result = perturbation_map.map_screen(table, method, **shared, **options)
         left_out.extend(table.omitted)
-        for line in [*result.notes, *([f"{model}:"] if len(models) > 1 else [])]:
+        for line in [*result.notes, *([f"{model}:"] if several else [])]:
             say(line)
         say(maps.recall(result.vectors, result.names, known, interval=True).to_string())
+        matched = maps.matched_recall(result.vectors, result.names, result.replicates, known, seed=seed)
+        for line in maps.replicate_warnings(matched):
+            say(line)
         found = maps.strongest(result.vectors, result.names, count=1000, side="both")
-        strongest.append(found.assign(model=model) if len(models) > 1 else found)
+        strongest.append(found.assign(model=model) if several else found)
+        if activity is not None:
+            each = maps.screen_activity(
+                table,
+                method,
+                **shared,
+                distance=parse_distance(distance),
+                threshold=threshold,
+                permutations=permutations,
+                seed=seed,
+                **options,
+            )
+            say(maps.activity_agreement(each).to_string(index=False))
+            active.append(each.assign(model=model) if several else each)
     say_left_out(pairs_left_out)
+    if activity is not None:
+        write_csv(activity, pd.concat(active, ignore_index=True), escape_formulas)
+        say(f"activity: {activity}")
     if out is not None:
         write_csv(out, pd.concat(strongest, ignore_index=True), escape_formulas)
         left_out.extend(pairs_left_out)

@@ -26,7 +26,7 @@ NO_ARRAYS = {
     "mean_average_precision", "perturbation_names", "read_arms", "read_expression", "read_pairs", "save_aligner",
     "read_pairs_folder", "read_profiles", "PCA", "Center", "PCAStandardize", "RobustizeMAD", "Spherize",
     "Standardize", "TVNAndo", "average_precision_p_values", "activity_agreement", "calibration_summary",
-    "replicate_warnings",
+    "replicate_warnings", "screen_activity",
 }  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """Tables of retrieval, activity, calibration and mechanisms, from a file to the results folder, at the shell."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -175,7 +177,42 @@ def test_bad_options_are_one_sentence(file, tmp_path):
         done = CliRunner().invoke(app, ["benchmark", str(file), f"--out={tmp_path}", option])
         assert done.exit_code != 0
         assert sentence in " ".join(f"{done.output} {done.exception}".split())
-    assert maps.retrieval is not None
+
+
+def test_activity_of_a_map_holds_controls_out(file, tmp_path):
+    pairs = tmp_path / "known.csv"
+    pairs.write_text("entity1,entity2\nC00,C06\nC01,C07\n")
+    done = CliRunner().invoke(
+        app,
+        [
+            "map",
+            str(file),
+            str(pairs),
+            f"--activity={tmp_path / 'active.csv'}",
+            "--permutations=200",
+            "--seed=4",
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    found = pd.read_csv(tmp_path / "active.csv").set_index("perturbation")
+    assert "active_by" in done.output
+    expected = maps.screen_activity(file, permutations=200, seed=4).set_index("perturbation")
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-12)
+    meta, x = maps.read_profiles(file)
+    control = (meta.Metadata_control_type == "negcon").to_numpy()
+    fit, held = maps.split_controls(control, meta.Metadata_Plate, seed=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        z = maps.align(x, "tvn", meta.Metadata_Plate, fit)
+    direct = maps.activity(
+        z[~fit],
+        meta.Metadata_Perturbation[~fit],
+        held[~fit],
+        meta.Metadata_Plate[~fit],
+        permutations=200,
+        seed=4,
+    ).set_index("perturbation")
+    pd.testing.assert_frame_equal(found, direct, rtol=1e-9)
 
 
 def test_options_reach_retrieval(file):
