@@ -55,8 +55,8 @@ DECODER = {
 }
 ENCODER = {"width": 96, "depth": 4, "heads": 3, "drop_path": 0.0, "layer_scale": 1.0, "decoder": DECODER}
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-3, "quiet": True, "checkpoint_every": 10**6}
-SCREEN = ("ca_mae_vit_ti16", {"crop": 128, **ENCODER}, {"steps": 500, "batch_size": 16, "val": "plate"})
-JURKAT = ("ca_mae_vit_ti8", {"crop": 40, **ENCODER}, {"steps": 1000, "batch_size": 64})
+SCREEN = ("ca_mae_vit_ti16", {"crop": 128, **ENCODER}, {"steps": 300, "batch_size": 16, "val": "plate"})
+JURKAT = ("ca_mae_vit_ti8", {"crop": 40, **ENCODER}, {"steps": 500, "batch_size": 64})
 
 # What an arm adds to the settings; None is the model before its first step.
 ARMS: dict[str, dict[str, Any] | None] = {

@@ -24,7 +24,7 @@ from camae.reproduction.demo.generate_screen import generate
 from camae.training.recipes import MODEL_OPTIONS, SMALL_BUDGETS
 
 SCREEN = 5301  # not one of those that options are compared on
-BASE_STEPS = 300
+BASE_STEPS = 150
 OPTIONS, RECIPE = MODEL_OPTIONS["fast-cpu"], SMALL_BUDGETS["fast-cpu"]
 BLOCKS = {"width": 64, "depth": 1, "heads": 4, "cross_heads": 4}
 # name -> (changes of the model's options, changes of the settings)
