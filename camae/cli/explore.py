@@ -42,6 +42,10 @@ Out = Annotated[
 def explore(
     results: Results,
     images: Images = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(help="of JUMP-lite's images: 'zstd', 'hq', 'mq', 'd20', or the path of a store"),
+    ] = None,
     out: Out = None,
     pairs: Annotated[Path | None, typer.Option(help="file or folder of known pairs")] = None,
     dose: Annotated[str | None, typer.Option(help="column of doses, numbers in one unit")] = None,
@@ -77,6 +81,7 @@ def explore(
         profiles_by_model([model + path for model, path in files], plate or None),
         images,
         out or Path(files[0][1]).parent / "explore",
+        variant=variant,
         pairs=pairs,
         dose=dose,
         title=title,

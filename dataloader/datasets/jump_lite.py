@@ -27,8 +27,16 @@ RELEASE = "2026_jump_lite_v1.0"
 RELEASED_SITES = 855_519
 _PARTS = ("Metadata_Source", "Metadata_Batch", "Metadata_Plate", "Metadata_Well", "Metadata_Site")
 _PUBLIC = "s3://cellpainting-gallery/cpg0016-jump/source_all"
-# Below the folder that holds `workspace`: where the Gallery has the stores, and where drafts of the release had them.
-_STORES = (f"images/{RELEASE}/images_compressed", "images_compressed/jump_lite/v1.0", "images_compressed", "")
+_IMAGES = f"images/{RELEASE}/images_compressed"
+# Below the index's folder and those above it: where the Gallery has the stores, where the plan's commands put them, and
+# where drafts of the release had them.
+_STORES = (
+    _IMAGES,
+    f"cpg0016-jump/source_all/{_IMAGES}",
+    "images_compressed/jump_lite/v1.0",
+    "images_compressed",
+    "",
+)
 _INDICES = (
     "",
     "workspace/publication_data/2026_jump_lite/metadata/v1.0",
@@ -48,7 +56,7 @@ class Variant:
     @property
     def address(self) -> str:
         """Address of the store in the Cell Painting Gallery."""
-        return f"{_PUBLIC}/{_STORES[0]}/{self.codec}.zarr"
+        return f"{_PUBLIC}/{_IMAGES}/{self.codec}.zarr"
 
 
 VARIANTS = {

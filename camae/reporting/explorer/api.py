@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from camae.dataloader.datasets import read_manifest
 from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError, MissingFileError
 from camae.files import remove_unfinished, write_text
@@ -33,6 +34,7 @@ def explore(
     images: Manifest | str | Path | None = None,
     out: str | Path | None = None,
     *,
+    variant: str | Path | None = None,
     pairs: PairSources | str | Path | None = None,
     dose: str | None = None,
     title: str | None = None,
@@ -54,6 +56,7 @@ def explore(
     results: profiles of wells as `maps.map_screen` takes them, or the folder that `camae embed` wrote; a dict of
         these by model, between which the page switches and whose recall stands side by side, the first shown first.
     images: manifest (or image folder) that was embedded: thumbnails of the first model's wells are drawn from it.
+    variant: of JUMP-lite's images, where they are named by its site index (see `camae.dataloader.read_manifest`).
     out: folder to write, with index.html and the thumbnails; or, without images, a file that ends in .html. None: the
         folder `explore` beside the first profiles.
     pairs: known pairs, or their file or folder: marked on the page, and recall is computed from them.
@@ -81,7 +84,8 @@ def explore(
     for screen in screens.values():
         left_out.extend(screen.omitted)
     remove_unfinished(target)
-    thumbnails = _thumbnails(images, next(iter(screens.values())), options, target, left_out)
+    sites = None if images is None else read_manifest(images, incomplete="keep", variant=variant)
+    thumbnails = _thumbnails(sites, next(iter(screens.values())), options, target, left_out)
     about = {"alignment": method, "unit": unit or "none", "title": title or "Map of perturbations"}
     text = page(shown, known, thumbnails, options.size, about, left_out.lines())
     write_text(target, text)
@@ -90,16 +94,15 @@ def explore(
 
 
 def _thumbnails(
-    images: Manifest | str | Path | None,
+    manifest: Manifest | None,
     screen: Screen,
     options: ThumbnailOptions,
     target: Path,
     left_out: Omissions,
 ) -> list[Thumbnail]:
     """Thumbnails of a screen's wells, drawn beside the page; none without images."""
-    if images is None:
+    if manifest is None:
         return []
-    manifest = _manifest(images)
     chosen = choose_wells(screen, manifest, options, left_out)
     target.unlink(missing_ok=True)  # it would show the new thumbnails beside its old names
     return draw_thumbnails(chosen, manifest, target.parent / FOLDER, options, left_out)
@@ -137,9 +140,3 @@ def _target(out: str | Path | None, first: Profiles, with_images: bool) -> Path:
             f"{out}: thumbnails need a folder beside the page; name a folder, or leave the images out"
         )
     return Path(out)
-
-
-def _manifest(images: Manifest | str | Path) -> Manifest:
-    from camae.dataloader.datasets import read_manifest
-
-    return read_manifest(images, incomplete="keep")
