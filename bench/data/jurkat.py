@@ -30,10 +30,12 @@ class Cells:
     """Cells without exact duplicates, in the order of their files.
 
     planes_NCHW: (N, 3, 40, 40) uint16, in the order of `CHANNELS`. phase_N: (N,) str, one of seven phases.
+    experiment_N: (N,) str; all cells of the second experiment are in G1, the first has all phases.
     """
 
     planes_NCHW: np.ndarray
     phase_N: np.ndarray
+    experiment_N: np.ndarray
 
     def __len__(self) -> int:
         return len(self.phase_N)
@@ -41,17 +43,18 @@ class Cells:
 
 def read_cells(folder: str | Path) -> Cells:
     """The cells of `folder`/Experiment_*/<phase>/Ch*_*.tif; of equal cells (all channels) the first is kept."""
-    planes, phases = [], []
+    planes, phases, experiments = [], [], []
     for first in sorted(Path(folder).glob("Experiment_*/*/Ch3_*.tif")):
         files = [first.with_name(first.name.replace("Ch3", number)) for number in CHANNELS.values()]
         planes.append(np.stack([_tiles(tifffile.imread(file)) for file in files], axis=1))
         phases += [first.parent.name] * len(planes[-1])
+        experiments += [first.parts[-3]] * len(planes[-1])
     if not planes:
         raise FileNotFoundError(f"{folder} holds no Experiment_*/<phase>/Ch3_*.tif")
     planes_NCHW = np.concatenate(planes)
     _, kept = np.unique(planes_NCHW.reshape(len(planes_NCHW), -1), axis=0, return_index=True)
     kept.sort()
-    return Cells(planes_NCHW[kept], np.array(phases)[kept])
+    return Cells(planes_NCHW[kept], np.array(phases)[kept], np.array(experiments)[kept])
 
 
 def _tiles(montage_HW: np.ndarray) -> np.ndarray:
@@ -68,20 +71,28 @@ def pixel_features(planes_NCHW: np.ndarray) -> np.ndarray:
     return np.concatenate([moments, percentiles], axis=-1).reshape(len(planes_NCHW), -1)
 
 
-def probe(features_ND: np.ndarray, phase_N: np.ndarray, *, seed: int = 0, c: float = 1.0) -> list[float]:
-    """Balanced accuracy over the phases in each of three stratified folds, by cells that were not fitted on.
+def held_out_hits(
+    features_ND: np.ndarray, phase_N: np.ndarray, *, seed: int = 0, c: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) bool, whether each cell's phase is told by a probe of the other two folds, and (N,) int64, its fold.
 
-    Class-balanced logistic regression on features standardized as learned from the cells fitted on. seed: of the folds.
-    c: inverse strength of the L2 penalty.
+    Class-balanced logistic regression on features standardized as learned from the cells fitted on, three stratified
+    folds. seed: of the folds. c: inverse strength of the L2 penalty.
     """
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    scores = []
-    for fitted, held in folds.split(features_ND, phase_N):
+    hit_N, fold_N = np.zeros(len(phase_N), bool), np.zeros(len(phase_N), np.int64)
+    for fold, (fitted, held) in enumerate(folds.split(features_ND, phase_N)):
         model = LogisticRegression(C=c, class_weight="balanced", max_iter=2000)
         pipeline = make_pipeline(StandardScaler(), model).fit(features_ND[fitted], phase_N[fitted])
-        hit = pd.Series(pipeline.predict(features_ND[held]) == phase_N[held])
-        scores.append(float(hit.groupby(phase_N[held]).mean().mean()))
-    return scores
+        hit_N[held], fold_N[held] = pipeline.predict(features_ND[held]) == phase_N[held], fold
+    return hit_N, fold_N
+
+
+def probe(features_ND: np.ndarray, phase_N: np.ndarray, *, seed: int = 0, c: float = 1.0) -> list[float]:
+    """Balanced accuracy over the phases in each fold of `held_out_hits`."""
+    hit_N, fold_N = held_out_hits(features_ND, phase_N, seed=seed, c=c)
+    hits = pd.Series(hit_N)
+    return [float(hits[fold_N == f].groupby(phase_N[fold_N == f]).mean().mean()) for f in range(FOLDS)]
 
 
 def write_cells(cells: Cells, folder: str | Path) -> Manifest:
