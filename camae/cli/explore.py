@@ -73,7 +73,7 @@ def explore(
     """Write a perturbation map as a page to search, see and compare, which needs no network."""
     from camae import reporting
     from camae.reporting.explorer.api import located
-    from camae.reproduction.benchmark.run_benchmark import profiles_by_model
+    from camae.reproduction.benchmark.model_files import profiles_by_model
 
     named = [_model_and_path(item) for item in results]
     files = [(model, str(located(path))) for model, path in named]

@@ -84,7 +84,7 @@ def map_screen(
     from camae.maps import perturbation_map
     from camae.maps.arrays import array_backend
     from camae.omissions import Omissions
-    from camae.reproduction.benchmark.run_benchmark import profiles_by_model
+    from camae.reproduction.benchmark.model_files import profiles_by_model
     from camae.text_table import write_csv
 
     arrays = array_backend(backend)

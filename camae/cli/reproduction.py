@@ -22,8 +22,8 @@ from camae.cli.options import (
     Profiles,
     RankingDistance,
     Reader,
-    Threshold,
     ShrinkageOption,
+    Threshold,
     Unit,
     parse_components,
     parse_distance,
@@ -60,6 +60,22 @@ def benchmark(
         str, typer.Option(help="lowest confidence of RefChemDB's pairs, 'Tier0' (the highest) to 'Tier3'")
     ] = "Tier2",
     target: Annotated[str | None, typer.Option(help="column of targets, for sibling retrieval")] = None,
+    annotations: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="table joined to the profiles by a column of both (targets, conditions), again for more"
+        ),
+    ] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(help="column that divides Table 4 (cell type, time), averaged over it; again for more"),
+    ] = None,
+    modality: Annotated[
+        str,
+        typer.Option(
+            help="'compound' (siblings by |cosine|), 'crispr', 'orf' (none), or the column that says so"
+        ),
+    ] = "compound",
     arms: Annotated[Path | None, typer.Option(help="gene table of chromosome arms")] = None,
     expression: Annotated[Path | None, typer.Option(help="gene table of expression (zFPKM)")] = None,
     tvn: Annotated[bool, typer.Option(help="make Table 3: recall after TVN")] = True,
@@ -108,6 +124,9 @@ def benchmark(
         control=control,
         negative=negative,
         target=target,
+        annotations=annotations or (),
+        condition=condition or (),
+        modality=modality,
         arms=arms,
         expression=expression,
         refchemdb_tier=refchemdb_tier,

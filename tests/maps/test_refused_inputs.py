@@ -10,7 +10,7 @@ from camae.errors import CamaeError
 from camae.maps.arms import arm_bias, read_arms
 from camae.maps.probes import feature_regression, nearest_neighbor
 from camae.maps.replicates import independent_rows
-from camae.reproduction.benchmark.run_benchmark import profiles_by_model
+from camae.reproduction.benchmark.model_files import profiles_by_model
 from camae.text_table import MOST_COLUMNS, read_text_table
 
 X = np.random.default_rng(0).normal(size=(6, 3))

@@ -22,7 +22,6 @@ from camae.maps.arms import arm_bias, correct_arms, gene_matches
 from camae.maps.arrays import namespace, rows
 from camae.maps.inputs import embeddings
 from camae.maps.pairs import Pairs
-from camae.maps.shrinkage import Shrinkage, check_shrinkage
 from camae.maps.perturbation_map import (
     Components,
     component_options,
@@ -30,9 +29,11 @@ from camae.maps.perturbation_map import (
     replicate_counts,
 )
 from camae.maps.replicate_counts import matched_recall, replicate_warnings
+from camae.maps.shrinkage import Shrinkage, check_shrinkage
 
 PairsBySource: TypeAlias = Mapping[str, Pairs]
 SHRUNK = ("tvn_shrunk", "replicate_whitening")  # methods that take a shrinkage
+Modality: TypeAlias = Literal["compound", "crispr", "orf"]
 BatchUnit: TypeAlias = Literal["plate", "experiment"]
 
 
@@ -76,6 +77,8 @@ class ScreenProfiles:
     each (None: not known).
     control: n booleans, negative controls. components: how many an alignment keeps (`maps.map_profiles`).
     method: alignment of all tables but Table 2. shrinkage: of the methods that take it, None for their default.
+    condition: n texts, parts of the screen for Table 4. modalities: n words of the kind of perturbation, where it
+    differs; modality: the kind, where it does not (siblings: by |cosine| for compounds, none for ORFs).
     notes: what the tables have to say about the data, filled by them.
     Raises CamaeError when no row is a negative control.
     """
@@ -94,6 +97,9 @@ class ScreenProfiles:
     dose: np.ndarray | None = None
     method: str = "tvn"
     shrinkage: Shrinkage | None = None
+    condition: np.ndarray | None = None
+    modalities: np.ndarray | None = None
+    modality: Modality = "compound"
 
     def __post_init__(self) -> None:
         self.x = embeddings(self.x)
@@ -169,8 +175,8 @@ def recall_after_tvn(
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Table 3: recall after TVN (or the method chosen), and after correcting chromosome arms where there are `genes`.
 
-    Order: alignment, arm correction on the wells, spherical mean per gene. Returns the recall table (column step) and the
-    arm bias before and after (None without `genes`).
+    Order: alignment, arm correction on the wells, spherical mean per gene. Returns the recall table (column step) and
+    the arm bias before and after (None without `genes`).
     """
     z, label = screen.aligned(screen.chosen), screen.chosen.label
     vectors, names = screen.to_map(z)

@@ -152,7 +152,7 @@ class AlignedForRetrieval:
                     pos_diffby=[],
                     neg_sameby=[],
                     neg_diffby="target",
-                    absolute=True,
+                    absolute=self.screen.modality == "compound",
                     multilabel="target",
                     **self._null,
                 )
@@ -212,9 +212,10 @@ def fraction_retrieved(
     "perturbations" ranks replicates against the same plate's controls, for the profiles "as given", and after TVN
     fitted on all controls ("TVN": this leaks, the negatives were fitted) and on half of them, the other half being
     the negatives ("TVN, held out").
-    "siblings" (with targets): median consensus of the retrieved perturbations, absolute cosine, negatives share no
-    target. "well positions" (with wells): controls that only share a position, as given and held out; what is
-    retrieved there is a layout effect, not biology. smallest_p: the largest of the groups' smallest attainable p.
+    "siblings" (with targets): median consensus of the retrieved perturbations, cosine (its absolute value for
+    compounds), negatives share no target; none for ORFs. "well positions" (with wells): controls that only share a
+    position, as given and held out; what is retrieved there is a layout effect, not biology. smallest_p: the largest
+    of the groups' smallest attainable p.
     options: `null_size` and `seed` by default. Empty without replicates.
     """
     options = options or RetrievalOptions(null_size, seed)
@@ -226,7 +227,7 @@ def fraction_retrieved(
             screen.add_notes(["No perturbation has two replicates: Table 4 is left out."])
             return pd.DataFrame()
         table.append(("perturbations", label, *_fraction(hits)))
-        if screen.target is not None and hits.retrieved.any():
+        if screen.target is not None and screen.modality != "orf" and hits.retrieved.any():
             retrieved = hits["group"][hits.retrieved].to_numpy(str)
             table.append(("siblings", label, *_fraction(part.siblings(screen.target, retrieved))))
         if screen.well is not None and label in HONEST:

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast, get_args
 
 import numpy as np
 import pandas as pd
 
 from camae.errors import CamaeError
 from camae.files import remove_unfinished, write_json, write_text
+from camae.maps.annotations import annotated
 from camae.maps.arms import read_arms, read_expression
 from camae.maps.arrays import ArrayBackend, array_backend
 from camae.maps.distances import Distance
 from camae.maps.nulls import Null
 from camae.maps.pairs import read_pairs_folder
 from camae.maps.perturbation_map import Components
-from camae.maps.profiles import ProfileTable, column, join_profile_tables, read_profile_table
+from camae.maps.profiles import ProfileTable, column
 from camae.maps.refchemdb import DEFAULT_TIER
 from camae.maps.replicates import ReplicateUnit
-from camae.maps.shrinkage import Shrinkage
 from camae.maps.screens import ScreenColumns, read_screen
+from camae.maps.shrinkage import Shrinkage
 from camae.omissions import Omissions
 from camae.reporting import html
 from camae.reporting.figures import recall_against_percentile
 from camae.reporting.style import svg
 from camae.reproduction.benchmark.benchmark_tables import (
     GeneTables,
+    Modality,
     PairsBySource,
     ScreenProfiles,
     recall_after_tvn,
@@ -38,18 +39,16 @@ from camae.reproduction.benchmark.benchmark_tables import (
     recall_curves,
     recall_of_matched_pairs,
 )
+from camae.reproduction.benchmark.condition_table import retrieved_by_condition
 from camae.reproduction.benchmark.mechanism_table import mechanism_accuracy
+from camae.reproduction.benchmark.model_files import ProfileFiles, profiles_by_model
 from camae.reproduction.benchmark.retrieval_page import retrieval_html
 from camae.reproduction.benchmark.retrieval_tables import (
     RetrievalOptions,
     activity_tables,
-    fraction_retrieved,
 )
 from camae.text_table import write_csv
-from camae.wells import PLATE
 
-ProfileFile: TypeAlias = str | Path
-ProfileFiles: TypeAlias = Mapping[str, ProfileFile | Sequence[ProfileFile]] | Sequence[ProfileFile]
 Cell: TypeAlias = str | int | float | bool | None
 BenchmarkResults: TypeAlias = dict[str, list[dict[str, Cell]] | dict[str, list[str]] | str]
 
@@ -71,6 +70,9 @@ class _Settings:
     genes: GeneTables | None
     retrieval: RetrievalOptions
     activity: bool
+    annotations: Sequence[str | Path]
+    conditions: Sequence[str]
+    modality: str
     mechanism: str | None
     compound: str | None
     dose: str | None
@@ -107,6 +109,9 @@ def run_benchmark(
     components: Components = "half_controls",
     method: str = "tvn",
     shrinkage: Shrinkage | None = None,
+    annotations: Sequence[str | Path] = (),
+    condition: Sequence[str] = (),
+    modality: str = "compound",
 ) -> BenchmarkResults:
     """Benchmark one or more models' profiles of the same screen and write a results folder.
 
@@ -125,9 +130,14 @@ def run_benchmark(
     averages sites by well, "site" counts them as replicates, None refuses them. components: of alignments by principal
     components, as in `maps.map_profiles` and so in `camae map`. method: alignment of Table 3 and the curves, one of
     `maps.METHODS`. shrinkage: of "tvn_shrunk" and "replicate_whitening", None for theirs.
-    Writes table2.csv, table3.csv, arm_bias.csv, table4.csv, curves.csv, replicates.csv (recall of random pairs with as
-    many replicates), activity.csv, agreement.csv, calibration.csv, calibration_p_values.csv and mechanisms.csv (those
-    that apply), benchmark.json, section.html, benchmark.html and left_out.csv; every table has a first column `model`.
+    annotations: tables joined to the profiles by a column that both have, for columns such as targets. condition:
+    columns whose values divide Table 4 (cell type, time), which is then averaged over them. modality: "compound",
+    "crispr" or "orf", or the column that says so: siblings are ranked by |cosine| for compounds, by cosine for CRISPR,
+    and ORFs have none.
+    Writes table2.csv, table3.csv, arm_bias.csv, table4.csv, table4_mean.csv (over conditions), curves.csv,
+    replicates.csv (recall of random pairs with as many replicates), activity.csv, agreement.csv, calibration.csv,
+    calibration_p_values.csv and mechanisms.csv (those that apply), benchmark.json, section.html, benchmark.html and
+    left_out.csv; every table has a first column `model`.
     Returns benchmark.json.
     Raises CamaeError or MissingFileError for unusable input, MissingBackendError when CuPy cannot run.
     """
@@ -148,6 +158,9 @@ def run_benchmark(
         genes,
         RetrievalOptions(null_size, seed, null, distance, threshold, permutations),
         activity,
+        annotations,
+        condition,
+        modality,
         mechanism,
         compound,
         dose,
@@ -201,83 +214,26 @@ def _tables(screen: ScreenProfiles, settings: _Settings) -> dict[str, pd.DataFra
                 found["arm_bias"] = bias
         found["curves"] = recall_curves(screen, s.pairs)
         found["replicates"] = recall_of_matched_pairs(screen, s.pairs, s.retrieval.seed)
-    found["table4"] = fraction_retrieved(screen, options=s.retrieval)
+    found["table4"], found["table4_mean"] = retrieved_by_condition(screen, s.retrieval)
     if s.activity:
         found |= activity_tables(screen, s.retrieval)
     found["mechanisms"] = mechanism_accuracy(screen, s.retrieval.seed)
     return {name: table for name, table in found.items() if len(table)}
 
 
-def profiles_by_model(
-    embeddings: ProfileFiles, plate: str | None = "Metadata_Plate"
-) -> dict[str, ProfileTable]:
-    """Profiles by model, of files as `run_benchmark` and `camae map` take them. plate: the column of plates."""
-    if not isinstance(embeddings, Mapping):
-        listed = [embeddings] if isinstance(embeddings, str | Path) else list(embeddings)
-        if not listed:
-            raise CamaeError("no embeddings are given; name at least one profile file")
-        named = [_model_and_file(item) for item in listed]
-        if not all(model for model, _ in named):
-            if any(model for model, _ in named):
-                raise CamaeError(
-                    "some profile files have a model's name and some have none; write model=file for all"
-                )
-            return _models_of_files([path for _, path in named], plate)
-        embeddings = {model: [path for other, path in named if other == model] for model, _ in named}
-    out = {}
-    for model, files in embeddings.items():
-        paths = [files] if isinstance(files, str | Path) else list(files)
-        if not paths:
-            raise CamaeError(f"no profile file is given for the model {model}")
-        out[model] = join_profile_tables([read_profile_table(path) for path in paths])
-    return out
-
-
-def _model_and_file(item: ProfileFile) -> tuple[str, Path]:
-    """Model, "" where none is named, and file of "model=file"."""
-    model, separator, path = str(item).partition("=")
-    return (model, Path(path)) if separator and not Path(item).is_file() else ("", Path(item))
-
-
-def _models_of_files(paths: list[Path], plate: str | None) -> dict[str, ProfileTable]:
-    """One screen of files that hold different plates, or a model for each of files that hold the same."""
-    tables = [read_profile_table(path) for path in paths]
-    names = [path.name.split(".")[0] for path in paths]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in paths]
-    by_name = dict(zip(names, tables, strict=True))
-    if len(tables) == 1 or plate is None:
-        return by_name
-    plates = []
-    for table in tables:
-        wider = [table.meta[name] for name in PLATE if name in table.meta]
-        plates.append(set(zip(column(table.meta, plate, "plate"), *wider, strict=True)))
-    if all(own == plates[0] for own in plates):
-        return by_name
-    if sum(map(len, plates)) == len(set.union(*plates)):
-        if all(table.features == tables[0].features for table in tables):
-            return {_common_name(paths): join_profile_tables(tables)}
-        return by_name
-    raise CamaeError(
-        f"{paths[0].name} and {next(p for p, own in zip(paths, plates, strict=True) if own != plates[0]).name} share "
-        "some plates and not all; write model=file for each file, so that the plates of a model go together"
-    )
-
-
-def _common_name(paths: list[Path]) -> str:
-    """What the names of files begin with, else their folder's name."""
-    letters = zip(*(path.name.split(".")[0] for path in paths), strict=False)
-    start = "".join(first for first, *_ in itertools.takewhile(lambda row: len(set(row)) == 1, letters))
-    return start.rstrip("_-. ") or paths[0].resolve().parent.name or "screen"
-
-
 def _screen(profiles: ProfileTable, settings: _Settings) -> ScreenProfiles:
+    said = []
+    for path in settings.annotations:
+        profiles, line = annotated(profiles, path)
+        said.append(line)
     screen = read_screen(profiles, settings.columns, settings.unit)
     assert screen.plate is not None  # its column is always asked for
 
     def optional(name: str | None, what: str) -> np.ndarray | None:
         return None if name is None else column(screen.meta, name, what)
 
+    parts = [column(screen.meta, name, "condition") for name in settings.conditions]
+    fixed = settings.modality if settings.modality in get_args(Modality) else None
     return ScreenProfiles(
         settings.arrays.asarray(screen.x),
         screen.perturbation,
@@ -287,12 +243,15 @@ def _screen(profiles: ProfileTable, settings: _Settings) -> ScreenProfiles:
         optional(settings.target, "target"),
         optional("Metadata_Well" if "Metadata_Well" in screen.meta.columns else None, "well"),
         settings.components,
-        list(screen.notes),
+        [*screen.notes, *said],
         optional(settings.mechanism, "mechanism"),
         optional(settings.compound, "compound"),
         optional(settings.dose, "dose"),
         method=settings.method,
         shrinkage=settings.shrinkage,
+        condition=np.array([" ".join(row) for row in zip(*parts, strict=True)]) if parts else None,
+        modalities=None if fixed else optional(settings.modality, "modality"),
+        modality=cast(Modality, fixed or "compound"),
     )
 
 

@@ -63,7 +63,7 @@ def test_a_benchmark_of_two_models_side_by_side(screen, tmp_path):
     )
     assert json.loads((tmp_path / "out" / "benchmark.json").read_text()) == result
     table = pd.read_csv(tmp_path / "out" / "table2.csv").set_index(["model", "alignment"])
-    assert len(table) == 18
+    assert len(table) == 22  # 9 of the paper and 2 for few controls, of 2 models
     assert (table.n_pairs == 20).all()
     assert (table.n_unknown == 1).all()
     tvn = table.xs("TVN", level="alignment")
