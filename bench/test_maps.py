@@ -239,8 +239,71 @@ def test_average_precision_all_negatives(timed, full, profiles, tmp_path, monkey
     # copairs needs minutes and more than 10 GB for 20,000 profiles: it is timed at 5,000.
     rival = (theirs, "copairs") if profiles == 5000 else (None, None)
     goal = None if profiles == 5000 else "<= 8 s, < 2000 MB"
-    case = "all negatives, 8 replicates, null of 10,000"
+    case = "all negatives, 8 replicates, adaptive null"
     timed("average_precision", case, (n, d), ours, check, *rival, target=goal)
+
+
+def _plates(profiles, d):
+    """Plates of 320 treated wells and 64 controls; 8 replicates of each perturbation, on 8 plates."""
+    n = profiles // 384 * 384
+    place = np.arange(n) % 384
+    meta = pd.DataFrame({"plate": np.arange(n) // 384, "control": place < 64})
+    meta["pert"] = np.where(meta.control, -1, meta.plate // 8 * 384 + place)
+    return np.random.default_rng(0).normal(size=(n, d)).astype(np.float32), meta
+
+
+def test_average_precision_of_plates_with_the_exact_null(timed, full, tmp_path, monkeypatch):
+    rules = (["pert"], [], ["plate"], ["control"])
+    x, meta = _plates(19_968 if full else 3072, 128 if full else 16)
+    query = ~meta.control.to_numpy()
+
+    def check():
+        # A third of the p values against 20,000 random rankings: 5 binomial standard errors.
+        small, labels = _plates(3072, 8)
+        ap = maps.average_precision(small, labels, *rules, query=~labels.control.to_numpy()).iloc[::3]
+        exact = maps.average_precision_p_values(ap)
+        drawn = maps.average_precision_p_values(ap, 20_000, null="permutation").p_value
+        assert set(exact["null"]) == {"grid"}
+        noise = 5 * np.sqrt(exact.p_value * (1 - exact.p_value) / 20_000) + 2 / 20_000 + 0.01 * exact.p_value
+        assert (np.abs(exact.p_value - drawn) < noise).all()
+
+    def theirs():
+        from copairs import map as copairs_map
+
+        monkeypatch.setenv("HOME", str(tmp_path))
+        ap = copairs_map.average_precision(meta, x, *rules, progress_bar=False)
+        ap = ap[(ap.pert >= 0) & (ap.n_pos_pairs > 0)]
+        copairs_map.mean_average_precision(
+            ap, ["pert"], 10_000, 0.05, 0, cache_dir=tmp_path, progress_bar=False
+        )
+
+    def ours():
+        return maps.retrieval(x, meta, *rules, query=query)
+
+    case = "64 controls of the plate, 8 replicates, exact null (theirs: null of 10,000)"
+    timed("average_precision", case, x.shape, ours, check, theirs, "copairs", target="< 3 s")
+
+
+def test_activity_by_three_measures(timed, full):
+    perturbations, d = (300, 512) if full else (20, 16)
+    rng = np.random.default_rng(0)
+    plate = np.repeat(np.arange(4), perturbations + 64).astype(str)
+    place = np.tile(np.arange(perturbations + 64), 4)
+    by = np.where(place < perturbations, place, -1).astype(str)
+    x = rng.normal(size=(len(by), d)).astype(np.float32)
+
+    def check():
+        some = np.isin(by, ["-1", "0", "1"])
+        row = maps.activity(x[some], by[some], by[some] == "-1", plate[some]).iloc[0]
+        meta = pd.DataFrame({"by": by[some], "plate": plate[some], "control": by[some] == "-1"})
+        ap = maps.average_precision(x[some], meta, "by", [], "plate", "control", query=by[some] == "0")
+        assert abs(row.average_precision - ap.average_precision.mean()) < 1e-5
+
+    def ours():
+        return maps.activity(x, by, by == "-1", plate)
+
+    case = f"{perturbations} perturbations of 4 wells, 256 controls, three permutation tests"
+    timed("activity", case, x.shape, ours, check, target="< 30 s")
 
 
 def test_consistency(timed, full, efaar):
