@@ -211,3 +211,35 @@ def test_another_choice_does_not_continue_a_folder(tmp_path, shell, model_file):
     code, _, err = shell(*command, "--z", "mean")
     assert code == 2
     assert "manifest" in err
+
+
+def write_czi(path, planes_TCZYX, names):
+    """A CZI file by Zeiss's own writer."""
+    from pylibCZIrw import czi
+
+    with czi.create_czi(str(path)) as file:
+        for t, c, z in np.ndindex(planes_TCZYX.shape[:3]):
+            file.write(data=planes_TCZYX[t, c, z][..., None], plane={"T": t, "C": c, "Z": z})
+        file.write_metadata(document_name="field", channel_names=dict(enumerate(names)))
+
+
+@pytest.mark.parametrize("z", ["1", "max"])
+def test_a_folder_of_czi_files_embeds_as_its_manifest_and_as_tiff(z, tmp_path, vectors):
+    pytest.importorskip("bioio_czi", reason="the extra formats is not installed")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "tiff").mkdir()
+    rng, by_plane, whole = np.random.default_rng(0), [], []
+    for well in WELLS:
+        planes = rng.integers(0, 65536, (1, 2, 3, 48, 64), dtype=np.uint16)
+        write_czi(tmp_path / "in" / f"{well}.czi", planes, ("DNA", "GFP"))
+        row = {"Metadata_Plate": "P", "Metadata_Well": well, "Metadata_Site": "1"}
+        by_plane.append(row | {name: f"in/{well}.czi#0,0,{c},1" for c, name in enumerate(("DNA", "GFP"))})
+        whole.append(row | {name: f"tiff/{well}_{name}.tif" for name in ("DNA", "GFP")})
+        for c, name in enumerate(("DNA", "GFP")):
+            shown = planes[0, c, 1] if z == "1" else planes[0, c].max(0)
+            tifffile.imwrite(tmp_path / "tiff" / f"{well}_{name}.tif", shown)
+    found, said = vectors(tmp_path / "in", "--z", z)
+    assert "2 fields, 2 channels in each file (DNA, GFP), axes CZYX" in said
+    equal(found, vectors(manifest(tmp_path / "tiff.csv", whole))[0])
+    if z == "1":
+        equal(found, vectors(manifest(tmp_path / "planes.csv", by_plane))[0])
