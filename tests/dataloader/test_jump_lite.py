@@ -105,11 +105,11 @@ def test_places_of_index_and_store(tmp_path):
             lambda t: t.replace("source_2", "so__2").replace(
                 to_replace="source_2", value="so__2", regex=True
             ),
-            "is not <source>",
+            "__<well>__<site> of its row, .* mend the index",
         ),
         (
             lambda t: t.replace("P1", "../x").replace(to_replace="__P1__", value="__../x__", regex=True),
-            "is not <source>",
+            "__<well>__<site> of its row, .* mend the index",
         ),
         (lambda t: pd.concat([t, t[:1]]), "the site source_2__B1__P1__A01__1 stands in two rows"),
     ],
