@@ -94,6 +94,27 @@ def test_dmso_wells_grouped_by_position_alone_are_partly_retrieved(real_data):
     assert 0.08 < hits.retrieved.mean() < 0.25
 
 
+@pytest.mark.parametrize("aligned", [False, True])
+def test_random_groups_of_dmso_wells_are_calibrated_and_positions_are_not(real_data, aligned):
+    plates = ["BR00117010", "BR00117011", "BR00117012", "BR00117013"]
+    x, meta, well = _controls(real_data, plates)
+    held = np.ones(len(x), dtype=bool)
+    if aligned:
+        fit, held = maps.split_controls(held, meta.plate, seed=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            x = maps.align(x, "tvn", meta.plate, fit)
+    random = maps.calibration_summary(maps.calibration(x, held, meta.plate)).set_index("test")
+    uniform = ["query", "average_precision", "mahalanobis", "energy"]
+    # Dvoretzky, Kiefer and Wolfowitz at .01 for the groups, one p value each; they share negatives alone.
+    assert (random.too_small[uniform] < random.bound[uniform]).all()
+    assert (random.too_large[uniform] < random.bound[uniform]).all()
+    assert (random.share_below_05[["mean_log_p", "map_null"]] <= 0.05).all()  # cautious where it matters
+    if not aligned:  # positions, where nothing acts either, are found
+        layout = maps.calibration_summary(maps.calibration(x, held, meta.plate, well)).set_index("test")
+        assert (layout.too_small[["query", "average_precision"]] > layout.bound.iloc[0]).all()
+
+
 def _controls(folder, plates):
     x, meta = _cpjump1(folder, plates)
     well = pd.concat(
