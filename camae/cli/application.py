@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 
 import typer
 
@@ -67,6 +68,7 @@ _evaluate.command(cls=PairCommand)(evaluate.channels)
 app.add_typer(_runs, name="runs")
 _runs.command("compare")(runs.compare)
 
+_MAY_BE_EMPTY = ("--plate", "--title")  # no plates, no title
 _OF_OUTPUTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -75,6 +77,7 @@ def main() -> None:
     warnings.showwarning = console.show_warning
     limit_threads(os.environ)
     try:
+        _refuse_empty(sys.argv[1:])
         app()
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
@@ -86,6 +89,16 @@ def main() -> None:
             raise
         console.say_error(_sentence(error))
         sys.exit(2)
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Raise CamaeError for an empty argument: an unset variable of the shell would name the folder one is in."""
+    for before, word in zip(("", *words), words, strict=False):
+        option, equals, value = word.partition("=")
+        empty = option if word.startswith("--") and equals and not value else before if not word else None
+        if empty is not None and empty not in _MAY_BE_EMPTY:
+            where = f"the value of {empty}" if empty.startswith("-") else "an argument"
+            raise CamaeError(f"{where} is empty; is a variable of the shell unset?")
 
 
 def _sentence(error: OSError) -> Exception:

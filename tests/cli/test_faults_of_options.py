@@ -55,9 +55,7 @@ def test_fault_32_map_and_benchmark_give_the_same_recall(shell, profiles, pairs,
     table = profiles()
     code, said, errors = shell("map", table, pairs, "--method", "tvn")
     assert code == 0, errors
-    code, _, errors = shell(
-        "benchmark", table, "--pairs", pairs, "--out", tmp_path / "bench"
-    )
+    code, _, errors = shell("benchmark", table, "--pairs", pairs, "--out", tmp_path / "bench")
     assert code == 0, errors
     rows = pd.read_csv(tmp_path / "bench" / "table3.csv")
     assert float(said.splitlines()[-1].split()[1]) == rows["recall"].iloc[0] == 1
@@ -209,3 +207,21 @@ def test_ctrl_c_stops_embed_with_whole_shards(screen, model_file, tmp_path, sign
 def test_help_is_quick():
     assert seconds(PROGRAM, "--help") < 0.3
     assert seconds(sys.executable, "-c", "import camae") < 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["embed", "", "--out", "o"], "an argument is empty; is a variable of the shell unset?"),
+        (["embed", "x", "--out", ""], "the value of --out is empty; is a variable of the shell unset?"),
+        (["map", "x", "y", "--out="], "the value of --out is empty; is a variable of the shell unset?"),
+        (["explore", ""], "an argument is empty; is a variable of the shell unset?"),
+        (["map", "x", "y", "--plate", ""], "x does not exist"),
+    ],
+)
+def test_an_unset_variable_of_the_shell_is_not_the_folder_one_is_in(
+    shell, tmp_path, monkeypatch, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    assert words in one_sentence(shell(*arguments))
+    assert list(tmp_path.iterdir()) == []
