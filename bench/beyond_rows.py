@@ -217,7 +217,10 @@ def draw_fast_cpu(row: Found) -> None:
         for i, variant in enumerate(order):
             color = CYCLE[i % len(CYCLE)]
             x, y = zip(*variant["curve"], strict=True)
-            left.plot(x, y, color=color, linewidth=2 if variant["name"] == "fast-cpu" else 1)
+            if not variant["name"].startswith(
+                "patch"
+            ):  # losses of patches of another size are of another task
+                left.plot(x, y, color=color, linewidth=2 if variant["name"] == "fast-cpu" else 1)
             right.errorbar(
                 variant["recall"], i, xerr=variant["recall_se"], color=color, marker="o", markersize=4
             )
