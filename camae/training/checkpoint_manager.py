@@ -39,6 +39,7 @@ class CheckpointManager:
         self.out, self.config, self.world, self.data = out, config, world, data
         self.model, self.optimizer, self.ema, self.spikes = model, optimizer, ema, spikes
         self.token_budget: int | None = config.token_budget  # of the passes, kept with every checkpoint
+        self.precision: str | None = None  # where it was measured
         self._roll_backs, self._accepted = 0, 0.0
 
     def resume(self) -> int:
@@ -55,6 +56,7 @@ class CheckpointManager:
         self._restore(folder)
         self.spikes.restore(state["spikes"])
         self._keep_passes(state)
+        self.precision = state.get("precision")
         if state["data"] != self.data:
             self._log(
                 f"{folder} was trained on other data than now: crops come in a new order from here",
@@ -90,6 +92,7 @@ class CheckpointManager:
             "spikes": self.spikes.state(),
             "world_size": self.world.size,
             "token_budget": self.token_budget,
+            "precision": self.precision,
         }
         average = self.ema.state() if self.ema is not None else None
         keep = self.config.keep_checkpoints

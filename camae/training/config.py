@@ -138,8 +138,9 @@ class TrainConfig:
     )
     precision: str | None = option(
         None,
-        "autocast precision, 'fp32' or 'bf16'; None is bf16 on CUDA and fp32 elsewhere",
-        choices=("fp32", "bf16"),
+        "autocast precision, 'fp32' or 'bf16', or 'auto': on a CPU the faster one on the first batch, which the log "
+        "says and a resumed run keeps; None is bf16 on CUDA and fp32 elsewhere",
+        choices=("fp32", "bf16", "auto"),
     )
     device: str | None = option(None, "device, 'cpu' or 'cuda'; None is CUDA where there is one")
     value_range: tuple[float, float] | None = option(

@@ -16,6 +16,7 @@ import torch
 
 from camae.errors import CamaeError
 from camae.model.config import ModelConfig, encoder_parameters
+from camae.model.interface import Config, LabelConfig
 from camae.model.token_layout import kept_count
 from camae.training.config import TrainConfig
 
@@ -74,6 +75,15 @@ def parameter_count(c: ModelConfig) -> int:
     heads = C if d.cross_attention == "per_channel" else 1
     decoder = c.width * w + w + w + C * w + n_cross * cross + C * d.depth * block
     return encoder_parameters(c) + decoder + heads * (w + 1) * c.patch**2
+
+
+def estimate_of(
+    config: TrainConfig, model: Config, planes_per_site: Sequence[int], ranks: int, bf16: bool
+) -> MemoryEstimate | None:
+    """`estimate`; None for models without a formula."""
+    if not isinstance(model, ModelConfig) or isinstance(model, LabelConfig):
+        return None
+    return estimate(config, model, planes_per_site, ranks, bf16)
 
 
 def estimate(
@@ -198,3 +208,16 @@ def memory_errors(config: TrainConfig, device: torch.device) -> Iterator[None]:
             f"a step of {config.batch_size} crops does not fit into the memory of {device}; set micro_batch or "
             "token_budget, or lower batch_size, or set recompute = 1"
         ) from None
+
+
+def passes_sentence(memory: MemoryEstimate, budget: int, batch_size: int, drops: bool) -> str:
+    """What the log says of a step that is cut to passes of `budget` tokens. drops: stochastic depth is on."""
+    crops = max(1, budget // memory.largest_crop)
+    sentence = (
+        f"each step's {batch_size} crops are computed in passes of at most {crops}, which takes about "
+        f"{memory.total(budget) / 1e9:.1f} GB of memory instead of {memory.total(memory.tokens) / 1e9:.1f} GB: "
+        "losses and gradients are the same up to rounding"
+    )
+    if drops:
+        sentence += ", only stochastic depth (drop_path) drops other samples than in one pass"
+    return f"{sentence}; micro_batch, accumulate or token_budget choose otherwise"

@@ -51,7 +51,7 @@ class CheckpointState(TypedDict):
     """JSON part of a checkpoint.
 
     recipe: the settings of the run (`TrainConfig.to_dict`). spikes: `SpikeGuard.state()`. crops: crops seen so far.
-    token_budget: most tokens of a pass, set or chosen; None for whole batches.
+    token_budget: most tokens of a pass, set or chosen; None for whole batches. precision: where it was measured.
     """
 
     step: int
@@ -62,6 +62,7 @@ class CheckpointState(TypedDict):
     spikes: list[float]
     world_size: int
     token_budget: NotRequired[int | None]
+    precision: NotRequired[str | None]
 
 
 def run_record(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import time
@@ -21,8 +20,7 @@ from camae.memory import free_memory
 from camae.model import registry
 from camae.model.activation_checkpointing import set_recompute
 from camae.model.ca_mae import CAMAE
-from camae.model.config import ModelConfig
-from camae.model.interface import Config, LabelConfig, Model
+from camae.model.interface import Model
 from camae.model.weights import MODEL_FILE, save
 from camae.training import checkpoint_files
 from camae.training.callbacks import Callback, is_due
@@ -32,9 +30,10 @@ from camae.training.config import MaskSchedule, TrainConfig
 from camae.training.data import SignalGuard, micro_batches
 from camae.training.distributed import ParallelModel, World, whole_model
 from camae.training.evaluation import validate
-from camae.training.memory_estimate import MemoryEstimate, estimate, memory_errors, planned_budget
+from camae.training.memory_estimate import estimate_of, memory_errors, passes_sentence, planned_budget
 from camae.training.metrics import LossBreakdown, Meter
 from camae.training.optimization import EMA, build_optimizer, clip_gradients, learning_rate, mask_ratio_at
+from camae.training.precision import AUTO, autocast, chosen, first_precision, measured_gain
 from camae.training.process import Interrupts, keep_freed_pages, signal_name
 from camae.training.randomness import mask_noise, step_seed
 from camae.training.run_log import LiveTable, LogRow, RunLog, log_event
@@ -77,12 +76,13 @@ class Trainer:
         self.callbacks = callbacks
         self.world = World.join(config.device)
         self.device, self.quiet = self.world.device, quiet or not self.world.is_rank0
-        self.precision = config.precision or ("bf16" if self.device.type == "cuda" else "fp32")
+        self.precision = first_precision(config.precision, self.device)
         if self.device.type == "cpu":
             keep_freed_pages()
         torch.manual_seed(config.seed)
         made = model_config(config, training, checkpoint_files.known_channels(out))
-        self.memory = self._estimate(made)
+        planes = [len(s.manifest.channels) for s in training]
+        self.memory = estimate_of(config, made, planes, self.world.size, self.precision == "bf16")
         self.token_budget = planned_budget(self.memory, config, self._free_memory(), self.device)
         self.model, self.new_channels = build_model(config, training, made, self.device)
         self.channel_mask = ChannelMask(config, self.model, training)
@@ -109,9 +109,9 @@ class Trainer:
     def run(self, resume: bool) -> Model:
         """Train from the last checkpoint (or from the start) to the last step; returns the model, in eval mode."""
         step = self._resume(resume)
-        self._read_ahead(step)
+        measured = self._read_ahead(step)
         if self.world.is_rank0:
-            self._write_record(step)
+            self._write_record(step, measured)
         log = RunLog(self.out / "log.jsonl", step, self.config.tensorboard) if self.world.is_rank0 else None
         try:
             with self.interrupts, LiveTable(self.config.steps, step, disable=self.quiet) as live:
@@ -130,13 +130,6 @@ class Trainer:
                 callback.on_train_end(model)
         return model
 
-    def _estimate(self, made: Config) -> MemoryEstimate | None:
-        """Memory of a step; None for models without a formula."""
-        if not isinstance(made, ModelConfig) or isinstance(made, LabelConfig):
-            return None
-        planes = [len(s.manifest.channels) for s in self.training]
-        return estimate(self.config, made, planes, self.world.size, self.precision == "bf16")
-
     def _free_memory(self) -> float:
         """Bytes that this rank may take, the least over ranks; ranks of one host share what it has."""
         if self.device.type == "cuda":
@@ -154,19 +147,42 @@ class Trainer:
         self.checkpoints.token_budget = self.token_budget
         step = self.checkpoints.resume()
         self.token_budget = self.checkpoints.token_budget
+        self.precision = self.checkpoints.precision or self.precision
         return step
 
-    def _read_ahead(self, step: int) -> None:
-        """Start reading, and check the first batch: a run refused for its images has written nothing yet."""
+    def _read_ahead(self, step: int) -> str:
+        """Start reading, and check the first batch: a run refused for its images has written nothing yet.
+
+        Returns what the log is to say of a precision measured on the batch, or nothing.
+        """
         self.loader = self._loader(step)
         self.batches: Iterator[PlaneBatch] = iter(self.loader)
         if step < self.config.steps:
             first = next(self.batches)
             self.guard.check(first)
             self.batches = itertools.chain([first], self.batches)
+            if step == 0 and self.config.precision == AUTO and self.device.type == "cpu":
+                return self._measure_precision(first)
+        return ""
 
-    def _write_record(self, step: int) -> None:
-        """Make the run's folder, and say how its batches are cut where the settings do not."""
+    def _measure_precision(self, batch: PlaneBatch) -> str:
+        """Take the precision that is faster on a pass of `batch`; returns why."""
+        part, _ = next(self._micro_batches(iter([batch])))
+        ratio = mask_ratio_at(0, self.config.steps, self.mask_schedule)
+
+        def run_pass(precision: str) -> None:
+            self.precision = precision
+            self._train_losses(part, ratio, False)["total"].backward()
+
+        self.model.train()
+        gain = measured_gain(self.model, run_pass)
+        thousandths = self.world.broadcast_from_rank0(round(1000 * gain))  # every rank takes the same
+        self.precision, why = chosen(thousandths / 1000)
+        self.checkpoints.precision = self.precision
+        return why
+
+    def _write_record(self, step: int, measured: str) -> None:
+        """Make the run's folder, and say what was measured and how batches are cut where the settings do not."""
         record = run_record(
             self.model,
             self.training,
@@ -177,18 +193,13 @@ class Trainer:
             decoders_started_anew=self.new_channels,
         )
         write_run_folder(self.out, self.config, record)
+        if measured:
+            log_event(self.out, measured, step)
         budget, memory = self.token_budget, self.memory
         if step > 0 or budget is None or memory is None or budget == self.config.token_budget:
             return
-        crops = max(1, budget // memory.largest_crop)
-        sentence = (
-            f"each step's {self.config.batch_size} crops are computed in passes of at most {crops}, which takes about "
-            f"{memory.total(budget) / 1e9:.1f} GB of memory instead of {memory.total(memory.tokens) / 1e9:.1f} GB: "
-            "losses and gradients are the same up to rounding"
-        )
-        if getattr(self.model.config, "drop_path", 0):
-            sentence += ", only stochastic depth (drop_path) drops other samples than in one pass"
-        log_event(self.out, f"{sentence}; micro_batch, accumulate or token_budget choose otherwise", 0)
+        drops = bool(getattr(self.model.config, "drop_path", 0))
+        log_event(self.out, passes_sentence(memory, budget, self.config.batch_size, drops), 0)
 
     def _loader(self, first_step: int) -> MixedLoader:
         passes = self.config.passes(self.world.size)
@@ -347,13 +358,8 @@ class Trainer:
         if self.terms is not None and self.model.training:
             options |= self.terms.options(on_host, batch)
         labels = registry.labels(self.model, manifest, batch)
-        with self._autocast():
+        with autocast(self.device, self.precision):
             return net(batch, noise.to(self.device), alpha=self.alpha, **labels, **options)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
 
     def _agree_over_ranks(self, shown: set[str]) -> None:
         """Share requests and channels seen on any rank: one small exchange between hosts while devices work."""

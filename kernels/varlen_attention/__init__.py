@@ -76,10 +76,14 @@ def varlen_attention(
         q_THd = q_THd if q_norm is None else head_norm(q_THd, *q_norm, norm_eps)
         k_SHd = k_SHd if k_norm is None else head_norm(k_SHd, *k_norm, norm_eps)
         q_norm = k_norm = None
+    if name == "native":
+        dtype = low or q_THd.dtype
+        if dtype.itemsize == 2:  # inputs as they are, in float32; the result in 16 bits
+            q_THd, k_SHd, v_SHd = q_THd.float(), k_SHd.float(), v_SHd.float()
+        out_THd = cpu.cpu_attention(q_THd, k_SHd, v_SHd, cu_q, cu_k, scale, q_norm, k_norm, norm_eps)
+        return out_THd.to(dtype)
     if low:
         q_THd, k_SHd, v_SHd = q_THd.to(low), k_SHd.to(low), v_SHd.to(low)
-    if name == "native":
-        return cpu.cpu_attention(q_THd, k_SHd, v_SHd, cu_q, cu_k, scale, q_norm, k_norm, norm_eps)
     if lengths_q is None:
         lengths_q = lengths_of(cu_q)
     if lengths_k is None:

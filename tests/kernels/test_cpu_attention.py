@@ -243,18 +243,34 @@ def test_refusals():
 
 @needs_kernel
 def test_default_in_float32(monkeypatch):
-    """The native kernel in float32; plain SDPA in other dtypes and head dims."""
+    """The native kernel, in float32 also for 16-bit inputs; plain SDPA in float64 and other head dims."""
     used = []
     original = cpu.cpu_attention
     monkeypatch.setattr(cpu, "cpu_attention", lambda *a: used.append(1) or original(*a))
     q, cu = torch.randn(4, 2, 16), bounds((4,))
     varlen_attention(q[..., :8], q[..., :8], q[..., :8], cu, cu)
     varlen_attention(q.double(), q.double(), q.double(), cu, cu)
-    varlen_attention(q.bfloat16(), q.bfloat16(), q.bfloat16(), cu, cu)
     assert not used
     ours = varlen_attention(q, q, q, cu, cu)
     assert used == [1]
     torch.testing.assert_close(ours, varlen_attention(q, q, q, cu, cu, backend="reference"))
+    monkeypatch.setattr(_cpu, "has_tiles", lambda: False)
+    low, exact = q.bfloat16().requires_grad_(), q.bfloat16().float().requires_grad_()
+    found, expected = (varlen_attention(x, x, x, cu, cu) for x in (low, exact))
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
+    found.sum().backward(), expected.sum().backward()
+    # q, k and v are one leaf: three gradients, rounded alone and in their sum.
+    torch.testing.assert_close(low.grad.float(), exact.grad, rtol=2**-6, atol=2**-6)
+    with torch.autocast("cpu", torch.bfloat16):  # inputs that autocast would round are taken as they are
+        assert torch.equal(varlen_attention(q, q, q, cu, cu), ours.bfloat16())
+    assert len(used) == 4
+    monkeypatch.setattr(_cpu, "has_tiles", lambda: True)  # AMX: SDPA in bfloat16, but for its backward pass
+    varlen_attention(low, low, low, cu, cu)
+    assert len(used) == 5
+    with torch.no_grad():
+        varlen_attention(low, low, low, cu, cu)
+    assert len(used) == 5
 
 
 def test_a_machine_without_it(monkeypatch):

@@ -43,7 +43,8 @@ def test_cpu_uses_plain_torch_and_its_own_attention_and_says_why_not_the_others(
         ("cuda", torch.float16, 16, "triton"),
         ("cuda", torch.bfloat16, 96, "torch_varlen"),
         ("cuda", torch.float32, 64, "reference"),
-        ("cpu", torch.bfloat16, 64, "reference"),
+        ("cpu", torch.bfloat16, 64, "native" if instructions() else "reference"),
+        ("cpu", torch.bfloat16, 24, "reference"),
         ("cpu", torch.float32, 24, "reference"),
     ],
 )

@@ -101,7 +101,9 @@ def test_fault_22_chosen_passes_change_no_loss_and_are_kept_on_resume(
 ):
     """Losses of two passes are those of one up to rounding; with stochastic depth the event says what differs."""
     whole = train(screen, tmp_path / "whole", 4, optimizer="adamw")
-    monkeypatch.setattr(loop, "choose_passes", lambda found, free: found.tokens // 2)
+    monkeypatch.setattr(
+        "camae.training.memory_estimate.choose_passes", lambda found, free, *_: found.tokens // 2
+    )
     with pytest.warns(
         UserWarning, match=r"each step's 4 crops are computed in passes of at most 2, .* up to rounding;"
     ):
@@ -113,7 +115,9 @@ def test_fault_22_chosen_passes_change_no_loss_and_are_kept_on_resume(
         unbroken = train(screen, tmp_path / "unbroken", 4, **deep)
     with pytest.warns(UserWarning, match="in passes"), interrupt(3):
         train(screen, tmp_path / "parts", 4, **deep)
-    monkeypatch.setattr(loop, "choose_passes", lambda found, free: None)  # more memory than before
+    monkeypatch.setattr(
+        "camae.training.memory_estimate.choose_passes", lambda found, free, *_: None
+    )  # more memory than before
     resumed = train(screen, tmp_path / "parts", 4, **deep)
     assert [r["loss"] for r in resumed.history] == [r["loss"] for r in unbroken.history]
 
