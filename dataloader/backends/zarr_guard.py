@@ -78,25 +78,28 @@ def _bytes_below(path: str, enough: int) -> int:
     return total
 
 
-def check_chunks(path: str, array: ZarrArray, index: tuple[int, ...]) -> list[Path]:
-    """Files of the plane's chunks. Raises CamaeError when one says that it decodes to more than a chunk holds.
+def chunk_files(path: str, array: ZarrArray, index: tuple[int, ...]) -> list[Path]:
+    """Files of the chunks (or shards) of the plane array[index] that are there."""
+    return list(_files(path, array, index, getattr(array, "shards", None) or array.chunks))
+
+
+def check_chunks(path: str, array: ZarrArray, index: tuple[int, ...]) -> None:
+    """Raise CamaeError when a chunk file of the plane says that it decodes to more than a chunk holds.
 
     Looks at what the headers of Blosc, Zstandard, gzip, zlib and JPEG XL say; of shards at Blosc alone. A Blosc chunk
     whose header does not fit its bytes is refused too: the decoder trusts the header and would read beyond the chunk.
     """
     shards = getattr(array, "shards", None)
     if shards is not None:
-        files = list(_files(path, array, index, shards))
-        for file in files:
+        for file in chunk_files(path, array, index):
             _check_shard(file, array, math.prod(shards) // math.prod(array.chunks))
-        return files
+        return
     room = math.prod(array.chunks) * array.dtype.itemsize
     if not room:
-        return []
-    files = list(_files(path, array, index, array.chunks))
+        return
     blosc = any(map(_is_blosc, (*getattr(array.metadata, "codecs", ()), _compressor(array))))
     jxl = getattr(_compressor(array), "codec_id", "") == jpeg_xl.CODEC
-    for file in files:
+    for file in chunk_files(path, array, index):
         if jxl:
             _check_jpeg_xl(file, array.chunks[-2:])
             continue
@@ -105,7 +108,6 @@ def check_chunks(path: str, array: ZarrArray, index: tuple[int, ...]) -> list[Pa
                 _check_blosc(str(file), stream.read(_BLOSC_HEADER), file.stat().st_size)
         if _claimed(file, room) > room:
             raise CamaeError(f"{file}: decodes to more than the {room:,} bytes of a chunk: it is damaged")
-    return files
 
 
 def _check_jpeg_xl(file: Path, size: tuple[int, ...]) -> None:

@@ -19,6 +19,7 @@ from camae.dataloader.backends.zarr_guard import (
     check_array,
     check_chunks,
     check_metadata_size,
+    chunk_files,
 )
 from camae.dataloader.optional_module import optional_module
 from camae.errors import CamaeError
@@ -36,6 +37,7 @@ class _Last(threading.local):
     """What a thread read last: planes of a site are read one after the other by one thread."""
 
     path: str = ""
+    metadata: str = ""  # the file that describes the array
     array_state: State = ()
     array: ZarrArray | None = None
     place: tuple[object, ...] = ()  # of the block: path, first indices, state of its files
@@ -76,16 +78,20 @@ def read_plane(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarra
 def _opened(path: str) -> ZarrArray:
     """The array at a path, opened once for all planes that a thread reads of it in a row."""
     zarr = optional_module("zarr", f"{path}: Zarr")
-    state = _state([os.path.join(path, name) for name in METADATA_FILES])
-    if _last.array is not None and (_last.path, _last.array_state) == (path, state):
+    if _last.array is not None and _last.path == path and _last.array_state == _state([_last.metadata]):
         return _last.array
+    # One file to look at, because a mounted store answers slowly: the arrays of a format have the same one.
+    metadata = next(
+        (file for name in METADATA_FILES if os.path.isfile(file := os.path.join(path, name))), path
+    )
+    state = _state([metadata])
     check_metadata_size(path)
     if _names_jpeg_xl(path):
         jpeg_xl.register_codec(path)
     array = zarr.open(path, mode="r")
     if not isinstance(array, zarr.Array):
         raise CamaeError(f"{path}: is a Zarr group, name the array in it")
-    _last.path, _last.array_state, _last.array = path, state, array
+    _last.path, _last.metadata, _last.array_state, _last.array = path, metadata, state, array
     return array
 
 
@@ -113,10 +119,10 @@ def _in_block(path: str, array: ZarrArray, index: tuple[int, ...]) -> np.ndarray
     """Plane of an array whose chunks hold several: all planes of its chunks are decoded, and kept for the next one."""
     chunks = array.chunks[:-2]
     first = tuple(i // c * c for i, c in zip(index, chunks, strict=True))
-    files = check_chunks(path, array, index)
-    place = (path, first, _state(files))
+    place = (path, first, _state(chunk_files(path, array, index)))
     if _last.block is None or _last.place != place:
         _last.block, _last.place = None, ()
+        check_chunks(path, array, index)
         stops = (min(i + c, n) for i, c, n in zip(first, chunks, array.shape[:-2], strict=True))
         _last.block = np.asarray(array[tuple(slice(i, stop) for i, stop in zip(first, stops, strict=True))])
         _last.place = place
