@@ -14,6 +14,7 @@ import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import scale_jump_lite
 from floors import (
     DEVICES,
     EMBEDDING,
@@ -224,6 +225,8 @@ def document(work: Work | None = None, read: float | None = None) -> str:
         )
         parts.append(f"Training\n\n{head}\n" + "\n".join(_rows("train", work, site, read)) + "\n")
     parts.append(_bounds_text(work, read))
+    if work == Work():
+        parts.append(scale_jump_lite.section())
     return "\n".join(parts)
 
 
