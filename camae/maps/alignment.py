@@ -76,7 +76,7 @@ def align(
     ----------
     Kraus et al., "Masked Autoencoders for Microscopy are Scalable Learners of Cellular Biology", Table 2.
     """
-    key = method.lower().replace("-", "_").replace("standardise", "standardize").replace("+", "_")
+    key = str(method).lower().replace("-", "_").replace("standardise", "standardize").replace("+", "_")
     if key not in METHODS:
         raise CamaeError(f"unknown alignment '{method}'; choose one of {', '.join(METHODS)}")
     if key == "none":

@@ -192,6 +192,10 @@ def join_profile_tables(tables: Sequence[ProfileTable]) -> ProfileTable:
 
 def profiles_of(table: pd.DataFrame, source: str = "the table of wells") -> ProfileTable:
     """Profiles from a table in memory. Features by `select_features`; all other columns are metadata, as text."""
+    if twice := [str(name) for name in table.columns[table.columns.duplicated()]]:
+        raise CamaeError(f"{source} has the column {listing(twice)} twice; rename or remove one")
+    if table.empty:
+        raise CamaeError(f"{source} has no rows")
     names = feature_names(table)
     if not names:
         raise CamaeError(f"{source} has no feature columns among {listing(table.columns)}")
@@ -309,6 +313,8 @@ def _table(
     meta = meta.rename(columns={old: new for old, new in shorter.items() if new not in meta})
     meta = _identified(meta)
     _check_wells(meta, source)
+    if meta.empty:
+        raise CamaeError(f"{source} has no rows")
     return ProfileTable(meta, x, names, source, omitted)
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from camae.errors import CamaeError
 from camae.kernels.arrays.cosine_tails import order_statistics_and_pairs
 from camae.maps.arrays import Array, Labels, takes_tensors, unit_rows
-from camae.maps.inputs import embeddings
+from camae.maps.inputs import embeddings, labels
 from camae.maps.intervals import share_interval, spread
 from camae.maps.pairs import KnownPairs, PairSources, match_sources
 
@@ -81,7 +81,7 @@ def recall(
     Kraus et al. (CVPR 2024), section 5.1, Tables 2 and 3; Celik et al. 2024 (EFAAR); Aronow et al. 2015,
     "Cluster-Robust Variance Estimation for Dyadic Data".
     """
-    known = match_sources(names, pairs)
+    known = match_sources(labels(names, v.shape[0], "names"), pairs)
     table = []
     for k, (hits,) in zip(known.values(), _found_by_source(v, known, [tails]), strict=True):
         about = (float("nan"),) * 3
@@ -122,7 +122,7 @@ def recall_curve(
     Kraus et al. (CVPR 2024), Figure 5, right.
     """
     shares = np.linspace(0.01, 0.99, 99) if percentiles is None else np.asarray(percentiles, dtype=float)
-    known = match_sources(names, pairs)
+    known = match_sources(labels(names, v.shape[0], "names"), pairs)
     parts = _found_by_source(v, known, [(share / 2, 1 - share / 2) for share in shares.tolist()])
     return pd.concat(
         [
@@ -177,6 +177,10 @@ def _tail_ranks(tails: Tails, total: int) -> tuple[int | None, int | None]:
     for tail in tails:
         if tail is not None and not 0 <= tail <= 1:
             raise CamaeError(f"tails must lie between 0 and 1, got {tails}; (0.05, 0.95) is the paper's")
+    if left is not None and right is not None and left > right:
+        raise CamaeError(
+            f"tails {tails} overlap, so that every pair is found; give the lower share first, as (0.05, 0.95)"
+        )
     # Bisection of the quotients themselves, so that rounding falls as it does for a pair's own rank / total.
     counts = range(total + 1)
     low = None if left is None else bisect.bisect_right(counts, left, key=lambda count: count / total) - 1

@@ -60,6 +60,8 @@ def read_screen(profiles: Profiles, columns: ScreenColumns, unit: ReplicateUnit 
     Raises CamaeError for a missing column, a row without a plate, features that are not finite, or no controls;
     MissingFileError when there is no such file.
     """
+    if unit not in ("well", "site", None):
+        raise CamaeError(f"unknown unit {unit!r}; choose 'well' or 'site'")
     table = _read(profiles)
     if (
         columns.plate is not None and "Metadata_Plate" not in table.meta
@@ -96,6 +98,12 @@ def read_screen(profiles: Profiles, columns: ScreenColumns, unit: ReplicateUnit 
             f"{table.source}: no well is a negative control: {columns.control} says '{columns.negative}' nowhere"
         )
     name = column(table.meta, columns.perturbation, "perturbation")
+    unnamed = (name == "") & ~control
+    if unnamed.any():
+        notes.append(
+            f"{int(unnamed.sum())} rows name no perturbation in {columns.perturbation} and are left out (first: row "
+            f"{int(unnamed.argmax())})"
+        )
     return Screen(table.x, name, plate, control, table.meta, table.omitted, notes)
 
 
