@@ -124,12 +124,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--screens", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=9000)
+    parser.add_argument("--kind", action="append", choices=KINDS, help="again for more; all without it")
     parser.add_argument("--out", type=Path, default=Path("bench/results/coverage.json"))
     options = parser.parse_args(arguments)
     rows = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for kind in KINDS:
+        for kind in options.kind or KINDS:
             for size in SIZES:
                 rows.append(coverage(kind, size, options.screens, options.seed))
                 print(rows[-1], flush=True)

@@ -12,6 +12,7 @@ from camae.cli.options import (
     Backend,
     Components,
     Control,
+    Features,
     Method,
     Negative,
     Permutations,
@@ -24,6 +25,7 @@ from camae.cli.options import (
     Unit,
     parse_components,
     parse_distance,
+    parse_features,
     parse_shrinkage,
     parse_unit,
 )
@@ -49,6 +51,7 @@ class _Screen(TypedDict):
 def map_screen(
     profiles: Profiles,
     pairs: Annotated[Path, typer.Argument(help="file or folder of known pairs, two columns of names each")],
+    features: Features = "known",
     method: Method = "tvn",
     shrinkage: ShrinkageOption = None,
     out: Annotated[
@@ -92,7 +95,7 @@ def map_screen(
     strength = parse_shrinkage(shrinkage)
     options = {} if strength is None else {"shrinkage": strength}
     pairs_left_out, left_out = Omissions(), Omissions()
-    models = profiles_by_model(profiles, plate or None)
+    models = profiles_by_model(profiles, plate or None, parse_features(features))
     known = maps.read_pairs_folder(pairs, pairs_left_out)
     shared: _Screen = {
         "perturbation": perturbation,

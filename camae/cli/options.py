@@ -45,6 +45,9 @@ Method = Annotated[
         "replicate_whitening, spherize or robustize_mad"
     ),
 ]
+Features = Annotated[
+    str, typer.Option(help="'known' (columns that are features of a known tool) or 'all' columns of numbers")
+]
 ShrinkageOption = Annotated[
     str | None,
     typer.Option(
@@ -168,6 +171,13 @@ def parse_null(text: str) -> Null:
         if name == text:
             return name
     raise CamaeError(f"--null {text}: choose one of {', '.join(NULLS)}")
+
+
+def parse_features(text: str) -> Literal["known", "all"]:
+    """Which columns are features. Raises CamaeError for another word."""
+    if text in ("known", "all"):
+        return "known" if text == "known" else "all"
+    raise CamaeError(f"--features {text}: choose 'known' or 'all'")
 
 
 def parse_shrinkage(text: str | None) -> Literal["ledoit_wolf"] | float | None:

@@ -12,6 +12,7 @@ from camae.cli.options import (
     Backend,
     Components,
     Control,
+    Features,
     Method,
     Negative,
     NullDistribution,
@@ -27,6 +28,7 @@ from camae.cli.options import (
     Unit,
     parse_components,
     parse_distance,
+    parse_features,
     parse_null,
     parse_shrinkage,
     parse_unit,
@@ -34,6 +36,21 @@ from camae.cli.options import (
 )
 from camae.cli.settings import parse_names, parse_settings
 from camae.embedding.config import ReadKeywords, ReadOptions
+
+Arms = Annotated[Path | None, typer.Option(help="gene table of chromosome arms (Table 3)")]
+Expression = Annotated[Path | None, typer.Option(help="gene table of expression (zFPKM), for the arms")]
+GeneSets = Annotated[Path | None, typer.Option(help="folder of gene lists (Table 5)")]
+CellProfiler = Annotated[Path | None, typer.Option(help="CellProfiler features by well (Figure 6)")]
+Condition = Annotated[
+    list[str] | None,
+    typer.Option(help="column that divides Table 4 (cell type, time), averaged over it; again for more"),
+]
+Modality = Annotated[
+    str,
+    typer.Option(
+        help="'compound' (siblings by |cosine|), 'crispr', 'orf' (none), or the column that says so"
+    ),
+]
 
 
 def demo(
@@ -66,18 +83,13 @@ def benchmark(
             help="table joined to the profiles by a column of both (targets, conditions), again for more"
         ),
     ] = None,
-    condition: Annotated[
-        list[str] | None,
-        typer.Option(help="column that divides Table 4 (cell type, time), averaged over it; again for more"),
-    ] = None,
-    modality: Annotated[
-        str,
-        typer.Option(
-            help="'compound' (siblings by |cosine|), 'crispr', 'orf' (none), or the column that says so"
-        ),
-    ] = "compound",
-    arms: Annotated[Path | None, typer.Option(help="gene table of chromosome arms")] = None,
-    expression: Annotated[Path | None, typer.Option(help="gene table of expression (zFPKM)")] = None,
+    condition: Condition = None,
+    modality: Modality = "compound",
+    arms: Arms = None,
+    expression: Expression = None,
+    gene_sets: GeneSets = None,
+    cellprofiler: CellProfiler = None,
+    features: Features = "known",
     tvn: Annotated[bool, typer.Option(help="make Table 3: recall after TVN")] = True,
     arm_correction: Annotated[
         bool | None,
@@ -110,6 +122,7 @@ def benchmark(
 ) -> None:
     """The paper's Tables 2-4 and recall curves, activity, calibration and mechanisms for one or more models."""
     from camae.maps.arrays import array_backend
+    from camae.reproduction.benchmark.console_tables import console_tables
     from camae.reproduction.benchmark.run_benchmark import run_benchmark
 
     arrays = array_backend(backend)
@@ -127,6 +140,9 @@ def benchmark(
         annotations=annotations or (),
         condition=condition or (),
         modality=modality,
+        gene_sets=gene_sets,
+        cellprofiler=cellprofiler,
+        features=parse_features(features),
         arms=arms,
         expression=expression,
         refchemdb_tier=refchemdb_tier,
@@ -152,6 +168,8 @@ def benchmark(
     assert isinstance(notes, dict)
     for line in dict.fromkeys(line for lines in notes.values() for line in lines):
         say(line)
+    for text in console_tables(results):
+        say(text)
     say(f"results: {out / 'benchmark.html'}")
 
 
@@ -174,11 +192,13 @@ def paper(
     channel_map: Annotated[
         list[str] | None, typer.Option(help="model's channel=image's channel, for models with weights")
     ] = None,
-    gene_sets: Annotated[Path | None, typer.Option(help="folder of gene lists (Table 5)")] = None,
-    cellprofiler: Annotated[
-        Path | None, typer.Option(help="CellProfiler features by well (Figure 6)")
-    ] = None,
+    gene_sets: GeneSets = None,
+    cellprofiler: CellProfiler = None,
     target: Annotated[str | None, typer.Option(help="column of targets, for siblings (Table 4)")] = None,
+    condition: Condition = None,
+    modality: Modality = "compound",
+    arms: Arms = None,
+    expression: Expression = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="training setting of all systems")
     ] = None,
@@ -207,6 +227,10 @@ def paper(
         gene_sets=gene_sets,
         cellprofiler=cellprofiler,
         target=target,
+        condition=condition or (),
+        modality=modality,
+        arms=arms,
+        expression=expression,
         recipe=parse_settings(settings),
         tiles=tiles,
         value_range=value_range,

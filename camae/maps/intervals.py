@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 LEVEL = 0.95
-ALIKE = 0.5  # Jaccard index of two perturbations' known partners (each with itself) from which they are of one group
+ALIKE = 0.5  # Jaccard index of two perturbations' known partners (each with itself) above which they are of one group
 _COLUMNS = 8192  # columns of the table of partners in memory at once
 _ROWS = 4096  # pairs whose partners are compared at once
 _LARGEST_SHARE = 0.75  # of all pairs, in the correction for few groups
@@ -51,9 +51,10 @@ class Spread:
 def spread(index: np.ndarray, value: np.ndarray) -> Spread:
     """Spread of the means of value (k, pairs) over screens. index: (pairs, 2) rows of the map.
 
-    Variance of a mean: (sum over groups g of T_g^2 / (1 - m_g / m) - sum over pairs of groups of T_gh^2) / m^2, with
+    Variance of a mean: (sum over groups g of T_g^2 / (1 - m_g / m)^2 - sum over pairs of groups of T_gh^2) / m^2, with
     T_g the sum of residuals of the pairs that touch g, T_gh of those between g and h, which the first sum holds twice,
-    and m pairs in all, of which m_g touch g. The divisor corrects for residuals about a mean of few groups.
+    and m pairs in all, of which m_g touch g. The divisor corrects for residuals about a mean of few groups. Where that
+    is less than pairs of different groups would give if they were independent, as it can be by chance, it is that.
     Aronow, Samii and Assenova 2015, "Cluster-Robust Variance Estimation for Dyadic Data"; Bell and McCaffrey 2002.
     """
     residual = value - value.mean(axis=1, keepdims=True)
@@ -68,12 +69,23 @@ def spread(index: np.ndarray, value: np.ndarray) -> Spread:
     )
     left_G = 1 - np.minimum(touch_G / total, _LARGEST_SHARE)
     covariance = (sums_KG / left_G**2) @ sums_KG.T
-    if apart.any():
-        low, high = np.minimum(first, second)[apart], np.maximum(first, second)[apart]
-        cell = np.unique(low * number + high, return_inverse=True)[1]
-        between = np.stack([np.bincount(cell, r[apart]) for r in residual])
-        covariance = covariance - between @ between.T
+    cell = np.unique(np.minimum(first, second) * number + np.maximum(first, second), return_inverse=True)[1]
+    sums_KC = np.stack([np.bincount(cell, r) for r in residual]).astype(np.float64)
+    between = np.bincount(cell, apart) > 0
+    covariance = covariance - sums_KC[:, between] @ sums_KC[:, between].T
+    covariance = _at_least(covariance, sums_KC @ sums_KC.T)
     return Spread(covariance / total**2, float(touch_G.sum() ** 2 / (touch_G.astype(float) ** 2).sum()))
+
+
+def _at_least(covariance: Shares, least: Shares) -> Shares:
+    """Covariance (k, k) whose variance in no direction is under that of `least`: eigenvalues relative to it >= 1."""
+    values, axes = np.linalg.eigh(least)
+    kept = values > 1e-12 * max(float(values[-1]), 1e-300)
+    root = axes[:, kept] * np.sqrt(values[kept])
+    inverse = axes[:, kept] / np.sqrt(values[kept])
+    relative, turn = np.linalg.eigh(inverse.T @ covariance @ inverse)
+    half = root @ turn * np.sqrt(np.maximum(relative, 1.0))
+    return half @ half.T
 
 
 def _numbered(index: np.ndarray) -> npt.NDArray[np.intp]:
@@ -85,17 +97,19 @@ def related_groups(index: np.ndarray) -> npt.NDArray[np.intp]:
     """Group of each of the perturbations 0, 1, ... of pairs (pairs, 2).
 
     Two perturbations of a known pair are of one group where their known partners, each with itself, have a Jaccard
-    index of `ALIKE` or more; groups are what is connected by such pairs.
+    index above `ALIKE`; groups are what is connected by such pairs. Where that would leave one group, which tells no
+    variance, each perturbation is one.
     """
     number = int(index.max()) + 1
     degree = np.bincount(index.ravel(), minlength=number) + 1
     most, least = degree[index].max(axis=1), degree[index].min(axis=1)
-    pairs = index[least >= ALIKE * most]  # the index is at most least / most
+    pairs = index[least > ALIKE * most]  # the index is at most least / most
     common = np.zeros(len(pairs), np.int64)
     for start in range(0, number, _COLUMNS):
         common += _common_partners(index, pairs, number, start)
     union = degree[pairs].sum(axis=1) - common
-    return _connected(pairs[common >= ALIKE * union], number)
+    found = _connected(pairs[common > ALIKE * union], number)
+    return found if found.max() > 0 else np.arange(number)
 
 
 def _common_partners(index: np.ndarray, pairs: np.ndarray, number: int, start: int) -> npt.NDArray[np.int64]:

@@ -33,12 +33,14 @@ def test_student_t_is_that_of_scipy():
 def test_groups_are_cliques_and_random_pairs_are_apart():
     cliques = _cliques(20)
     assert related_groups(cliques).tolist() == np.repeat(np.arange(5), 4).tolist()
-    # A ring: each perturbation has two partners, and two neighbors share themselves alone: 2 of 4.
+    # A ring: each perturbation has two partners, and two neighbors share themselves alone, 2 of 4: not above a half.
     ring = np.array([(k, (k + 1) % 12) for k in range(12)])
-    assert len(np.unique(related_groups(ring))) == 1
-    # Four partners each: 2 of 8.
-    wheel = np.concatenate([ring, [(k, (k + 5) % 12) for k in range(12)]])
-    assert len(np.unique(related_groups(wheel))) == 12
+    assert len(np.unique(related_groups(ring))) == 12
+    # Chains of three: 2 of 3.
+    chains = np.array([(3 * k + a, 3 * k + a + 1) for k in range(5) for a in (0, 1)])
+    assert related_groups(chains).tolist() == np.repeat(np.arange(5), 3).tolist()
+    # One clique alone tells no variance: each perturbation is a group.
+    assert related_groups(_cliques(4)).tolist() == [0, 1, 2, 3]
     # The definition, by sets.
     rng = np.random.default_rng(0)
     index = np.unique(np.sort(rng.integers(0, 60, (150, 2)), axis=1), axis=0)
@@ -49,7 +51,7 @@ def test_groups_are_cliques_and_random_pairs_are_apart():
         partners[b].add(a)
     group = list(range(len(partners)))
     for a, b in index.tolist():
-        if len(partners[a] & partners[b]) >= 0.5 * len(partners[a] | partners[b]):
+        if len(partners[a] & partners[b]) > 0.5 * len(partners[a] | partners[b]):
             group = [group[a] if g == group[b] else g for g in group]
     found = related_groups(index)
     same = np.equal.outer(group, group)
@@ -132,3 +134,12 @@ def test_coverage_on_screens_drawn_again(kind):
     for what in ("recall", "one map", "difference"):
         assert row[f"{what}: coverage"] >= 70 / 80
         assert 0.7 < row[f"{what}: se over spread"] < 1.5
+
+
+def test_scores_that_cancel_at_every_perturbation_have_no_less_spread_than_independent_pairs():
+    """A ring of pairs found by turns: residuals at each perturbation sum to zero, which is chance, not certainty."""
+    index = np.array([(k, (k + 1) % 24) for k in range(24)])
+    value = (np.arange(24) % 2)[None].astype(float)
+    assert spread(index, value).errors[0] == pytest.approx(np.sqrt(0.25 / 24))
+    same = spread(index, np.concatenate([value, value]))
+    np.testing.assert_allclose(same.covariance, 0.25 / 24)

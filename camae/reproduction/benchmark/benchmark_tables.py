@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -18,7 +19,7 @@ from camae import maps
 from camae.errors import CamaeError
 from camae.maps.aggregation import aggregate, control_mean, perturbation_names
 from camae.maps.alignment import align
-from camae.maps.arms import arm_bias, correct_arms, gene_matches
+from camae.maps.arms import arm_bias, correct_arms, gene_matches, read_arms, read_expression
 from camae.maps.arrays import namespace, rows
 from camae.maps.inputs import embeddings
 from camae.maps.pairs import Pairs
@@ -67,6 +68,23 @@ class GeneTables:
 
     arms: Mapping[str, str]
     zfpkm: Mapping[str, float]
+
+
+def gene_tables(
+    arms: str | Path | None,
+    expression: str | Path | None,
+    arm_correction: bool | None = None,
+    tvn: bool = True,
+) -> GeneTables | None:
+    """The gene tables of the arm correction, None where it is not made. Raises CamaeError where they are missing."""
+    needed = "arms (gene, chrom_arm_name) and expression (gene, zfpkm)"
+    if (arms is None) != (expression is None):
+        raise CamaeError(f"the arm correction needs both tables: {needed}")
+    if arm_correction and (arms is None or not tvn):
+        raise CamaeError(f"the arm correction follows TVN and needs two gene tables: {needed}")
+    if arms is None or expression is None or arm_correction is False:
+        return None
+    return GeneTables(read_arms(arms), read_expression(expression))
 
 
 @dataclass

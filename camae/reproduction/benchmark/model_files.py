@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from camae.errors import CamaeError
 from camae.maps.profiles import ProfileTable, column, join_profile_tables, read_profile_table
@@ -16,9 +16,16 @@ ProfileFiles: TypeAlias = Mapping[str, ProfileFile | Sequence[ProfileFile]] | Se
 
 
 def profiles_by_model(
-    embeddings: ProfileFiles, plate: str | None = "Metadata_Plate"
+    embeddings: ProfileFiles,
+    plate: str | None = "Metadata_Plate",
+    features: Literal["known", "all"] = "known",
 ) -> dict[str, ProfileTable]:
-    """Profiles by model, of files as `run_benchmark` and `camae map` take them. plate: the column of plates."""
+    """Profiles by model, of files as `run_benchmark` and `camae map` take them.
+
+    plate: the column of plates. features: "known", or "all" columns of numbers that are no metadata.
+    """
+    if features not in ("known", "all"):
+        raise CamaeError(f"features '{features}' are not known; choose known or all")
     if not isinstance(embeddings, Mapping):
         listed = [embeddings] if isinstance(embeddings, str | Path) else list(embeddings)
         if not listed:
@@ -29,14 +36,14 @@ def profiles_by_model(
                 raise CamaeError(
                     "some profile files have a model's name and some have none; write model=file for all"
                 )
-            return _models_of_files([path for _, path in named], plate)
+            return _models_of_files([path for _, path in named], plate, features)
         embeddings = {model: [path for other, path in named if other == model] for model, _ in named}
     out = {}
     for model, files in embeddings.items():
         paths = [files] if isinstance(files, str | Path) else list(files)
         if not paths:
             raise CamaeError(f"no profile file is given for the model {model}")
-        out[model] = join_profile_tables([read_profile_table(path) for path in paths])
+        out[model] = join_profile_tables([_read(path, features) for path in paths])
     return out
 
 
@@ -46,9 +53,18 @@ def _model_and_file(item: ProfileFile) -> tuple[str, Path]:
     return (model, Path(path)) if separator and not Path(item).is_file() else ("", Path(item))
 
 
-def _models_of_files(paths: list[Path], plate: str | None) -> dict[str, ProfileTable]:
+def _read(path: ProfileFile, features: Literal["known", "all"]) -> ProfileTable:
+    table = read_profile_table(path)
+    if features == "known" or not len(table.omitted):
+        return table
+    return read_profile_table(path, [*table.features, *(str(one.item) for one in table.omitted)])
+
+
+def _models_of_files(
+    paths: list[Path], plate: str | None, features: Literal["known", "all"]
+) -> dict[str, ProfileTable]:
     """One screen of files that hold different plates, or a model for each of files that hold the same."""
-    tables = [read_profile_table(path) for path in paths]
+    tables = [_read(path, features) for path in paths]
     names = [path.name.split(".")[0] for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]

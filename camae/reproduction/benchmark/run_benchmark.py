@@ -6,16 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, cast, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import pandas as pd
 
-from camae.errors import CamaeError
 from camae.files import remove_unfinished, write_json, write_text
 from camae.maps.annotations import annotated
-from camae.maps.arms import read_arms, read_expression
-from camae.maps.arrays import ArrayBackend, array_backend
+from camae.maps.arrays import ArrayBackend, array_backend, to_numpy
 from camae.maps.distances import Distance
 from camae.maps.nulls import Null
 from camae.maps.pairs import read_pairs_folder
@@ -34,12 +32,15 @@ from camae.reproduction.benchmark.benchmark_tables import (
     Modality,
     PairsBySource,
     ScreenProfiles,
+    gene_tables,
     recall_after_tvn,
     recall_by_alignment,
     recall_curves,
     recall_of_matched_pairs,
 )
 from camae.reproduction.benchmark.condition_table import retrieved_by_condition
+from camae.reproduction.benchmark.feature_table import category_scores, read_cellprofiler
+from camae.reproduction.benchmark.gene_sets import gene_set_recall, read_gene_sets
 from camae.reproduction.benchmark.mechanism_table import mechanism_accuracy
 from camae.reproduction.benchmark.model_files import ProfileFiles, profiles_by_model
 from camae.reproduction.benchmark.retrieval_page import retrieval_html
@@ -70,6 +71,8 @@ class _Settings:
     genes: GeneTables | None
     retrieval: RetrievalOptions
     activity: bool
+    gene_sets: Mapping[str, Sequence[str]] | None
+    cellprofiler: pd.DataFrame | None
     annotations: Sequence[str | Path]
     conditions: Sequence[str]
     modality: str
@@ -112,6 +115,9 @@ def run_benchmark(
     annotations: Sequence[str | Path] = (),
     condition: Sequence[str] = (),
     modality: str = "compound",
+    gene_sets: str | Path | None = None,
+    cellprofiler: str | Path | None = None,
+    features: Literal["known", "all"] = "known",
 ) -> BenchmarkResults:
     """Benchmark one or more models' profiles of the same screen and write a results folder.
 
@@ -133,15 +139,18 @@ def run_benchmark(
     annotations: tables joined to the profiles by a column that both have, for columns such as targets. condition:
     columns whose values divide Table 4 (cell type, time), which is then averaged over them. modality: "compound",
     "crispr" or "orf", or the column that says so: siblings are ranked by |cosine| for compounds, by cosine for CRISPR,
-    and ORFs have none.
-    Writes table2.csv, table3.csv, arm_bias.csv, table4.csv, table4_mean.csv (over conditions), curves.csv,
-    replicates.csv (recall of random pairs with as many replicates), activity.csv, agreement.csv, calibration.csv,
-    calibration_p_values.csv and mechanisms.csv (those that apply), benchmark.json, section.html, benchmark.html and
-    left_out.csv; every table has a first column `model`.
+    and ORFs have none. gene_sets: folder of gene lists, for Table 5 (recall at 5 % false positives); cellprofiler:
+    table of features by well, for Figure 6. features: "known" takes the columns that are features of a known tool,
+    "all" also the columns of numbers that are not (places, identifiers).
+    Writes table2.csv, table3.csv, arm_bias.csv, table4.csv, table4_mean.csv (over conditions), table5.csv, figure6.csv,
+    curves.csv, replicates.csv (recall of random pairs with as many replicates), activity.csv, agreement.csv,
+    calibration.csv, calibration_p_values.csv and mechanisms.csv (those that apply), benchmark.json, section.html,
+    benchmark.html and left_out.csv; every table has a first column `model`.
     Returns benchmark.json.
     Raises CamaeError or MissingFileError for unusable input, MissingBackendError when CuPy cannot run.
     """
-    genes, omitted = _gene_tables(arms, expression, arm_correction, tvn), Omissions()
+    sets, measured = read_gene_sets(gene_sets), read_cellprofiler(cellprofiler)
+    genes, omitted = gene_tables(arms, expression, arm_correction, tvn), Omissions()
     known = None if pairs is None else read_pairs_folder(pairs, omitted, refchemdb_tier)
     about_pairs = [f"{pairs}: {line}" for line in omitted.lines()]
     settings = _Settings(
@@ -158,6 +167,8 @@ def run_benchmark(
         genes,
         RetrievalOptions(null_size, seed, null, distance, threshold, permutations),
         activity,
+        None if gene_sets is None else sets,
+        measured,
         annotations,
         condition,
         modality,
@@ -165,7 +176,7 @@ def run_benchmark(
         compound,
         dose,
     )
-    models = profiles_by_model(embeddings, plate)
+    models = profiles_by_model(embeddings, plate, features)
     results = _write(Path(out), *_benchmarked(models, settings, about_pairs, omitted), settings.arrays)
     omitted.write(out)
     return results
@@ -188,20 +199,6 @@ def _benchmarked(
     return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}, notes
 
 
-def _gene_tables(
-    arms: str | Path | None, expression: str | Path | None, arm_correction: bool | None, tvn: bool
-) -> GeneTables | None:
-    """The gene tables of the arm correction, None where it is not made. Raises CamaeError where they are missing."""
-    needed = "arms (gene, chrom_arm_name) and expression (gene, zfpkm)"
-    if (arms is None) != (expression is None):
-        raise CamaeError(f"the arm correction needs both tables: {needed}")
-    if arm_correction and (arms is None or not tvn):
-        raise CamaeError(f"the arm correction follows TVN and needs two gene tables: {needed}")
-    if arms is None or expression is None or arm_correction is False:
-        return None
-    return GeneTables(read_arms(arms), read_expression(expression))
-
-
 def _tables(screen: ScreenProfiles, settings: _Settings) -> dict[str, pd.DataFrame]:
     """The tables of one model by name of file, empty ones left out."""
     s = settings
@@ -214,11 +211,30 @@ def _tables(screen: ScreenProfiles, settings: _Settings) -> dict[str, pd.DataFra
                 found["arm_bias"] = bias
         found["curves"] = recall_curves(screen, s.pairs)
         found["replicates"] = recall_of_matched_pairs(screen, s.pairs, s.retrieval.seed)
+        if s.gene_sets is not None:
+            found["table5"] = gene_set_recall(screen, s.pairs, s.gene_sets)
+    if s.cellprofiler is not None:
+        found["figure6"] = _features_told(screen, s.cellprofiler)
     found["table4"], found["table4_mean"] = retrieved_by_condition(screen, s.retrieval)
     if s.activity:
         found |= activity_tables(screen, s.retrieval)
     found["mechanisms"] = mechanism_accuracy(screen, s.retrieval.seed)
     return {name: table for name, table in found.items() if len(table)}
+
+
+def _features_told(screen: ScreenProfiles, features: pd.DataFrame) -> pd.DataFrame:
+    """Figure 6 of the profiles as given: category and median R^2; empty, with a note, where wells do not meet."""
+    if screen.well is None:
+        scores = None
+    else:
+        meta = pd.DataFrame({"Metadata_Plate": screen.plate, "Metadata_Well": screen.well})
+        scores = category_scores(meta, to_numpy(screen.x), features)
+    if scores is None:
+        screen.add_notes(
+            ["Figure 6: fewer than two plates of the screen are in the table of CellProfiler features"]
+        )
+        return pd.DataFrame()
+    return scores.rename("median_r2").rename_axis("category").reset_index()
 
 
 def _screen(profiles: ProfileTable, settings: _Settings) -> ScreenProfiles:

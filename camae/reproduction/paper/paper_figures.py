@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,33 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from camae import maps
-from camae.errors import CamaeError
+from camae.embedding_table import features_of
 from camae.files import read_json_lines
 from camae.maps.pairs import Pairs
-from camae.maps.probes import CATEGORIES, feature_regression
-from camae.maps.profiles import read_profile_table
+from camae.maps.probes import CATEGORIES
 from camae.reporting.figures import loss_curves, recall_against_percentile, save_png
 from camae.reporting.style import CYCLE, INK, house_style, new_figure, plain_axes
+from camae.reproduction.benchmark.feature_table import category_scores
 from camae.reproduction.paper.evaluate_system import Outcome, Plan
-
-
-def read_cellprofiler(path: str | Path | None) -> pd.DataFrame | None:
-    """Table of CellProfiler features by well: Metadata_Plate, Metadata_Well and the features; None without a path.
-
-    path: as `maps.read_profiles` takes it. Columns of numbers that are no features are left out with a warning.
-    Raises CamaeError for a table without plates or wells, and what the reader raises.
-    """
-    if path is None:
-        return None
-    table = read_profile_table(path)
-    for line in table.omitted.lines():
-        warnings.warn(f"{path}: {line}", stacklevel=2)
-    keys = ["Metadata_Plate", "Metadata_Well"]
-    if missing := [key for key in keys if key not in table.meta]:
-        raise CamaeError(
-            f"{path}: has no column {missing[0]}, so that its features cannot be matched with the screen's wells"
-        )
-    return pd.concat([table.meta[keys], pd.DataFrame(table.x, columns=table.features)], axis=1)
 
 
 def write_figures(
@@ -158,20 +138,12 @@ def feature_scores(outcomes: Sequence[Outcome], features: pd.DataFrame) -> dict[
 
     features: `Metadata_Plate`, `Metadata_Well` and CellProfiler columns.
     """
-    names = [c for c in features.columns if not c.startswith("Metadata_")]
     scores = {}
     for o in outcomes:
-        if o.wells is None:
-            continue
-        joined = o.wells.merge(features, on=["Metadata_Plate", "Metadata_Well"], suffixes=("", "_cp"))
-        plates = joined["Metadata_Plate"].to_numpy(str)
-        if len(np.unique(plates)) < 2:
-            continue
-        last = plates == np.unique(plates)[-1]
-        x = joined[[c for c in o.wells.columns if not c.startswith("Metadata_")]].to_numpy(float)
-        y = joined[names].to_numpy(float)
-        r2 = feature_regression(x[~last], y[~last], x[last], y[last], names, ridge=1e-3)
-        scores[o.label] = r2.groupby("category")["r2"].median().reindex(CATEGORIES)
+        if o.wells is not None:
+            found = category_scores(o.wells, features_of(o.wells), features)
+            if found is not None:
+                scores[o.label] = found
     return scores
 
 

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import cast, get_args
 
+import numpy as np
 import pandas as pd
 
-from camae import maps
 from camae.embedding_table import features_of
-from camae.errors import CamaeError, MissingFileError
+from camae.errors import CamaeError
 from camae.maps.arrays import beside
-from camae.maps.pairs import Pairs
-from camae.maps.perturbation_map import ScreenMap
+from camae.reporting.run_folder import Score
 from camae.reproduction.benchmark.benchmark_tables import (
+    GeneTables,
+    Modality,
     PairsBySource,
     ScreenProfiles,
+    recall_after_tvn,
     recall_by_alignment,
 )
-from camae.reproduction.benchmark.retrieval_tables import HELD_OUT, fraction_retrieved
+from camae.reproduction.benchmark.condition_table import retrieved_by_condition
+from camae.reproduction.benchmark.gene_sets import recall_in_genes
+from camae.reproduction.benchmark.retrieval_tables import HELD_OUT, RetrievalOptions
 from camae.reproduction.paper import published
 from camae.reproduction.paper.evaluate_system import Outcome
-from camae.text_table import as_text, read_rows
+from camae.text_table import as_text
 
 INTERMEDIATE = "Intermediate MAE ViT checkpoints"
 NO_PAIRS = "no known pairs were given"
@@ -82,15 +85,27 @@ def alignment_table(outcomes: Sequence[Outcome], pairs: PairsBySource | None) ->
     return table
 
 
-def recall_table(outcomes: Sequence[Outcome], sources: Sequence[str], dataset: str) -> PaperTable:
-    """Table 3: recall of every system, in the paper's groups; intermediate checkpoints in theirs."""
-    header = ["", "Model backbone", "Pretraining dataset", *sources]
+def recall_table(
+    outcomes: Sequence[Outcome],
+    sources: Sequence[str],
+    dataset: str,
+    pairs: PairsBySource | None = None,
+    genes: GeneTables | None = None,
+) -> PaperTable:
+    """Table 3: recall of every system, in the paper's groups; intermediate checkpoints in theirs.
+
+    genes: of the chromosome-arm correction; each source then has a second column, with arms corrected.
+    """
+    corrected = [] if genes is None else [f"{source}, arms corrected" for source in sources]
+    header = ["", "Model backbone", "Pretraining dataset", *sources, *corrected]
     header += ["parameters", "training crops", "training FLOPs", "validation loss", "seconds", "run"]
     rows = []
     for group in published.TABLE_3:
         for o in outcomes:
             if group == _group(o):
-                rows.append([group, o.label, _dataset(o, dataset), *_cells(o, sources)])
+                arms = [] if genes is None else _arms_corrected(o, sources, pairs, genes)
+                cells = [*[_recall_cell(o.recall, o, source) for source in sources], *arms, *_facts(o)]
+                rows.append([group, o.label, _dataset(o, dataset), *cells])
     theirs = [
         [group, backbone, data, *(_three(v) for v in values)]
         for group, block in published.TABLE_3.items()
@@ -117,13 +132,11 @@ def _dataset(o: Outcome, dataset: str) -> str:
     return "Imagenet-21k" if o.system.family == "imagenet" else "N/A"
 
 
-def _cells(o: Outcome, sources: Sequence[str]) -> list[str]:
-    """Recall by source, and the columns that follow it; empty where a fact is not known."""
+def _facts(o: Outcome) -> list[str]:
+    """The columns that follow recall; empty where a fact is not known."""
     f = o.facts
-    recalls = [_recall_cell(o, source) for source in sources]
     loss = f.get("val_loss")
     return [
-        *recalls,
         f"{f['parameters']:,}" if f.get("parameters") else "",
         f"{f['training_crops']:,}" if f.get("training_crops") else "",
         f"{f['training_flops']:.2e}" if f.get("training_flops") else "",
@@ -133,15 +146,44 @@ def _cells(o: Outcome, sources: Sequence[str]) -> list[str]:
     ]
 
 
-def _recall_cell(o: Outcome, source: str) -> str:
-    if source not in o.recall:
+def _recall_cell(recall: Mapping[str, Score], o: Outcome, source: str) -> str:
+    if source not in recall:
         return o.reason or NO_PAIRS
-    score = o.recall[source]
+    score = recall[source]
     return f"{_three(score['value'])} ± {_three(score['se'])}"
 
 
-def retrieval_table(outcomes: Sequence[Outcome], target: str | None, null_size: int) -> PaperTable:
-    """Table 4: perturbation and sibling retrieval of each system, TVN fitted on half of the controls."""
+def _arms_corrected(
+    o: Outcome, sources: Sequence[str], pairs: PairsBySource | None, genes: GeneTables
+) -> list[str]:
+    """Recall by source after TVN and the arm correction, or the reason why there is none."""
+    if o.wells is None or pairs is None:
+        return [o.reason or NO_PAIRS] * len(sources)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table, _ = recall_after_tvn(_profiles(o), pairs, genes)
+    except CamaeError as error:
+        return [str(error)] * len(sources)
+    rows = table[table.step != table.step.iloc[0]].astype({"recall": float, "se": float})
+    recall: dict[str, Score] = {
+        str(r.source): {"value": float(r.recall), "se": float(r.se)} for r in rows.itertuples()
+    }
+    return [_recall_cell(recall, o, source) for source in sources]
+
+
+def retrieval_table(
+    outcomes: Sequence[Outcome],
+    target: str | None,
+    null_size: int,
+    condition: Sequence[str] = (),
+    modality: str = "compound",
+) -> PaperTable:
+    """Table 4: perturbation and sibling retrieval of each system, TVN fitted on half of the controls.
+
+    condition: columns (cell type, time) whose values divide the screen; cells are then mean and spread (ddof 1) over
+    them. modality: "compound", "crispr" or "orf", or the column that says so.
+    """
     table = PaperTable(
         "table4",
         "Fraction retrieved: perturbations and siblings (Table 4)",
@@ -150,33 +192,41 @@ def retrieval_table(outcomes: Sequence[Outcome], target: str | None, null_size: 
         ["Model backbone, dataset", "Pert.", "Siblings"],
         [[name, *(f"{m:.2f} ± {s:.2f}" for m, s in v)] for name, v in published.TABLE_4.items()],
         [
-            "One screen here, so no spread over cell types and times. Negatives are controls that TVN did not see."
+            f"Mean and spread over {', '.join(condition)}. Negatives are controls that TVN did not see."
+            if condition
+            else "One screen here, so no spread over cell types and times. Negatives are controls that TVN did not see."
         ],
     )
     for o in outcomes:
         perturbations, siblings = (
-            (o.reason, o.reason) if o.wells is None else _retrieval_cells(o, target, null_size)
+            (o.reason, o.reason)
+            if o.wells is None
+            else _retrieval_cells(o, _profiles(o, target, condition, modality), null_size)
         )
         table.rows.append([o.label, perturbations, siblings, _run(o)])
     return table
 
 
-def _retrieval_cells(o: Outcome, target: str | None, null_size: int) -> tuple[str, str]:
+def _retrieval_cells(o: Outcome, screen: ScreenProfiles, null_size: int) -> tuple[str, str]:
     """Fractions of perturbations and of siblings retrieved, each or the reason why there is none."""
-    screen = _profiles(o, target)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = fraction_retrieved(screen, null_size)
+            found, mean = retrieved_by_condition(screen, RetrievalOptions(null_size))
     except CamaeError as error:
         return str(error), str(error)
     if found.empty:
         return screen.notes[-1], screen.notes[-1]
-    held_out = found[found.alignment == HELD_OUT].set_index("task").fraction_retrieved
-    perturbations = _three(held_out["perturbations"])
-    if "siblings" in held_out:
-        return perturbations, _three(held_out["siblings"])
-    return perturbations, "no targets were given" if target is None else "no perturbation was retrieved"
+    table = mean if len(mean) else found.assign(mean=found.fraction_retrieved, sd=float("nan"))
+    held_out = table[table.alignment == HELD_OUT].set_index("task")
+    cells = {
+        str(task): _three(row["mean"]) + ("" if pd.isna(row["sd"]) else f" ± {_three(row['sd'])}")
+        for task, row in held_out.iterrows()
+    }
+    none = "no targets were given" if screen.target is None else "no perturbation was retrieved"
+    if screen.target is not None and screen.modality == "orf":
+        none = "ORFs have no siblings"
+    return cells["perturbations"], cells.get("siblings", none)
 
 
 def gene_set_table(
@@ -202,54 +252,34 @@ def gene_set_table(
             table.rows.append([o.label, "", *[reason] * len(columns), _run(o)])
             continue
         for source, listed in pairs.items():
-            cells = [_recall_at_fpr(o.mapped, listed, gene_sets.get(column)) for column in columns]
+            cells = [
+                _three(value) if isinstance(value, float) else value
+                for value in (
+                    recall_in_genes(o.mapped.vectors, o.mapped.names, listed, gene_sets.get(column))
+                    for column in columns
+                )
+            ]
             table.rows.append([o.label, source, *cells, _run(o)])
     return table
 
 
-def _recall_at_fpr(mapped: ScreenMap, pairs: Pairs, genes: Sequence[str] | None) -> str:
-    """Recall at 5 % false positives among `genes` (None: all), or the reason why there is none."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _three(maps.recall_at_fpr(mapped.vectors, mapped.names, pairs, 0.05, genes)["recall"])
-    except CamaeError as error:
-        return str(error)
-
-
-def read_gene_sets(folder: str | Path | None) -> dict[str, list[str]]:
-    """Gene sets by file name: .txt files with one gene in a line.
-
-    Raises MissingFileError where there is no such folder, CamaeError for a folder without sets, two sets of one name,
-    a line of several cells, and what `read_rows` refuses.
-    """
-    if folder is None:
-        return {}
-    if not Path(folder).is_dir():
-        raise MissingFileError(f"{folder}: no such folder of gene sets")
-    sets: dict[str, list[str]] = {}
-    for file in sorted(f for f in Path(folder).iterdir() if f.name.lower().endswith((".txt", ".txt.gz"))):
-        name = re.sub(r"\.txt(\.gz)?$", "", file.name, flags=re.IGNORECASE)
-        if name in sets:
-            raise CamaeError(f"{file}: another file of the folder holds the gene set {name}; keep one")
-        rows = read_rows(file)
-        if rows.num_columns > 1:
-            raise CamaeError(f"{file}, line 1: holds {rows.num_columns} cells where a line has one gene")
-        genes = (as_text(rows.column(0).to_pandas()).str.strip()).tolist()
-        sets[name] = [gene for gene in genes if gene]
-    if not sets:
-        raise CamaeError(f"{folder}: holds no .txt file with the genes of a set, one in a line")
-    return sets
-
-
-def _profiles(o: Outcome, target: str | None = None) -> ScreenProfiles:
+def _profiles(
+    o: Outcome, target: str | None = None, condition: Sequence[str] = (), modality: str = "compound"
+) -> ScreenProfiles:
     """Profiles of the wells, in the library of the map. Metadata_Batch is the experiment, where there are several."""
     assert o.wells is not None
     table = o.wells
-    if target is not None and target not in table:
-        raise CamaeError(f"the screen has no column {target} for the targets of siblings")
+    fixed = modality in get_args(Modality)
+    for name, what in [
+        (target, "targets of siblings"),
+        *((name, "conditions of Table 4") for name in condition),
+        (None if fixed else modality, "modality"),
+    ]:
+        if name is not None and name not in table:
+            raise CamaeError(f"the screen has no column {name} for the {what}")
     several = "Metadata_Batch" in table and table["Metadata_Batch"].nunique() > 1
     x = features_of(table)
+    parts = [as_text(table[name]).to_numpy(str) for name in condition]
     return ScreenProfiles(
         x if o.mapped is None else beside(x, o.mapped.vectors),
         table["Metadata_Perturbation"].to_numpy(str),
@@ -258,6 +288,9 @@ def _profiles(o: Outcome, target: str | None = None) -> ScreenProfiles:
         experiment=table["Metadata_Batch"].to_numpy(str) if several else None,
         target=None if target is None else table[target].to_numpy(str),
         well=table["Metadata_Well"].to_numpy(str) if "Metadata_Well" in table else None,
+        condition=np.array([" ".join(row) for row in zip(*parts, strict=True)]) if parts else None,
+        modalities=None if fixed else as_text(table[modality]).to_numpy(str),
+        modality=cast(Modality, modality) if fixed else "compound",
     )
 
 

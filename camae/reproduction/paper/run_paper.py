@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -18,12 +19,14 @@ from camae.errors import CamaeError
 from camae.maps.arrays import ArrayBackend, array_backend
 from camae.maps.pairs import read_pairs_folder
 from camae.progress import count_bar, plain_printer
-from camae.reproduction.benchmark.benchmark_tables import PairsBySource
+from camae.reproduction.benchmark.benchmark_tables import GeneTables, PairsBySource, gene_tables
+from camae.reproduction.benchmark.feature_table import read_cellprofiler
+from camae.reproduction.benchmark.gene_sets import read_gene_sets
 from camae.reproduction.demo.generate_screen import generate
 from camae.reproduction.model_settings import TrainingSettings
 from camae.reproduction.paper import paper_tables
 from camae.reproduction.paper.evaluate_system import Outcome, Plan, has_gpu, run_system
-from camae.reproduction.paper.paper_figures import read_cellprofiler, write_figures
+from camae.reproduction.paper.paper_figures import write_figures
 from camae.reproduction.paper.paper_page import (
     PaperResults,
     family_results,
@@ -69,6 +72,10 @@ def run_paper(
     gene_sets: str | Path | None = None,
     cellprofiler: str | Path | None = None,
     target: str | None = None,
+    condition: Sequence[str] = (),
+    modality: str = "compound",
+    arms: str | Path | None = None,
+    expression: str | Path | None = None,
     tiles: str = "grid",
     value_range: ValueRange | None = None,
     recipe: Mapping[str, object] | None = None,
@@ -86,15 +93,17 @@ def run_paper(
     checkpoints: "last", or "all" for a row of every saved step with its loss. pairs: file or folder of known pairs.
     weights: folder of ImageNet weights named after timm's models; channel_map: {model's channel: image's channel} of
     these. gene_sets: folder of gene lists (Table 5). cellprofiler: table of features by plate and well (Figure 6).
-    target: column of targets joined by "|" (siblings of Table 4). recipe: training settings of all. reader: image
-    back-end. reading: how a folder is read. backend: library of maps, "numpy", "cupy" or "auto" (CuPy where it runs).
+    target: column of targets joined by "|" (siblings of Table 4); condition, modality: as in `run_benchmark`. arms,
+    expression: gene tables, for recall with chromosome arms corrected in Table 3. recipe: training settings of all.
+    reader: image back-end. reading: how a folder is read. backend: library of maps, "numpy", "cupy" or "auto" (CuPy
+    where it runs).
     quiet: a line for each system. Writes results.json, paper.html, tables, figures and models; a second call continues.
     """
     _check_checkpoints(checkpoints)
     out, say, began, arrays = Path(out), plain_printer(console), time.perf_counter(), array_backend(backend)
     say(f"arrays: {arrays}")
-    todo, sets = chosen(size, systems), paper_tables.read_gene_sets(gene_sets)
-    features = read_cellprofiler(cellprofiler)
+    todo, sets = chosen(size, systems), read_gene_sets(gene_sets)
+    features, genes = read_cellprofiler(cellprofiler), gene_tables(arms, expression)
     screen = _open_screen(data, out, quick, pairs, say, reading or ReadOptions())
     settings = _training_settings(size, quick, _with_images(recipe, reader, value_range), screen.manifest)
     plan = Plan(
@@ -112,7 +121,14 @@ def run_paper(
     for line in settings_lines(resolved):
         say(line)
     outcomes = _run_systems(todo, plan, size, say)
-    tables = _tables(outcomes, screen, target, sets, null_size=500 if quick else 10_000)
+    retrieval = partial(
+        paper_tables.retrieval_table,
+        target=target,
+        null_size=500 if quick else 10_000,
+        condition=condition,
+        modality=modality,
+    )
+    tables = _tables(outcomes, screen, sets, genes, retrieval)
     results = _results(screen, plan, size, quick, outcomes, tables)
     results["settings"] = resolved
     results["figures"] = write_figures(outcomes, plan, features)
@@ -241,16 +257,16 @@ def _line(o: Outcome) -> str:
 def _tables(
     outcomes: Sequence[Outcome],
     screen: _Screen,
-    target: str | None,
     gene_sets: Mapping[str, Sequence[str]],
-    null_size: int,
+    genes: GeneTables | None,
+    retrieval: Callable[[Sequence[Outcome]], paper_tables.PaperTable],
 ) -> list[paper_tables.PaperTable]:
     final = [o for o in outcomes if o.step is None]
     sources = [str(source) for source in screen.pairs or {}]
     return [
         paper_tables.alignment_table(outcomes, screen.pairs),
-        paper_tables.recall_table(outcomes, sources, screen.name),
+        paper_tables.recall_table(outcomes, sources, screen.name, screen.pairs, genes),
         read_out_table(final, sources),
-        paper_tables.retrieval_table(final, target, null_size),
+        retrieval(final),
         paper_tables.gene_set_table(final, screen.pairs, gene_sets),
     ]

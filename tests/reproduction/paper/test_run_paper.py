@@ -18,12 +18,13 @@ from camae.dataloader.plane_batch import PlaneBatch
 from camae.embedding_table import make_table
 from camae.errors import CamaeError
 from camae.model import registry as families
+from camae.reproduction.benchmark.feature_table import read_cellprofiler
+from camae.reproduction.benchmark.gene_sets import read_gene_sets
 from camae.reproduction.paper import published
 from camae.reproduction.paper.evaluate_system import Outcome, recorded_channel_map
-from camae.reproduction.paper.paper_figures import feature_scores, read_cellprofiler
+from camae.reproduction.paper.paper_figures import feature_scores
 from camae.reproduction.paper.paper_settings import settings_lines, settings_rows
 from camae.reproduction.paper.paper_systems import PAPER, SMALLEST, chosen
-from camae.reproduction.paper.paper_tables import read_gene_sets
 from camae.reproduction.paper.run_paper import PAPER_RUN, run_paper
 from camae.reproduction.paper.system_flops import training_flops
 from camae.training.recipes import TABLE_3
@@ -128,7 +129,9 @@ def test_every_system_resolves_to_the_papers_settings(screen):
         elif name.startswith("MAE"):
             assert row["decoder"] == "self-attention only, 8 x 512"
     line = settings_lines([rows["CA-MAE ViT-L/16+"]])[0]
-    assert line.startswith("CA-MAE ViT-L/16+: preset ca_mae_vit_l16, crop 256 px, patch 16 px, mask ratio 0.85")
+    assert line.startswith(
+        "CA-MAE ViT-L/16+: preset ca_mae_vit_l16, crop 256 px, patch 16 px, mask ratio 0.85"
+    )
 
 
 @pytest.mark.parametrize("name", ["mae_vit_ti16", "mu_net_ti", "wsl_vit_ti16"])
