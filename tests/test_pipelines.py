@@ -54,11 +54,11 @@ def snakemake(folder, *options, program):
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1500)
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_the_snakefile_stops_and_goes_on(tmp_path):
     program = os.environ.get("SNAKEMAKE") or shutil.which("snakemake")
     if program is None:
@@ -71,7 +71,7 @@ def test_the_snakefile_stops_and_goes_on(tmp_path):
     assert done.returncode == 1, done.stderr
     first = tmp_path / "results" / "embeddings" / "plate1" / "wells.parquet"
     before = first.stat().st_mtime_ns
-    assert "plate2_A01_s1_w1.tif" in (tmp_path / "results" / "logs" / "check-plate2.txt").read_text()
+    assert "1 problems found" in (tmp_path / "results" / "logs" / "check-plate2.txt").read_text()
     assert not (tmp_path / "results" / "map.csv").exists()
     broken.write_bytes(whole)
     done = snakemake(tmp_path, program=program)
@@ -108,14 +108,14 @@ camae.train(
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_the_ray_example_goes_on_by_plate_and_exits_with_the_codes_of_the_page(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'camae[ray]'")
 
     def run(*options):
         command = [sys.executable, str(ROOT / "examples" / "ray_data.py"), "--cpus", "2", *map(str, options)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+        return subprocess.run(command, capture_output=True, text=True, timeout=1500, env=environment)
 
     done = run("--out", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -60,7 +60,7 @@ def make(name: str, full: bool) -> Case:
     signal = rng.normal(size=(n // REPLICATES, d)).astype(np.float32)
     mixing = (np.eye(d) + 0.5 * rng.normal(size=(d, d)) / np.sqrt(d)).astype(np.float32)
     x = rng.normal(size=(n, d)).astype(np.float32) @ mixing
-    x += 0.7 * np.where(control[:, None], 0, signal[number])
+    x += 0.45 * np.where(control[:, None], 0, signal[number])
     for k in range(BATCHES):
         rows = batch == f"b{k}"
         direction = rng.normal(size=(1, d)) / np.sqrt(d)

@@ -114,8 +114,14 @@ def row_of(
     """One row: where and by what, times, memory, result, and for ours the ratios asked for."""
     times = {other: Times.of([t["seconds"] for t in all_]) for other, all_ in taken.items()}
     mine, answers = times[name], taken[name]
+    cpu = {other: Times.of([t["cpu_seconds"] for t in all_]).median for other, all_ in taken.items()}
     ratios = [
-        {"to": rival, "ratio": times[rival].median / mine.median, "target": least}
+        {
+            "to": rival,
+            "ratio": times[rival].median / mine.median,
+            "cpu_ratio": cpu[rival] / cpu[name],
+            "target": least,
+        }
         for ours, rival, least in TARGETS.get(case, [])
         if ours == name and rival in times
     ]
@@ -131,7 +137,7 @@ def row_of(
         "versions": versions,
         "commit": commit(),
         "seconds": {"median": mine.median, "p20": mine.p20, "p80": mine.p80, "rounds": mine.rounds},
-        "cpu_seconds": Times.of([a["cpu_seconds"] for a in answers]).median,
+        "cpu_seconds": cpu[name],
         "peak_MB": round(max(a["peak_MB"] for a in answers), 1),
         "load_average": round(os.getloadavg()[0], 2),
         "result": result,
@@ -165,7 +171,10 @@ def main() -> None:
         for row in compare(case, pythons, options.full, options.rounds):
             with place.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            said = ", ".join(f"{r['ratio']:.2f} x {r['to']} ({r['target']:.2f})" for r in row["ratios"])
+            said = ", ".join(
+                f"{r['ratio']:.2f} x {r['to']} (CPU {r['cpu_ratio']:.2f}, target {r['target']:.2f})"
+                for r in row["ratios"]
+            )
             print(
                 f"{case:18} {row['case']:15} {row['seconds']['median']:8.3f} s {row['peak_MB']:8.1f} MB "
                 f"{row['result']} {said}",
