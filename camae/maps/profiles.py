@@ -39,6 +39,7 @@ from camae.wells import SITE, known_column, spelled
 from camae.workspace_dl import profile_files, read_workspace
 
 _BARE = ("source", "batch", "plate", "well", "site")
+_PARTLY = "half of its cells or more are no numbers"
 _WHOLE = r"^\s*[+-]?\d+\s*$"
 
 
@@ -151,7 +152,12 @@ def read_profile_table(path: str | Path, features: Sequence[str] | None = None) 
             f"{path}: cannot tell the format; profiles are read from .csv, .tsv or .txt (also .gz), .parquet or .h5ad"
         )
     table = read_arrow_table(path)
-    names, left_out = _chosen(path, table.column_names, features, _Kinds(table))
+    kinds = _Kinds(table)
+    names, left_out = _chosen(path, table.column_names, features, kinds)
+    if features is None:
+        left_out |= {
+            n: _PARTLY for n in table.column_names if n not in {*names, *left_out} and kinds.partly(n)
+        }
     columns = [numbers(path, table, name) for name in names]
     dtype = np.result_type(*(column.dtype for column in columns))
     from_text = any(is_text(table.schema.field(name).type) for name in names)
@@ -236,6 +242,12 @@ class _Kinds:
             return "text"
         whole = pa.compute.match_substring_regex(column, _WHOLE).fill_null(False).to_numpy().sum()
         return "integer" if whole == count else "float"
+
+    def partly(self, name: str) -> bool:
+        """Whether a column of text that is no metadata by its name holds some numbers: a feature gone wrong."""
+        column = self.table.column(name)
+        named = str(name).lower().startswith(("metadata_", "image_metadata_")) or str(name).lower() in _BARE
+        return not named and is_text(column.type) and bool(are_numbers(column).any())
 
     def whole(self, name: str) -> bool:
         try:

@@ -203,3 +203,12 @@ def test_fault_37_a_manifest_shows_itself_without_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "1 perturbations" in repr(Manifest(pd.DataFrame(rows)))
+
+
+def test_fault_33_one_table_or_name_needs_no_list(tmp_path):
+    plane(tmp_path / "a.tif")
+    data = table(tmp_path / "m.csv", "Metadata_Plate,Metadata_Well,Metadata_Site,DNA\nP,A1,1,a.tif\n")
+    labels = table(tmp_path / "l.csv", "Well,gene\nA1,DMSO\n")
+    for path in (labels, str(labels)):
+        found = read_manifest(data, metadata=path, negative_controls="DMSO").table.loc[0]
+        assert (found["Metadata_Perturbation"], found["Metadata_control_type"]) == ("DMSO", "negcon")

@@ -6,6 +6,7 @@ from explored_screen import PAIRS, wells_table
 
 from camae import maps
 from camae.errors import CamaeError
+from camae.maps.profiles import read_profile_table
 
 
 def test_fault_12_an_unknown_unit_is_refused():
@@ -41,3 +42,14 @@ def test_fault_17_tails_that_overlap_and_names_of_other_vectors_are_refused():
             CamaeError, match=f"names needs one label for each of the {len(found.names)} rows"
         ):
             call(found.vectors, found.names[:3], PAIRS)
+
+
+@pytest.mark.parametrize("cell", ["NA", "#N/A", "1,000.5", "15%", "0x10", "TRUE"])
+def test_fault_09_a_feature_of_which_half_is_no_number_is_counted(tmp_path, cell):
+    path = tmp_path / "p.csv"
+    path.write_text(f'Metadata_Plate,Metadata_Well,f1,f2,gene\nP,A1,"{cell}",2.5,x\nP,A2,2,3.5,y\n')
+    table = read_profile_table(path)
+    assert table.features == ["f2"]
+    assert table.omitted.lines() == [
+        "1 feature left out: half of its cells or more are no numbers (first: f1)"
+    ]
