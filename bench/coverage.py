@@ -28,6 +28,7 @@ KINDS = ("cliques", "varied", "no signal", "strong", "sparse", "complexes")
 EFFECT = {"cliques": 0.7, "varied": 0.7, "no signal": 0.0, "strong": 1.6, "sparse": 1.0, "complexes": 0.6}
 SIZES = {"demo": (40, 80), "all related": (120, 0)}  # related perturbations, and others
 SCREENS_POOLED = 5
+GROUPINGS = 10  # of the screens by five, to know the coverage of pooled ones better
 
 Rows = npt.NDArray[np.float64]
 
@@ -101,8 +102,9 @@ def coverage(kind: str, size: str, screens: int, seed: int) -> dict[str, float |
         found["one map"].append({"value": row.recall, "se": row.se, "low": row.low, "high": row.high})
     for what in ("recall", "difference"):
         found[f"{what}, pooled"] = [
-            pool_scores(found[what][k : k + SCREENS_POOLED], between=what == "difference")
-            for k in range(0, screens - SCREENS_POOLED + 1, SCREENS_POOLED)
+            pool_scores([found[what][k] for k in order[at : at + SCREENS_POOLED]], what == "difference")
+            for order in (rng.permutation(screens).tolist() for _ in range(GROUPINGS))
+            for at in range(0, screens - SCREENS_POOLED + 1, SCREENS_POOLED)
         ]
     out: dict[str, float | str | int] = {"kind": kind, "size": size, "screens": screens, "seed": seed}
     for what, scores in found.items():

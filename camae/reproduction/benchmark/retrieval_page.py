@@ -17,29 +17,32 @@ def retrieval_html(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     parts = []
     if "table4" in tables:
         parts += ["<h3>Fraction retrieved (Table 4)</h3>", _fractions(tables["table4"])]
+    if "table4_mean" in tables:
+        parts += ["<h3>Fraction retrieved, mean and spread over conditions (Table 4)</h3>"]
+        parts += [_mean_fractions(tables["table4_mean"])]
     if "agreement" in tables:
         parts += [
             "<h3>Activity by three measures, and where they disagree</h3>",
             _agreement(tables["agreement"]),
         ]
     if "calibration" in tables:
-        parts += ["<h3>Calibration: controls against controls</h3>", _calibration(tables["calibration"])]
+        parts.append("<h3>Calibration: controls against controls</h3>")
         for model, rows in tables["calibration_p_values"].groupby("model", sort=False):
             parts.append(_calibration_figure(str(model), rows))
+        parts.append(_calibration(tables["calibration"]))
     if "mechanisms" in tables:
         parts += ["<h3>Mechanism of action of the nearest treatment</h3>", _mechanisms(tables["mechanisms"])]
     return parts
 
 
 def _fractions(table: pd.DataFrame) -> str:
-    texts, numbers = ["model", "task", "alignment"], ["n_groups", "n_retrieved"]
+    by_condition = ["condition"] if "condition" in table else []
+    texts, numbers = ["model", *by_condition, "task", "alignment"], ["n_groups", "n_retrieved"]
     shares = ["fraction_retrieved", "mean_ap", "mean_normalized_ap"]
     cells = _cells(table, texts, numbers, shares)
     smallest = [f"{value:.1e}" for value in table.smallest_p]
     header = [
-        "model",
-        "task",
-        "alignment",
+        *texts,
         "groups",
         "retrieved",
         "fraction",
@@ -48,7 +51,16 @@ def _fractions(table: pd.DataFrame) -> str:
         "smallest p",
     ]
     return html.table(
-        header, [[*row, p] for row, p in zip(cells, smallest, strict=True)], numeric=range(3, len(header))
+        header,
+        [[*row, p] for row, p in zip(cells, smallest, strict=True)],
+        numeric=range(len(texts), len(header)),
+    )
+
+
+def _mean_fractions(table: pd.DataFrame) -> str:
+    cells = _cells(table, ["model", "task", "alignment"], ["n_conditions"], ["mean", "sd"])
+    return html.table(
+        ["model", "task", "alignment", "conditions", "mean", "spread"], cells, numeric=(3, 4, 5)
     )
 
 

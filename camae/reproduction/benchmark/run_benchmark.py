@@ -43,6 +43,7 @@ from camae.reproduction.benchmark.feature_table import category_scores, read_cel
 from camae.reproduction.benchmark.gene_sets import gene_set_recall, read_gene_sets
 from camae.reproduction.benchmark.mechanism_table import mechanism_accuracy
 from camae.reproduction.benchmark.model_files import ProfileFiles, profiles_by_model
+from camae.reproduction.benchmark.recall_page import recall_html
 from camae.reproduction.benchmark.retrieval_page import retrieval_html
 from camae.reproduction.benchmark.retrieval_tables import (
     RetrievalOptions,
@@ -307,14 +308,7 @@ def _plain(value: object) -> Cell:
 
 def _html(tables: Mapping[str, pd.DataFrame], notes: Mapping[str, list[str]]) -> str:
     """HTML of all tables, models side by side, and the recall curves."""
-    parts = []
-    for name, row, title in (
-        ("table2", "alignment", "Recall of known pairs in both 5 % tails, by alignment (Table 2)"),
-        ("table3", "step", "Recall after TVN (Table 3)"),
-    ):
-        if name in tables:
-            parts.append(f"<h3>{title}</h3>" + _recall_html(tables[name], row))
-    parts += retrieval_html(tables)
+    parts = [*recall_html(tables), *retrieval_html(tables)]
     if "curves" in tables:
         for source, rows in tables["curves"].groupby("source", sort=False):
             picture = recall_against_percentile(rows.rename(columns={"model": "system"}))
@@ -322,14 +316,3 @@ def _html(tables: Mapping[str, pd.DataFrame], notes: Mapping[str, list[str]]) ->
             parts.append(html.figure(svg(picture, f"curve-{source}"), caption))
     parts += [html.paragraph(f"{model}: {line}") for model, lines in notes.items() for line in lines]
     return "\n".join(parts)
-
-
-def _recall_html(table: pd.DataFrame, row: str) -> str:
-    """One line per model and value of the column `row`, one column per source."""
-    wide = table.pivot_table(index=["model", row], columns="source", values="recall", sort=False)
-    cells = [
-        [*map(str, index), *(f"{value:.3f}" for value in values)]
-        for index, values in zip(wide.index, wide.to_numpy(), strict=True)
-    ]
-    header = ["model", row, *map(str, wide.columns)]
-    return html.table(header, cells, numeric=range(2, len(header)))

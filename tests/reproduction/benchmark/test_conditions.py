@@ -63,6 +63,12 @@ def files(tmp_path_factory):
     others = [(f"C{t:02d}0", f"C{(t + 5) % 12:02d}1") for t in range(12)]
     pairs = pd.DataFrame(related + others, columns=["a", "b"])
     pairs.to_csv(folder / "pairs.csv", index=False)
+    x = table[feature_columns(16)].to_numpy()
+    cells = table[["Metadata_Plate", "Metadata_Well"]].assign(
+        Cells_AreaShape_Area=x @ np.arange(16.0),
+        Nuclei_Texture_Contrast=np.random.default_rng(1).normal(size=len(x)),
+    )
+    cells.to_csv(folder / "cells.csv", index=False)
     (folder / "sets").mkdir()
     (folder / "sets" / "first.txt").write_text("\n".join(name for name in names if name < "C060"))
     return folder
@@ -73,7 +79,16 @@ def results(files, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     options = ["--target", "target", "--condition", "cell", "--modality", "kind", "--no-activity"]
     tables = ["--annotations", files / "targets.tsv", "--annotations", files / "plates.csv"]
-    more = ["--pairs", files / "pairs.csv", "--gene-sets", files / "sets", "--out", out]
+    more = [
+        "--pairs",
+        files / "pairs.csv",
+        "--cellprofiler",
+        files / "cells.csv",
+        "--gene-sets",
+        files / "sets",
+        "--out",
+        out,
+    ]
     arguments = ["benchmark", files / "screen.parquet", *options, *tables, *more]
     result = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "300"})
     assert result.exit_code == 0, result.output
@@ -145,6 +160,18 @@ def test_gene_sets_and_figures_are_printed_at_the_console(results, files):
         f"{recall:.3f}",
     ):
         assert words in said
+    told = pd.read_csv(out / "figure6.csv").set_index("category").median_r2
+    assert told["AreaShape"] > 0.99  # a sum of the features
+    assert told["Texture"] < 0.1  # noise
+    page = (out / "benchmark.html").read_text()
+    for words in (
+        "mean and spread over conditions",
+        "Recall at 5 % false positives in gene sets (Table 5)",
+        "A549 orf",
+        "median R²",
+        f"{recall:.3f} [",
+    ):
+        assert words in page
 
 
 @pytest.mark.parametrize("method", ["tvn_shrunk", "replicate_whitening"])
