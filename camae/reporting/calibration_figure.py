@@ -21,9 +21,13 @@ def p_values_against_uniform(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """
     names = list(TESTS)
     with house_style():
-        figure = new_figure(3.1 * len(panels) + 0.6, 3.9)
-        every = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, (title, table) in zip(every, panels.items(), strict=True):
+        columns = min(len(panels), 2)
+        lines = -(-len(panels) // columns)
+        figure = new_figure(3.2 * columns + 0.4, 3.2 * lines + 0.7)
+        every = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axes in every[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (title, table) in zip(every, panels.items(), strict=False):
             strip_axes(axes, grid="both")
             bound, a = calibration_summary(table).bound.max(), np.linspace(0, 1, 101)
             axes.fill_between(
@@ -41,9 +45,8 @@ def p_values_against_uniform(panels: Mapping[str, pd.DataFrame]) -> Figure:
                     label=TESTS[str(test)],
                 )
             axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="a", title=title)
-        every[0].set_ylabel("share of p values at most a")
+        for axes in every[::columns]:
+            axes.set_ylabel("share of p values at most a")
         handles, labels = every[0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(3, 1 + len(panels)), fontsize=7.5
-        )
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7.5)
     return figure
