@@ -115,8 +115,10 @@ def time_cpu(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, T
     return {name: Times.of(seconds) for name, seconds in rounds_on_cpu(variants, rounds).items()}
 
 
-def rounds_on_cpu(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Wall-clock seconds of a call in every round, variants interleaved, one warm-up each.
+def rounds_on_cpu(
+    variants: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of a call in every round by `clock`, the wall's by default; variants interleaved, one warm-up each.
 
     Calls under SHORT are taken several at a time and in more rounds: alone they show the clock and the scheduler.
     """
@@ -130,10 +132,10 @@ def rounds_on_cpu(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[s
     rounds = rounds if max(calls.values()) == 1 else max(rounds, 9)
     for _ in range(rounds):
         for name, run in variants.items():
-            start = time.perf_counter()
+            start = clock()
             for _ in range(calls[name]):
                 run()
-            seconds[name].append((time.perf_counter() - start) / calls[name])
+            seconds[name].append((clock() - start) / calls[name])
     return seconds
 
 

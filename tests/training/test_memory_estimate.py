@@ -22,11 +22,11 @@ import torch
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
 import camae
-from camae.training import trainer as loop
+from camae.training import memory_estimate
 found = []
-estimate = loop.estimate
-loop.estimate = lambda *given: found.append(estimate(*given)) or found[-1]
-loop.choose_passes = lambda *given: None
+estimate = memory_estimate.estimate
+memory_estimate.estimate = lambda *given: found.append(estimate(*given)) or found[-1]
+memory_estimate.choose_passes = lambda *given: None
 camae.train(sys.argv[1], out=sys.argv[2], steps=1, quiet=True, **json.loads(sys.argv[3]))
 print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, found[0].total(found[0].tokens)]))
 """
