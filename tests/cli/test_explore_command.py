@@ -52,9 +52,31 @@ def test_models_by_name_into_one_file(shell, tmp_path):
     [
         (["--layout", "tsne"], ["unknown layout 'tsne'; choose one of auto, pca, umap"]),
         (["--crop", "-1"], ["crop=-1: must be 0 or more"]),
+        (["--size", "100000"], ["size=100000: thumbnails have sides of at most 2048 px"]),
         (["--dose", "Conc"], ["the profiles have no column Conc for the dose"]),
     ],
 )
 def test_refusals(shell, tmp_path, options, words):
     path = write_profiles(tmp_path / "wells.parquet")
     one_sentence(shell("explore", path, *options), *words)
+
+
+def test_what_was_left_out_is_said(shell, tmp_path):
+    path, manifest = write_profiles(tmp_path / "wells.parquet"), write_images(tmp_path / "images")
+    (tmp_path / "images" / "3_DNA.tif").write_text("junk")
+    arguments = (
+        "explore",
+        path,
+        "--images",
+        manifest,
+        "--out",
+        tmp_path / "o",
+        "--size",
+        32,
+        "--layout",
+        "pca",
+    )
+    code, _, errors = shell(*arguments)
+    assert code == 0, errors
+    assert "1 well left out: its image cannot be read for a thumbnail (first: P1 A04)" in errors
+    assert "P1 A04" in (tmp_path / "o" / "left_out.csv").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -66,9 +67,9 @@ def explore(
         shows, px (0: the largest).
     method, perturbation, plate, control, negative, unit, components: as in `maps.map_screen`.
 
-    What was left out is counted on the page and listed in left_out.csv beside it. Raises CamaeError for unusable
-    profiles, options or images, MissingFileError when a file does not exist, MissingBackendError when UMAP is asked for
-    and not installed, OutputError when an output cannot be written.
+    What was left out is counted by warnings and on the page, and listed in left_out.csv beside it. Raises CamaeError
+    for unusable profiles, options or images, MissingFileError when a file does not exist, MissingBackendError when UMAP
+    is asked for and not installed, OutputError when an output cannot be written.
     """
     check_layout(layout)
     options = ThumbnailOptions(wells, controls, size, crop)
@@ -89,6 +90,8 @@ def explore(
     about = {"alignment": method, "unit": unit or "none", "title": title or "Map of perturbations"}
     text = page(shown, known, thumbnails, options.size, about, left_out.lines())
     write_text(target, text)
+    for line in left_out.lines():
+        warnings.warn(f"{target}: {line}", stacklevel=2)
     left_out.write(target.parent, "left_out.csv" if target.name == INDEX else f"{target.stem}.left_out.csv")
     return target
 

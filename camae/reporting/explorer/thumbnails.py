@@ -33,6 +33,9 @@ QUALITY = 85
 Key: TypeAlias = tuple[str, ...]  # of a well: source, batch, plate and well, as far as both tables have them
 
 
+_LARGEST = 2048  # px
+
+
 @dataclass(frozen=True)
 class ThumbnailOptions:
     """wells: of each perturbation; controls: of each plate; size: of a side in pixels; crop: side of the square in
@@ -47,6 +50,8 @@ class ThumbnailOptions:
         for name, least in (("wells", 1), ("controls", 0), ("size", 16), ("crop", 0)):
             if getattr(self, name) < least:
                 raise CamaeError(f"{name}={getattr(self, name)}: must be {least} or more")
+        if self.size > _LARGEST:
+            raise CamaeError(f"size={self.size}: thumbnails have sides of at most {_LARGEST} px")
 
 
 @dataclass(frozen=True)
