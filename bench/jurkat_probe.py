@@ -12,8 +12,7 @@ phase: hits of both systems on the same cells, averaged over the seeds of the fo
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,37 +44,50 @@ MODEL: dict[str, Any] = {
         "part": 0.5,
     },
 }
-RECIPE: dict[str, Any] = {"optimizer": "adamw", "lr": 2e-3, "steps": 600, "batch_size": 64}
+RECIPE: dict[str, Any] = {"optimizer": "adamw", "lr": 2e-3, "steps": 400, "batch_size": 64}
 CHOOSING_SEED, REPORTED_SEEDS = 100, (0, 1, 2)
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of the regression, tried in this order until accuracy falls
 CELLS_PER_CALL = 256
 LABELED = "Experiment_1"
-WITHOUT_DNA = ("Brightfield", "Darkfield")
+CASES = {"all channels": tuple(jurkat.CHANNELS), "without DNA": ("Brightfield", "Darkfield")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--stage", choices=("train", "embed", "probe"), help="what to stop after; default: all"
+    )
     parser.add_argument("--steps", type=int, default=RECIPE["steps"])
     parser.add_argument("--cells", type=int)
     options = parser.parse_args()
     short = options.steps != RECIPE["steps"] or options.cells is not None
-    cells = subset(jurkat.read_cells(options.folder), options.cells)
     out = ROOT / "runs" / ("jurkat-short" if short else "jurkat")
+    cells = subset(jurkat.read_cells(options.folder), options.cells)
     model, seconds = trained(cells, out, options.steps)
-    torch.manual_seed(0)
-    twin = CAMAE(model.config).eval()
+    if options.stage == "train":
+        return
     labeled = cells.experiment_N == LABELED
     planes, phase_N = cells.planes_NCHW[labeled], cells.phase_N[labeled]
     row: dict[str, Any] = {"op": "jurkat", "steps": options.steps, "train_seconds": seconds}
     row |= {"cells": len(cells), "labeled": len(phase_N), "model": MODEL}
-    for name, channels in (("all channels", tuple(jurkat.CHANNELS)), ("without DNA", WITHOUT_DNA)):
-        kept = [i for i, channel in enumerate(jurkat.CHANNELS) if channel in channels]
-        row[name] = compare(systems(model, twin, planes[:, kept], channels), phase_N)
-        print(name, row[name], flush=True)
-    if not short:
+    for case, channels in CASES.items():
+        found = kept(out / f"{case}.npz", lambda: systems(model, planes, channels))  # noqa: B023
+        if options.stage != "embed":
+            row[case] = compare(found, phase_N, out / case)
+            print(case, row[case], flush=True)
+    if not short and options.stage is None:
         append_row("jurkat.jsonl", row, full=True)
         draw(row, RESULTS / device_name("cpu") / "jurkat.png")
+
+
+def kept(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of a file, made and written where there is none."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **make())  # type: ignore[arg-type]
+    with np.load(path) as file:
+        return dict(file)
 
 
 def subset(cells: jurkat.Cells, count: int | None) -> jurkat.Cells:
@@ -85,28 +97,26 @@ def subset(cells: jurkat.Cells, count: int | None) -> jurkat.Cells:
 
 
 def trained(cells: jurkat.Cells, out: Path, steps: int) -> tuple[Any, float]:
-    """The encoder trained on all cells, no label read, and the seconds of this call; it goes on where one stopped."""
+    """The encoder trained on all cells, no label read, and the seconds of its steps; goes on where one stopped."""
     folder = out / "cells"
     if not (folder / "manifest.csv").is_file():
         jurkat.write_cells(cells, folder)
-    began = time.perf_counter()
-    settings = RECIPE | {"steps": steps, "quiet": True, "checkpoint_every": 200}
+    settings = RECIPE | {"steps": steps, "quiet": True, "checkpoint_every": 100}
     run = camae.train(folder / "manifest.csv", PRESET, out=out / "model", model_options=MODEL, **settings)
-    return run.model, time.perf_counter() - began
+    seconds = sum(settings["batch_size"] / row["crops_per_second"] for row in run.history)
+    return run.model, float(seconds)
 
 
-def systems(model: Any, twin: Any, planes_NCHW: np.ndarray, channels: Sequence[str]) -> dict[str, np.ndarray]:
+def systems(model: Any, planes_NCHW: np.ndarray, channels: Sequence[str]) -> dict[str, np.ndarray]:
     """Features (N, D) of every system; "intensity": the statistics of stored values that both encoders add."""
+    torch.manual_seed(0)
+    twin = CAMAE(model.config).eval()
+    planes_NCHW = planes_NCHW[:, [i for i, channel in enumerate(jurkat.CHANNELS) if channel in channels]]
     found = {"pixel": jurkat.pixel_features(planes_NCHW)}
+    options: dict[str, Any] = {"pool": "moments_per_channel", "intensity": True}
     for name, encoder in (("trained", model), ("untrained", twin)):
         parts = [
-            camae.embed(
-                planes_NCHW[i : i + CELLS_PER_CALL],
-                list(channels),
-                model=encoder,
-                pool="moments_per_channel",
-                intensity=True,
-            )
+            camae.embed(planes_NCHW[i : i + CELLS_PER_CALL], list(channels), model=encoder, **options)
             for i in range(0, len(planes_NCHW), CELLS_PER_CALL)
         ]
         x_NCD = np.concatenate(parts)
@@ -122,15 +132,13 @@ def flat(x_NCD: np.ndarray) -> np.ndarray:
     return x_NCD.reshape(len(x_NCD), -1)
 
 
-def compare(found: dict[str, np.ndarray], phase_N: np.ndarray) -> dict[str, Any]:
+def compare(found: dict[str, np.ndarray], phase_N: np.ndarray, folder: Path) -> dict[str, Any]:
     """Balanced accuracy of every system, what was chosen for it, and the trained encoder less each other system."""
     hits: dict[str, np.ndarray] = {}
     table: dict[str, Any] = {}
     for name, x_ND in found.items():
-        c = choose(x_ND, phase_N)
-        hits[name] = np.mean(
-            [jurkat.held_out_hits(x_ND, phase_N, seed=s, c=c)[0] for s in REPORTED_SEEDS], axis=0
-        )
+        probed = kept(folder / f"{name}.npz", lambda: probe(x_ND, phase_N))  # noqa: B023
+        hits[name], c = probed["hits"], float(probed["c"])
         table[name] = {"features": x_ND.shape[1], "c": c, "value": balanced(hits[name], phase_N)}
         table[name]["se"] = standard_error(hits[name], phase_N)
         table[name]["by_phase"] = {str(p): float(hits[name][phase_N == p].mean()) for p in np.unique(phase_N)}
@@ -143,6 +151,13 @@ def compare(found: dict[str, np.ndarray], phase_N: np.ndarray) -> dict[str, Any]
         if name != "trained"
     }
     return {"systems": table, "trained_minus": differences}
+
+
+def probe(x_ND: np.ndarray, phase_N: np.ndarray) -> dict[str, np.ndarray]:
+    """ "hits" (N,), how often each cell's phase is told over the seeds of the folds, and "c", the chosen penalty."""
+    c = choose(x_ND, phase_N)
+    hits_SN = [jurkat.held_out_hits(x_ND, phase_N, seed=seed, c=c)[0] for seed in REPORTED_SEEDS]
+    return {"hits": np.mean(hits_SN, axis=0), "c": np.array(c)}
 
 
 def choose(x_ND: np.ndarray, phase_N: np.ndarray) -> float:
