@@ -11,6 +11,7 @@ from camae.errors import CamaeError, MissingFileError
 
 PROJECTIONS = ("max", "mean")
 _INDEX = r"\d+(?:,\d+)*"
+_PLAIN = re.compile(_INDEX)
 _ADDRESS = re.compile(
     rf"^(?P<file>.+?)(?:#(?P<index>{_INDEX})|#(?P<how>{'|'.join(PROJECTIONS)}):(?P<planes>{_INDEX}(?:\+{_INDEX})*))?$",
     re.DOTALL,
@@ -33,6 +34,9 @@ def split_address(address: str) -> tuple[str, tuple[int, ...]]:
     """
     if address and "#" not in address:
         return address, ()
+    file, _, last = address.rpartition("#")
+    if file and _PLAIN.fullmatch(last):  # quick: asked for every plane of a screen
+        return file, tuple(map(int, last.split(",")))
     match = _ADDRESS.match(address)
     if match is None:
         raise CamaeError("an empty path was given where an image is meant")
