@@ -32,6 +32,7 @@ def activity(
     seed: int = 0,
     distance: Distance = "cosine",
     max_controls: int = 512,
+    max_replicates: int = 64,
     meta: pd.DataFrame | None = None,
     unit: ReplicateUnit = None,
 ) -> pd.DataFrame:
@@ -63,8 +64,9 @@ def activity(
         Of the choices.
     distance : {"cosine", "correlation", "euclidean"}
         Of average precision.
-    max_controls : int
-        Controls of a perturbation's batches beyond these are left out at random (equally from each batch).
+    max_controls, max_replicates : int
+        Controls of a perturbation's batches, and its own rows, beyond these are left out at random (equally from each
+        batch).
     meta : DataFrame, optional
         n rows with Metadata_Plate and Metadata_Well. Several rows of one well and perturbation are then refused, as
         sites of one well are no replicates.
@@ -94,8 +96,8 @@ def activity(
     Phipson and Smyth 2010 (permutation p values); Ledoit and Wolf 2004; Szekely and Rizzo 2013; Kalinin et al. 2025.
     """
     check_activity_options(threshold, permutations)
-    if max_controls < 1:
-        raise CamaeError(f"max_controls {max_controls} leaves none; give 1 or more")
+    if min(max_controls, max_replicates) < 1:
+        raise CamaeError(f"max_controls {max_controls} and max_replicates {max_replicates} must be 1 or more")
     x = embeddings(x)
     n = x.shape[0]
     by_N, chosen = labels(by, n, "by"), control_rows(control, n)
@@ -110,6 +112,7 @@ def activity(
         seed=seed,
         distance=distance,
         max_controls=max_controls,
+        max_replicates=max_replicates,
     )
     return _with_decisions(table, threshold)
 
@@ -133,6 +136,7 @@ def exchange_tests(
     seed: int,
     distance: Distance,
     max_controls: int,
+    max_replicates: int,
     others: npt.NDArray[np.bool_] | None = None,
 ) -> pd.DataFrame:
     """Measures and p values of each perturbation. others: rows of perturbations, all that are no controls by default.
@@ -157,8 +161,11 @@ def exchange_tests(
         own = asked[index]
         negative = np.flatnonzero(is_control & np.isin(batch_N, batch_N[own]))
         negative = np.setdiff1d(negative, own)
-        negative = _thinned(negative, batch_N, max_controls, np.random.default_rng([seed, number]))
+        rng = np.random.default_rng([seed, number])
+        negative = _thinned(negative, batch_N, max_controls, rng)
         own = own[np.isin(batch_N[own], batch_N[negative])]
+        own = _thinned(own, batch_N, max_replicates, rng)
+        negative = negative[np.isin(batch_N[negative], batch_N[own])]
         if len(own) == 0:
             continue
         pool = np.concatenate([own, negative])
@@ -174,14 +181,14 @@ def exchange_tests(
 
 
 def _thinned(
-    negative: npt.NDArray[np.intp], batch_N: np.ndarray, most: int, rng: np.random.Generator
+    index: npt.NDArray[np.intp], batch_N: np.ndarray, most: int, rng: np.random.Generator
 ) -> npt.NDArray[np.intp]:
-    """At most `most` of the controls, as equally from each batch as they allow, and at least one of each."""
-    if len(negative) <= most:
-        return negative
-    shuffled = rng.permutation(negative)
+    """At most `most` of the rows, as equally from each batch as they allow, and at least one of each."""
+    if len(index) <= most:
+        return index
+    shuffled = rng.permutation(index)
     turn = pd.Series(batch_N[shuffled]).groupby(batch_N[shuffled]).cumcount().to_numpy()
-    kept = np.argsort(turn, kind="stable")[: max(most, len(np.unique(batch_N[negative])))]
+    kept = np.argsort(turn, kind="stable")[: max(most, len(np.unique(batch_N[index])))]
     return np.sort(shuffled[kept])
 
 

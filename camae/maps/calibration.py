@@ -111,6 +111,7 @@ def calibration(
             seed=seed,
             distance=distance,
             max_controls=512,
+            max_replicates=64,
             others=asked,
         )
     parts = [

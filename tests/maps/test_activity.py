@@ -133,10 +133,12 @@ def test_single_replicates_sites_and_controls_elsewhere():
     assert averaged.n_controls.tolist() == [10, 10, 10]
 
 
-def test_controls_beyond_the_limit_are_left_out_equally():
+def test_controls_and_replicates_beyond_the_limits_are_left_out():
     x, by, control, plate = table(*screen(0, controls=30))
     out = maps.activity(x, by, control, plate, permutations=10, max_controls=20)
     assert out.n_controls[0] == 20
+    out = maps.activity(x, by, control, plate, permutations=10, max_replicates=3)
+    assert (out.n_replicates[0], out.n_controls[0]) == (3, 60)
 
 
 def test_bad_input_is_one_sentence():
@@ -145,7 +147,7 @@ def test_bad_input_is_one_sentence():
         maps.activity(x, by, control, threshold=0)
     with pytest.raises(CamaeError, match="permutations 0 choose no labels; give 1 or more"):
         maps.activity(x, by, control, permutations=0)
-    with pytest.raises(CamaeError, match="max_controls 0 leaves none; give 1 or more"):
+    with pytest.raises(CamaeError, match="max_controls 0 and max_replicates 64 must be 1 or more"):
         maps.activity(x, by, control, max_controls=0)
     with pytest.raises(CamaeError, match="no perturbation has a control in its batch"):
         maps.activity(x, by, control, np.where(control, "a", "b"))
