@@ -153,6 +153,45 @@ def test_tvn(timed, full, efaar, competitor):
     timed("tvn", f"8 batches, {n // 10} controls", (n, d), ours, check, theirs, competitor, target="<= 6 s")
 
 
+def _ledoit_wolf_script(x, batch, control):
+    """What one writes by hand: standardized on each batch's controls, then whitened by scikit-learn's covariance."""
+    from sklearn.covariance import ledoit_wolf
+
+    x, residual = x.astype(np.float64), []
+    for name in np.unique(batch):
+        rows = batch == name
+        x[rows] = (x[rows] - x[rows & control].mean(0)) / x[rows & control].std(0)
+        residual.append(x[rows & control])
+    values, vectors = np.linalg.eigh(ledoit_wolf(np.concatenate(residual), assume_centered=True)[0])
+    return x @ (vectors / np.sqrt(values) @ vectors.T)
+
+
+@pytest.mark.parametrize("method", ["tvn_shrunk", "replicate_whitening"])
+def test_shrunk_covariance(timed, full, method):
+    n, d = (50_000, 1024) if full else (4000, 128)
+
+    def table(n, d):
+        x = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
+        return x, np.repeat([f"b{i}" for i in range(8)], n // 8), np.arange(n) % 10 == 0
+
+    def check():
+        x, batch, control = table(8000, 12)
+        # scikit-learn divides by n and weighs fourth moments as if means were known: 1 / 100 of a batch's controls.
+        expected, got = _ledoit_wolf_script(x, batch, control), maps.align(x, "tvn_shrunk", batch, control)
+        assert np.abs(got - expected).max() < 0.02 * np.abs(expected).max()
+
+    x, batch, control = table(n, d)
+    perturbation = np.where(control, "ctl", np.array([f"p{i}" for i in np.arange(n) // 4]))
+
+    def ours():
+        return maps.align(x, method, batch, control, perturbation=perturbation)
+
+    def theirs():
+        return _ledoit_wolf_script(x, batch, control)
+
+    timed(method, f"8 batches, {n // 10} controls", (n, d), ours, check, theirs, "scikit-learn script")
+
+
 def _genes(n, d, per_source, sources):
     rng = np.random.default_rng(0)
     names = np.array([f"g{i:05d}" for i in range(n)])

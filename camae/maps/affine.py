@@ -56,13 +56,22 @@ class Affine:
         if self.matrix.ndim == 1:
             with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by the caller
                 centered *= beside(self.matrix, x).astype(x.dtype, copy=False)
-            return centered if self.factor is None else self._factor_beside(x, x.dtype).right_of(centered)
+            return centered if self.factor is None else self._times_factor(centered)
         if self.factor is None:
             return centered @ beside(self.matrix, x).astype(x.dtype, copy=False)
         matrix = beside(self.matrix, x)
         if x.shape[0] > matrix.shape[0] // 2:  # folding the factor into the matrix costs less than using it
             return centered @ self._factor_beside(x, np.dtype(np.float64)).right_of(matrix).astype(x.dtype)
         return self._factor_beside(x, x.dtype).right_of(centered @ matrix.astype(x.dtype))
+
+    def _times_factor(self, centered: Array) -> Array:
+        """centered @ factor, by one product with the whole factor where that costs less."""
+        assert self.factor is not None
+        (n, width), rank = centered.shape, len(self.factor.gain)
+        if n * (2 * rank - width) <= width * rank:
+            return self._factor_beside(centered, centered.dtype).right_of(centered)
+        whole = self._factor_beside(centered, np.dtype(np.float64)).right_of(namespace(centered).eye(width))
+        return centered @ whole.astype(centered.dtype)
 
     def _factor_beside(self, x: Array, dtype: np.dtype) -> LowRank:
         """The factor in x's namespace and `dtype`."""
