@@ -21,7 +21,7 @@ from camae.errors import CamaeError
 from camae.evaluate.config import ChannelsConfig, ChannelsOptions
 from camae.evaluate.figures import channel_figure, imputed_figure
 from camae.evaluate.imputation import Imputed, impute
-from camae.evaluate.scores import labeled_wells, score, standardized
+from camae.evaluate.scores import check_columns, labeled_wells, score, standardized
 from camae.files import remove_unfinished
 from camae.model.ca_mae import CAMAE
 from camae.model.interface import Model
@@ -60,6 +60,7 @@ def channels(
     net = resolve_model(model, config.device)
     manifest, folder, left_out = config.read(data), Path(out), Omissions()
     left_out.extend(manifest.left_out)
+    check_columns(manifest.table, config)
     _check(manifest)
     embedded = with_chosen_layer(config.embedding(), net)
     evaluation = _Evaluation(manifest, net, folder, config, embedded)

@@ -12,6 +12,7 @@ from camae import maps
 from camae.errors import CamaeError
 from camae.evaluate.config import EvaluateConfig
 from camae.maps.profiles import column
+from camae.maps.screens import plates_of
 from camae.omissions import Omissions
 
 _RIDGE = 1.0  # penalty in units of a well's mean squared length on standardized features
@@ -67,21 +68,30 @@ class Wells:
         return set(shuffled[:half].tolist()), set(shuffled[half:].tolist())
 
 
+def check_columns(table: pd.DataFrame, config: EvaluateConfig) -> None:
+    """Raise CamaeError for a column of the options that the table (of wells, or of a manifest) does not have."""
+    column(table, config.label, "perturbations (label=)", "the wells")
+    column(table, config.plate, "plates (plate=)", "the wells")
+    if config.control != EvaluateConfig.control:  # a screen may have no controls
+        column(table, config.control, "controls (control=)", "the wells")
+
+
 def labeled_wells(table: pd.DataFrame, config: EvaluateConfig, needed: int, left_out: Omissions) -> Wells:
     """Wells of a table that can be scored.
 
     needed: fewest perturbations. left_out: gets the perturbations that have no replicate in a second group.
     Raises CamaeError for a missing column, or too few perturbations.
     """
+    notes: list[str] = []
+    check_columns(table, config)
     name_N = column(table, config.label, "perturbations (label=)")
-    plate_N = column(table, config.plate, "plates (plate=)")
+    plate_N = plates_of(table, config.plate, notes)
     marked = config.control in table or config.control.removeprefix("Metadata_") in table
     control_N = (
         column(table, config.control, "controls") == config.negative
         if marked
         else np.zeros(len(table), dtype=bool)
     )
-    notes = []
     chosen = np.flatnonzero(~control_N & (name_N != ""))
     names, groups = pd.Series(name_N[chosen]), plate_N[chosen]
     if len(set(plate_N.tolist())) == 1:

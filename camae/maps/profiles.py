@@ -358,12 +358,11 @@ def _check_wells(meta: pd.DataFrame, source: str) -> None:
         )
 
 
-def column(meta: pd.DataFrame, name: str, what: str) -> npt.NDArray[np.str_]:
+def column(meta: pd.DataFrame, name: str, what: str, of: str = "the profiles") -> npt.NDArray[np.str_]:
     """Metadata column as text, with or without its prefix Metadata_. Raises CamaeError naming the columns there are."""
     bare = re.sub(r"^(Image_)?Metadata_", "", name)
     found = next((c for c in (name, f"Metadata_{bare}", bare) if c in meta.columns), None)
     if found is None:
-        raise CamaeError(
-            f"the profiles have no column {name} for the {what}; there are {', '.join(map(str, meta.columns))}"
-        )
+        shown = [c for c in map(str, meta.columns) if not c.startswith("emb_")]
+        raise CamaeError(f"{of} have no column {name} for the {what}; there are {listing(shown, 12)}")
     return as_text(meta[found]).to_numpy(str)

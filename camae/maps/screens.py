@@ -86,7 +86,7 @@ def read_screen(profiles: Profiles, columns: ScreenColumns, unit: ReplicateUnit 
             "rows of one well at several times or depths are kept apart; they are no replicates, so give one at a time"
         )
     table.check_finite()
-    plate = None if columns.plate is None else _plates(table.meta, columns.plate, notes)
+    plate = None if columns.plate is None else plates_of(table.meta, columns.plate, notes)
     if plate is not None and (plate == "").any():
         raise CamaeError(
             f"{table.source}: {columns.plate} is empty in {int((plate == '').sum())} rows (first: row "
@@ -107,7 +107,7 @@ def read_screen(profiles: Profiles, columns: ScreenColumns, unit: ReplicateUnit 
     return Screen(table.x, name, plate, control, table.meta, table.omitted, notes)
 
 
-def _plates(meta: pd.DataFrame, name: str, notes: list[str]) -> npt.NDArray[np.str_]:
+def plates_of(meta: pd.DataFrame, name: str, notes: list[str]) -> npt.NDArray[np.str_]:
     """Plate of each row; with its batch and source where plates of one name stand in several, as a note then says."""
     plate = column(meta, name, "plate")
     wider = [meta[c] for c in PLATE[:-1] if c in meta]

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from camae import evaluate
 from camae.errors import CamaeError
 from camae.evaluate.config import EvaluateConfig
 from camae.evaluate.scores import labeled_wells, replicate_excess, score, standardized
@@ -100,3 +101,14 @@ def test_perturbations_without_replicates_are_counted_and_too_few_refused():
         labeled_wells(table, EvaluateConfig(), 4, Omissions())
     with pytest.raises(CamaeError, match="no column Metadata_Gene for the perturbations"):
         labeled_wells(table, EvaluateConfig(label="Metadata_Gene"), 4, Omissions())
+
+
+@pytest.mark.parametrize("name", ["label", "plate", "control"])
+def test_columns_are_looked_for_before_anything_is_embedded(labeled, model_file, tmp_path, name):
+    manifest = labeled()
+    for call in (evaluate.layers, evaluate.channels):
+        with pytest.raises(
+            CamaeError, match=r"the wells have no column Metadata_X for the .*; there are Metadata_Pl"
+        ):
+            call(manifest, model_file, tmp_path / "out", quiet=True, **{name: "Metadata_X"})
+    assert not (tmp_path / "out").exists()
