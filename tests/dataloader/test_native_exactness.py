@@ -104,7 +104,7 @@ def test_symmetries_agree_with_numpy(tmp_path: Path, symmetry: int, dtype: str, 
     assert np.array_equal(out, symmetric(truth, symmetry))
 
 
-def test_every_codec_is_served_once_the_wrapper_is_imported() -> None:
+def test_fault_29_every_codec_is_served_once_the_wrapper_is_imported() -> None:
     assert "not available" not in codecs().values()
 
 
