@@ -33,6 +33,8 @@ from camae.cli.options import (
 if TYPE_CHECKING:
     from camae.maps.arrays import ArrayBackend
     from camae.maps.perturbation_map import Components as ComponentsOption
+    from camae.maps.pairs import PairSources
+    from camae.maps.perturbation_map import ScreenMap
     from camae.maps.replicates import ReplicateUnit
 
 
@@ -92,7 +94,7 @@ def map_screen(
 
     arrays = array_backend(backend)
     say(f"arrays: {arrays}")
-    strength = parse_shrinkage(shrinkage)
+    strength, ranked_by = parse_shrinkage(shrinkage), parse_distance(distance)
     options = {} if strength is None else {"shrinkage": strength}
     pairs_left_out, left_out = Omissions(), Omissions()
     models = profiles_by_model(profiles, plate or None, parse_features(features))
@@ -113,10 +115,7 @@ def map_screen(
         left_out.extend(table.omitted)
         for line in [*result.notes, *([f"{model}:"] if several else [])]:
             say(line)
-        say(maps.recall(result.vectors, result.names, known, interval=True).to_string())
-        matched = maps.matched_recall(result.vectors, result.names, result.replicates, known, seed=seed)
-        for line in maps.replicate_warnings(matched):
-            say(line)
+        _say_recall(result, known, seed)
         found = maps.strongest(result.vectors, result.names, count=1000, side="both")
         strongest.append(found.assign(model=model) if several else found)
         if activity is not None:
@@ -124,7 +123,7 @@ def map_screen(
                 table,
                 method,
                 **shared,
-                distance=parse_distance(distance),
+                distance=ranked_by,
                 threshold=threshold,
                 permutations=permutations,
                 seed=seed,
@@ -141,3 +140,13 @@ def map_screen(
         left_out.extend(pairs_left_out)
         left_out.write(out.parent, f"{out.stem}.left_out.csv")
         say(f"strongest relationships: {out}")
+
+
+def _say_recall(result: ScreenMap, known: PairSources, seed: int) -> None:
+    """Recall of known pairs, and a line for each source whose replicate counts confound it."""
+    from camae import maps
+
+    say(maps.recall(result.vectors, result.names, known, interval=True).to_string())
+    matched = maps.matched_recall(result.vectors, result.names, result.replicates, known, seed=seed)
+    for line in maps.replicate_warnings(matched):
+        say(line)
