@@ -32,8 +32,8 @@ from camae.cli.options import (
 
 if TYPE_CHECKING:
     from camae.maps.arrays import ArrayBackend
-    from camae.maps.perturbation_map import Components as ComponentsOption
     from camae.maps.pairs import PairSources
+    from camae.maps.perturbation_map import Components as ComponentsOption
     from camae.maps.perturbation_map import ScreenMap
     from camae.maps.replicates import ReplicateUnit
 
