@@ -320,7 +320,7 @@ class EmbedConfig(ReadOptions):
             raise CamaeError(
                 "name the images to embed: DATA, or the site index of JUMP-lite (jump_lite=, --jump-lite), not both"
             )
-        return super().read(str(self.jump_lite))
+        return ReadOptions.read(replace(self, format="jump-lite"), str(self.jump_lite))
 
     @property
     def rewritten(self) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from camae.dataloader.backends.decoders import decode
@@ -42,6 +43,12 @@ _INDICES = (
     "workspace/publication_data/2026_jump_lite/metadata/v1.0",
     "workspace/metadata/jump_lite/v1.0",
 )
+# Four original TIFFs are zero-filled, and so are their channels in every store
+# (https://github.com/jump-cellpainting/datasets/issues/177): encoders refuse them, better now than after hours.
+_ZERO_FILLED = {
+    ("source_7", "CP3-SC1-18", "I22", "2"): "ER",
+    ("source_7", "CP3-SC1-18", "I22", "3"): "DNA, Mito and RNA",
+}
 # Looked up one by one up to this many; beyond, one listing of the store is quicker.
 _FEW = 4096
 
@@ -89,8 +96,8 @@ def read(
     """Manifest of the sites of an index, with the columns Metadata_* that it has.
 
     path:       the index, or a folder with a copy of the release.
-    incomplete: what to do about sites whose array is not in the store (see `read_manifest`); under "keep" they get
-                their public address on S3.
+    incomplete: what to do about sites whose array is not in the store, and the two with channels of zeros (see
+                `read_manifest`); under "keep" missing ones get their public address on S3.
     variant:    "zstd", "hq", "mq" or "d20", a codec's name, or the path of a store; None takes the only store there is.
 
     The store is looked for at its places in the Gallery's layout, in the index's folder and those above it. One
@@ -115,11 +122,21 @@ def read(
         table[channel] = [f"{place}#{number}" for place in where]
     what = address.rpartition("/")[2] if store is None else store.name
     reasons = ["" if key in here else f"no array in {what}: no such file {key}" for key in keys]
+    for row, zeros in _zero_filled(table):
+        reasons[row] = reasons[row] or f"zeros alone in {zeros}, as in the original images"
     if here:
         first = next(key for key in keys if key in here)
         decode(f"{store}/{first}#0", sizes_only=True)
     root = index.parent if store is None else store.parent
     return validated(table, root, JUMP_LITE_CHANNELS, incomplete, pd.Series(reasons, dtype=object))
+
+
+def _zero_filled(table: pd.DataFrame) -> list[tuple[int, str]]:
+    """Rows of sites with zero-filled channels, and these channels."""
+    rows = np.flatnonzero(table["Metadata_Plate"].isin([plate for _, plate, *_ in _ZERO_FILLED])).tolist()
+    names = [name for name in _PARTS if name != "Metadata_Batch"]
+    found = ((row, _ZERO_FILLED.get(tuple(table.loc[row, names]))) for row in rows)
+    return [(row, zeros) for row, zeros in found if zeros is not None]
 
 
 def _sites(index: Path) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from jump_lite_release import (
     RELEASED,
     key_of,
     many_sites,
+    open_group,
     picture,
     write_array,
     write_release,
@@ -297,3 +298,22 @@ def test_plan_of_many_sites_is_one_command(tmp_path, monkeypatch):
     (command,) = plan(manifest).commands
     assert command.endswith("jpegxl_lossy_mq.zarr"), "of the whole release the whole store"
     assert plan(manifest).remote_bytes == 114_300_000_000
+
+
+def test_sites_with_channels_of_zeros_are_named_before_any_is_embedded(tmp_path):
+    place = {"Metadata_Source": "source_7", "Metadata_Batch": "B", "Metadata_Plate": "CP3-SC1-18"}
+    rows = [place | {"Metadata_Well": "I22", "Metadata_Site": site} for site in (1, 2, 3, 4)]
+    open_group(tmp_path / "zstd.zarr", "zstd")
+    for row in rows:
+        key = "__".join(map(str, row.values()))
+        write_array(tmp_path / "zstd.zarr" / key, picture(np.random.default_rng(0), 0, (32, 32)), "zstd")
+    pd.DataFrame(rows).to_parquet(tmp_path / "own.parquet")  # without keys, which are then made
+    with pytest.raises(
+        CamaeError, match=r"2 of 4 sites .* site 2: zeros alone in ER, as in the original images; "
+    ):
+        read_manifest(tmp_path / "own.parquet", "jump-lite", variant="zstd")
+    with pytest.warns(UserWarning, match="zeros alone in DNA, Mito and RNA"):
+        manifest = read_manifest(tmp_path / "own.parquet", "jump-lite", "skip", variant="zstd")
+    assert manifest.table["Metadata_Site"].tolist() == ["1", "4"]
+    assert len(manifest.left_out) == 2
+    assert len(read_manifest(tmp_path / "own.parquet", "jump-lite", "keep", variant="zstd")) == 4

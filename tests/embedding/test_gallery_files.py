@@ -18,7 +18,7 @@ from shell_commands import PROGRAM
 import camae
 from camae.dataloader import read_manifest
 from camae.dataloader.read_pixels import read_site
-from camae.errors import CamaeError
+from camae.errors import CamaeError, OutputError
 from camae.model import CAMAE, preset, save
 
 pytest.importorskip("zarr")
@@ -185,4 +185,15 @@ def test_refusals(release, model_file, tmp_path):
         CamaeError, match="the Gallery's files are named by it; read the site index of JUMP-lite"
     ):
         camae.embed_screen(bare, model=model_file, out=tmp_path / "emb", jump_lite=release)
+    (tmp_path / "screen.csv").write_text("Metadata_Well,DNA\nA01,a.tif\n")
+    with pytest.raises(
+        CamaeError, match="has no column Metadata_Source, so it is no site index of JUMP-lite"
+    ):
+        camae.embed_screen(model=model_file, out=tmp_path / "emb", jump_lite=tmp_path / "screen.csv")
     assert not (tmp_path / "emb").exists()
+
+
+def test_a_file_in_the_way_of_the_gallery_s_files(release, model_file, tmp_path):
+    (tmp_path / "workspace_dl").write_text("")
+    with pytest.raises(OutputError, match=r"embedding\.parquet cannot be written: a file is in the way"):
+        camae.embed_screen(jump_lite=release, variant="zstd", model=model_file, out=tmp_path, quiet=True)
