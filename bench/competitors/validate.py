@@ -21,7 +21,6 @@ TOOLS: dict[str, Callable[[anndata.AnnData], object]] = {
     "pp.tvn": lambda data: mt.pp.tvn(data, batch_key="Metadata_Plate", use_rep=None),
     "tl.consensus": lambda data: mt.tl.consensus(data),
     "tl.similarity": lambda data: mt.tl.similarity(mt.tl.consensus(data)),
-    "metrics.batch_variance_explained": lambda data: mt.metrics.batch_variance_explained(data),
 }
 
 

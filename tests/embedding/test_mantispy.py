@@ -56,4 +56,4 @@ def test_mantispy_accepts_every_kind_of_table(tmp_path):
     assert "not valid" not in done.stdout, done.stdout
     assert done.stdout.count(": valid") == len(files), done.stdout + done.stderr
     assert "  pp.tvn: ran" in done.stdout
-    assert "  metrics.batch_variance_explained: ran" in done.stdout
+    assert done.returncode == 0, done.stdout  # no tool failed
