@@ -73,6 +73,13 @@ def is_tiff(address: str) -> bool:
 
 def refuse_remote(path: str) -> None:
     """Check that an address is local. Raises CamaeError with the command that fetches it."""
+    if path.startswith("s3://") and ".zarr/" in path:
+        array = split_address(path)[0]
+        raise CamaeError(
+            f"{path}: is on S3 and camae reads local files only: fetch the array with "
+            f"`aws s3 cp --no-sign-request --recursive {array}/ {array.rpartition('/')[2]}/`, or all of them with the "
+            "commands of `camae data plan`"
+        )
     if path.startswith("s3://"):
         raise CamaeError(
             f"{path}: is on S3 and camae reads local files only: fetch it with "

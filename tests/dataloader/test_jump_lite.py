@@ -276,6 +276,10 @@ def test_plan_of_a_variant_that_is_not_here(index):
     )
     assert len(result.commands) == 88
     with pytest.raises(
+        CamaeError, match=rf"fetch the array with .* --recursive s3://.*{place}/source_2__B1__P1__A01__1/ "
+    ):
+        read_site(manifest, 0)
+    with pytest.raises(
         CamaeError, match=r"jpegxl_lossy_hq\.zarr is neither beside it .* camae data plan prints"
     ):
         read_manifest(index, variant="hq")

@@ -90,6 +90,23 @@ def test_the_gallery_s_files_hold_the_vectors_of_the_sites(release, model_file, 
         assert pd.read_csv(out / "left_out.csv")["item"].tolist() == ["B2 plate CP_3 well A02 site 1"]
 
 
+def test_another_tool_makes_wells_of_the_files(release, model_file, tmp_path):
+    """DuckDB's median over files and tiles by branch and metric, as the release makes its wells, of one site a well."""
+    duckdb = pytest.importorskip("duckdb")
+    out = tmp_path / "emb"
+    wells = camae.embed_screen(jump_lite=release, variant="zstd", model=model_file, out=out, quiet=True)
+    found = duckdb.sql(
+        "select split_part(filename, '/', -3) as plate, split_part(split_part(filename, '/', -2), '-', 1) as well, "
+        "branch || metric as name, median(value) as value, count(*) as sites "
+        f"from read_parquet('{out}/workspace_dl/**/embedding.parquet', filename=true) group by all"
+    ).df()
+    assert set(found["sites"]) == {2}
+    one = found[(found["plate"] == "CP_3") & (found["well"] == "A03")].set_index("name")["value"]
+    row = wells[(wells["Metadata_Plate"] == "CP_3") & (wells["Metadata_Well"] == "A03")]
+    ours = row.filter(like="emb_").to_numpy()[0]  # the mean: of two sites also the median
+    np.testing.assert_allclose(one[[f"camaeX_{i}" for i in range(32)]].to_numpy(), ours, atol=1e-6)
+
+
 def test_vectors_equal_those_of_the_images_in_memory(release, model_file, tmp_path):
     table = camae.embed_screen(
         jump_lite=release, variant="zstd", model=model_file, out=tmp_path / "emb", level="site", quiet=True
