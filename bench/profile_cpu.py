@@ -4,7 +4,7 @@ Shell: `python bench/profile_cpu.py [OUT.jsonl] [--small] [CASE]`, CASE a part o
 bench/results/<device>/profile.jsonl. A row per case: milliseconds by op, how often it is called, and where its FLOPs or
 bytes are counted the floor: products at the measured rate of the largest one in the same precision, bytes at that of a
 copy. On a shared machine other processes only ever add time: each call counts with its least over rounds, and on one
-thread in CPU time; only the ops of a training step are on torch's profiler's wall clock (`ops_ms` is their sum, `ms` the
+thread in CPU time; ops of a training step are on the wall clock of torch's profiler (`ops_ms` is their sum, `ms` the
 step in CPU time).
 """
 
