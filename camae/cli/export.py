@@ -36,4 +36,5 @@ def export(
     files = export_table(source, out, network, cast("SiteForm", form), left_out)
     say_left_out(left_out)
     more = f" and {len(files) - _SHOWN:,} more" if len(files) > _SHOWN else ""
-    say(f"{len(files):,} files written: {', '.join(map(str, files[:_SHOWN]))}{more}")
+    count = "1 file" if len(files) == 1 else f"{len(files):,} files"
+    say(f"{count} written: {', '.join(map(str, files[:_SHOWN]))}{more}")
