@@ -119,7 +119,10 @@ def _in_block(path: str, array: ZarrArray, index: tuple[int, ...]) -> np.ndarray
     """Plane of an array whose chunks hold several: all planes of its chunks are decoded, and kept for the next one."""
     chunks = array.chunks[:-2]
     first = tuple(i // c * c for i, c in zip(index, chunks, strict=True))
-    place = (path, first, _state(chunk_files(path, array, index)))
+    files = chunk_files(path, array, index)
+    if not files and JUMP_LITE_KEY.fullmatch(os.path.basename(path)):
+        raise CamaeError(f"{path}: its metadata are here and its pixels are not: fetch this site again")
+    place = (path, first, _state(files))
     if _last.block is None or _last.place != place:
         _last.block, _last.place = None, ()
         check_chunks(path, array, index)

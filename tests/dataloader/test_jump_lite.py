@@ -175,6 +175,17 @@ def test_a_chunk_that_claims_another_size_is_refused(tmp_path):
         read_site(manifest, 1)
 
 
+@pytest.mark.parametrize("codec", ["zstd", "mq"])
+def test_a_site_whose_copy_was_cut_short_is_named(tmp_path, codec):
+    manifest = read_manifest(many_sites(tmp_path, 2, codec))
+    array = manifest.root / manifest.table["DNA"][1].split("#")[0]
+    next(p for p in array.rglob("*") if p.is_file() and p.name in ("0", "0.0.0")).unlink()
+    with pytest.raises(
+        CamaeError, match=r"row 1 .* its metadata are here and its pixels are not: fetch this site again"
+    ):
+        read_site(manifest, 1)
+
+
 @pytest.mark.parametrize("size", [(32, 32), (33, 40), (1080, 1080), (64, 48), (540, 960), (8, 2000)])
 @pytest.mark.parametrize("container", [False, True])
 def test_sizes_of_jpeg_xl_are_those_encoded(size, container):
