@@ -7,7 +7,8 @@
 On one thread (OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1) ratios are judged by CPU seconds, which other work on the machine
 hardly changes; on more threads by wall seconds, which need a quiet machine.
 Without --scverse the systems of that environment are left out, and the run says so.
-Results that should be the same are compared before a row is written: recall to 1e-3, mean AP to 1e-4, neighbors after one method to 1e-2.
+Results that should be the same are compared before a row is written: recall to 1e-3, mean AP to 1e-4, neighbors after
+one method to 1e-2.
 """
 
 from __future__ import annotations
