@@ -1,6 +1,6 @@
 """RefChemDB as a source of known pairs: compounds and genes of one target, changed in one direction.
 
-RefChemDB (Judson et al. 2019, ALTEX, doi:10.14573/altex.1809281) lists compounds with their targets, the direction in
+RefChemDB (Judson et al. 2019, ALTEX, PMID 30570668) lists compounds with their targets, the direction in
 which they change them, and how many sources support it. JUMP-lite deposits it matched with JUMP's perturbations and
 with tiers of confidence (`jump_lite_refchem_annotations.parquet`, `refchemdb_conf_jump_matched.parquet`).
 """
