@@ -94,8 +94,8 @@ def pool_screens(summaries: Mapping[int, RunSummary]) -> RunSummary:
 
     The best baseline is the one with the highest mean recall. Standard errors of a mean over n screens, which are
     independent: sqrt(sum of squares) / n of the screens' own; of a difference also the standard deviation between
-    screens over sqrt(n), and the larger of the two counts. Intervals: 2 standard errors on average, on either side in
-    the proportion of the screens' own.
+    screens over sqrt(n), and the larger of the two counts. Intervals: of a mean, sqrt(sum of squares) / n of the
+    screens' own on either side; of a difference, 2 standard errors on average, in the same proportion.
     """
     each = list(summaries.values())
     recall = {system: pool_scores([s["recall"][system] for s in each]) for system in SYSTEMS}
@@ -136,7 +136,7 @@ def pool_scores(scores: Sequence[Score], between: bool = False) -> Score:
     if all("low" in score and "high" in score for score in scores):
         below = _of_mean([s["value"] - s["low"] for s in scores])
         above = _of_mean([s["high"] - s["value"] for s in scores])
-        scale = 2 * _NORMAL * error / (below + above) if own > 0 else 1.0
+        scale = 2 * _NORMAL * error / (below + above) if between and own > 0 else 1.0
         pooled["low"], pooled["high"] = pooled["value"] - scale * below, pooled["value"] + scale * above
     return pooled
 
