@@ -13,9 +13,15 @@ from camae.embedding_table import make_table
 from camae.errors import CamaeError
 from camae.maps.perturbation_map import map_screen
 from camae.reporting.verdict import verdict
-from camae.reproduction.demo import evaluate as evaluation
 from camae.reproduction.demo import run_demo as demo
-from camae.reproduction.demo.evaluate import BASELINES, SYSTEMS, evaluate, pool_screens, read_outs
+from camae.reproduction.demo.evaluate import (
+    BASELINES,
+    SYSTEMS,
+    evaluate,
+    pool_scores,
+    pool_screens,
+    read_outs,
+)
 from camae.reproduction.demo.generate_screen import generate
 from camae.reproduction.demo.screen_parameters import ScreenParameters
 
@@ -187,3 +193,18 @@ def test_several_screens_from_start_to_report(tmp_path, monkeypatch):
     assert page.index("Training does not win on 2 screens") < page.index("Known relationships</h2>")
     assert "Screen by screen" in page
     assert "Not shown" not in page
+
+
+def test_intervals_over_screens_are_from_those_of_the_screens():
+    scores = [
+        {"value": 0.9, "se": 0.05, "low": 0.7, "high": 0.96},
+        {"value": 0.8, "se": 0.05, "low": 0.6, "high": 0.9},
+    ]
+    found = pool_scores(scores)
+    assert found["value"] == pytest.approx(0.85)
+    assert found["low"] == pytest.approx(0.85 - np.hypot(0.2, 0.2) / 2)
+    assert found["high"] == pytest.approx(0.85 + np.hypot(0.06, 0.1) / 2)
+    apart = pool_scores(scores, between=True)
+    assert apart["se"] == pytest.approx(0.1 / 2)  # the spread between the two, over the root of 2
+    assert (apart["high"] - apart["low"]) / 2 == pytest.approx(2 * apart["se"])
+    assert "low" not in pool_scores([{"value": 0.9, "se": 0.05}, {"value": 0.8, "se": 0.05}])
