@@ -50,9 +50,9 @@ def _window(path: str, y: int, x: int, h: int, w: int) -> np.ndarray:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }
             shape, columns_first, dtype = read_header[version](stream)
-            if len(shape) != 2 or dtype.hasobject:
+            if len(shape) != 2 or dtype.kind not in "iuf":
                 raise CamaeError(
-                    f"{path}: an illumination function is numbers of (height, width), this is {shape}"
+                    f"{path}: an illumination function is numbers of (height, width), this is {dtype} of {shape}"
                 )
             if columns_first:
                 shape, (y, x), (h, w) = shape[::-1], (x, y), (w, h)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from camae.dataloader.backends.addresses import split_address
 from camae.dataloader.identity import normal_columns
 from camae.dataloader.manifest import METADATA, Manifest
 from camae.errors import CamaeError
@@ -152,7 +153,10 @@ def left_incomplete(
     warnings.warn(f"{message}; they are left out", stacklevel=3)
     for row in rows:
         # The same clause for all, so that they are counted together.
-        left_out.add("site", _words(table.iloc[row]), reasons[row].partition(": no such file")[0])
+        what, gone, _ = reasons[row].partition(": no such file")
+        left_out.add(
+            "site", _words(table.iloc[row]), f"the file of its {what} is not there" if gone else what
+        )
     return Manifest(table[~bad], root, left_out, notes)
 
 
@@ -177,15 +181,36 @@ def lacking_channels(manifest: Manifest) -> npt.NDArray[np.bool_]:
     return declared[group] & ~has
 
 
+def absent_files(manifest: Manifest) -> list[str]:
+    """Phrase on the first local file of each site that is not there, "" for none; every folder is listed once."""
+    listings: dict[str, set[str]] = {}
+
+    def there(address: str) -> bool:
+        folder, _, name = split_address(address)[0].rpartition("/")
+        if folder not in listings:
+            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        return name in listings[folder]
+
+    found = []
+    for row in range(len(manifest)):
+        planes = ((c, manifest.path(row, c)) for c in manifest.site_channels(row))
+        gone = ((c, p) for c, p in planes if "://" not in p and not there(p))
+        found.append(next((f"channel {c}: no such file {p}" for c, p in gone), ""))
+    return found
+
+
 def complete(manifest: Manifest, incomplete: str) -> Manifest:
     """Completeness of a manifest file: sites that lack a channel which others of their plate have (see
-    lacking_channels) are refused, left out or accepted, as `incomplete` says (see `read_manifest`).
+    lacking_channels) are refused, left out or accepted, as `incomplete` says (see `read_manifest`); "skip" leaves out
+    sites whose files are not there as well.
     """
     lacking = lacking_channels(manifest)
-    bad = np.asarray(lacking.any(axis=1))
+    reasons = _lacks(lacking, manifest.channels)
+    if incomplete == "skip":  # else reading a site says that its file is not there
+        reasons = [lacks or gone for lacks, gone in zip(reasons, absent_files(manifest), strict=True)]
+    bad = np.array([reason != "" for reason in reasons])
     if incomplete in ("mixed", "keep") or not bad.any():
         return manifest
-    reasons = _lacks(lacking, manifest.channels)
     try:
         return left_incomplete(
             manifest.table, manifest.root, bad, reasons, incomplete, manifest.left_out, manifest.notes

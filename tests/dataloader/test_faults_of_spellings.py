@@ -212,3 +212,18 @@ def test_fault_33_one_table_or_name_needs_no_list(tmp_path):
     for path in (labels, str(labels)):
         found = read_manifest(data, metadata=path, negative_controls="DMSO").table.loc[0]
         assert (found["Metadata_Perturbation"], found["Metadata_control_type"]) == ("DMSO", "negcon")
+
+
+def test_fault_13_skip_leaves_out_sites_of_a_table_whose_files_are_not_there(tmp_path):
+    for name in ("a.tif", "b.tif", "c.tif"):
+        plane(tmp_path / name)
+    header = "Metadata_Plate,Metadata_Well,Metadata_Site,DNA,ER\n"
+    rows = "P,A1,1,a.tif#0,b.tif\nP,A2,1,a.tif,gone.tif\nP,A3,1,,c.tif\nP,A4,1,s3://bucket/a.tif,c.tif\n"
+    data = table(tmp_path / "m.csv", header + rows)
+    with pytest.warns(UserWarning, match="2 of 4 sites under .* are incomplete"):
+        manifest = read_manifest(data, incomplete="skip")
+    assert manifest.table["Metadata_Well"].tolist() == ["A01", "A04"]
+    assert manifest.left_out.lines() == [
+        "1 site left out: the file of its channel ER is not there (first: plate P well A02 site 1)",
+        "1 site left out: lacks DNA (first: plate P well A03 site 1)",
+    ]
