@@ -4,9 +4,10 @@
 all cells and probes the labeled ones. Row: `results/<device>/jurkat.jsonl`; figure beside it. A short run,
 `--steps 2 --cells 200`, writes neither.
 
-Every system is read by logistic regression in three folds. The penalty is chosen for every system alike on
-folds that are not reported. The standard error of a difference is that of a mean over cells, phase by
-phase: hits of both systems on the same cells, averaged over the seeds of the folds.
+Every system is read by logistic regression in three folds. Of an encoder's tokens (moments per channel) the regression
+gets principal components, beside the intensities of the planes. Their number and the penalty are chosen for all systems
+alike on folds that are not reported. The standard error of a difference is that of a mean over cells, phase by phase:
+hits of both systems on the same cells, averaged over the seeds of the folds.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ MODEL: dict[str, Any] = {
 RECIPE: dict[str, Any] = {"optimizer": "adamw", "lr": 2e-3, "steps": 400, "batch_size": 64}
 CHOOSING_SEED, REPORTED_SEEDS = 100, (0, 1, 2)
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of the regression, tried in this order until accuracy falls
+COMPONENTS = (12, 24, 48)  # of an encoder's tokens
 CELLS_PER_CALL = 256
 LABELED = "Experiment_1"
 CASES = {"all channels": tuple(jurkat.CHANNELS), "without DNA": ("Brightfield", "Darkfield")}
@@ -108,7 +110,7 @@ def trained(cells: jurkat.Cells, out: Path, steps: int) -> tuple[Any, float]:
 
 
 def systems(model: Any, planes_NCHW: np.ndarray, channels: Sequence[str]) -> dict[str, np.ndarray]:
-    """Features (N, D) of every system; "intensity": the statistics of stored values that both encoders add."""
+    """Features (N, D): "pixel", moments of the tokens of "trained" and "untrained", "intensity" that either adds."""
     torch.manual_seed(0)
     twin = CAMAE(model.config).eval()
     planes_NCHW = planes_NCHW[:, [i for i, channel in enumerate(jurkat.CHANNELS) if channel in channels]]
@@ -121,9 +123,7 @@ def systems(model: Any, planes_NCHW: np.ndarray, channels: Sequence[str]) -> dic
         ]
         x_NCD = np.concatenate(parts)
         width = 2 * encoder.config.width
-        found[name] = flat(x_NCD)
-        found[f"{name}, tokens alone"] = flat(x_NCD[..., :width])
-        found["intensity"] = flat(x_NCD[..., width:])
+        found[name], found["intensity"] = flat(x_NCD[..., :width]), flat(x_NCD[..., width:])
     return found
 
 
@@ -132,15 +132,31 @@ def flat(x_NCD: np.ndarray) -> np.ndarray:
     return x_NCD.reshape(len(x_NCD), -1)
 
 
+def read_outs(found: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Features of every system by read-out, of which one is chosen."""
+    systems: dict[str, dict[str, np.ndarray]] = {n: {"statistics": found[n]} for n in ("pixel", "intensity")}
+    for name in ("trained", "untrained"):
+        parts = {f"{k} components": components(found[name], k) for k in COMPONENTS}
+        systems[f"{name}, tokens alone"] = parts
+        systems[name] = {k: np.concatenate([part, found["intensity"]], 1) for k, part in parts.items()}
+    return systems
+
+
+def components(x_ND: np.ndarray, count: int) -> np.ndarray:
+    """The first principal components (N, count) of standardized features; no label is read."""
+    z_ND = (x_ND - x_ND.mean(0, dtype=np.float64)) / np.maximum(x_ND.std(0, dtype=np.float64), 1e-12)
+    return z_ND @ np.linalg.eigh(z_ND.T @ z_ND)[1][:, ::-1][:, :count]
+
+
 def compare(found: dict[str, np.ndarray], phase_N: np.ndarray, folder: Path) -> dict[str, Any]:
     """Balanced accuracy of every system, what was chosen for it, and the trained encoder less each other system."""
     hits: dict[str, np.ndarray] = {}
     table: dict[str, Any] = {}
-    for name, x_ND in found.items():
-        probed = kept(folder / f"{name}.npz", lambda: probe(x_ND, phase_N))  # noqa: B023
-        hits[name], c = probed["hits"], float(probed["c"])
-        table[name] = {"features": x_ND.shape[1], "c": c, "value": balanced(hits[name], phase_N)}
-        table[name]["se"] = standard_error(hits[name], phase_N)
+    for name, features in read_outs(found).items():
+        probed = kept(folder / f"{name}.npz", lambda: probe(features, phase_N))  # noqa: B023
+        hits[name] = probed["hits"]
+        table[name] = {"read_out": str(probed["read_out"]), "c": float(probed["c"])}
+        table[name] |= {"value": balanced(hits[name], phase_N), "se": standard_error(hits[name], phase_N)}
         table[name]["by_phase"] = {str(p): float(hits[name][phase_N == p].mean()) for p in np.unique(phase_N)}
     differences = {
         name: {
@@ -153,22 +169,26 @@ def compare(found: dict[str, np.ndarray], phase_N: np.ndarray, folder: Path) -> 
     return {"systems": table, "trained_minus": differences}
 
 
-def probe(x_ND: np.ndarray, phase_N: np.ndarray) -> dict[str, np.ndarray]:
-    """ "hits" (N,), how often each cell's phase is told over the seeds of the folds, and "c", the chosen penalty."""
-    c = choose(x_ND, phase_N)
-    hits_SN = [jurkat.held_out_hits(x_ND, phase_N, seed=seed, c=c)[0] for seed in REPORTED_SEEDS]
-    return {"hits": np.mean(hits_SN, axis=0), "c": np.array(c)}
+def probe(features: dict[str, np.ndarray], phase_N: np.ndarray) -> dict[str, np.ndarray]:
+    """ "hits" (N,), how often each cell's phase is told over the seeds of the folds; what was chosen."""
+    chosen = {read_out: choose(x_ND, phase_N) for read_out, x_ND in features.items()}
+    read_out = max(chosen, key=lambda name: chosen[name][1])
+    c = chosen[read_out][0]
+    hits_SN = [
+        jurkat.held_out_hits(features[read_out], phase_N, seed=seed, c=c)[0] for seed in REPORTED_SEEDS
+    ]
+    return {"hits": np.mean(hits_SN, axis=0), "c": np.array(c), "read_out": np.array(read_out)}
 
 
-def choose(x_ND: np.ndarray, phase_N: np.ndarray) -> float:
-    """The penalty of `PENALTIES` that is best on the choosing folds, among those up to the first that does worse."""
+def choose(x_ND: np.ndarray, phase_N: np.ndarray) -> tuple[float, float]:
+    """The penalty of `PENALTIES` best on the choosing folds, up to the first that does worse, and its accuracy."""
     best_c, best = PENALTIES[0], 0.0
     for c in PENALTIES:
         value = balanced(jurkat.held_out_hits(x_ND, phase_N, seed=CHOOSING_SEED, c=c)[0], phase_N)
         if value < best:
             break
         best_c, best = c, value
-    return best_c
+    return best_c, best
 
 
 def balanced(value_N: np.ndarray, phase_N: np.ndarray) -> float:
