@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from beyond import ARMS, FOLDER, JURKAT, JURKAT_SEEDS, LAYER_SPLITS, SCREEN, SCREENS
 from matplotlib.axes import Axes
-from rows import ROOT, append_row
+from rows import RESULTS, ROOT, append_row, device_name
 
-from camae.reporting.style import CYCLE, INK, house_style, new_figure, save_png, strip_axes
+from camae.reporting.style import CYCLE, INK, house_style, new_figure, plain_axes, save_png, strip_axes
 
 Found = dict[str, Any]
 METRICS = ("recall", "separability", "consistency")
@@ -231,6 +231,25 @@ def draw_fast_cpu(row: Found) -> None:
     save_png(figure, FIGURES / "beyond_fast_cpu.png")
 
 
+def draw_time_to_loss() -> None:
+    """Held-out loss of the recipe's model against seconds, beside the plain loop: newest row of the training bench."""
+    rows = [json.loads(line) for line in (RESULTS / device_name("cpu") / "training.jsonl").open()]
+    curves = [row for row in rows if row["case"] == "time to a validation loss"][-1]["curves"]
+    with house_style():
+        figure = new_figure(4.6, 2.8)
+        axes = plain_axes(figure, grid="y")
+        for name, label, color in (
+            ("ours", "fast-cpu's model and decoder", 0),
+            ("plain", "plain eager loop", 1),
+        ):
+            _, seconds, loss = zip(*curves[name], strict=True)
+            axes.plot(seconds, loss, color=CYCLE[color], label=label)
+        axes.set_xlabel("seconds on two cores, without validation")
+        axes.set_ylabel("held-out masked loss")
+        axes.legend(fontsize=8)
+    save_png(figure, FIGURES / "beyond_fast_cpu.png")
+
+
 def main() -> None:
     channels, layer, cross, fast = channel_row(), layer_row(), cross_well_row(), fast_cpu_row()
     for row in (channels, layer, cross, *jurkat_rows(), fast):
@@ -254,6 +273,8 @@ def main() -> None:
         )
     if fast:
         draw_fast_cpu(fast)
+    else:
+        draw_time_to_loss()
 
 
 if __name__ == "__main__":
