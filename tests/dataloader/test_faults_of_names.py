@@ -268,7 +268,9 @@ def test_fault_05_a_path_is_not_resolved_to_another_plates_files(tmp_path: Path)
     with pytest.warns(UserWarning, match="left out"):
         kept = read_manifest(tmp_path / "deep", incomplete="skip")
     assert kept.table.Metadata_Plate.tolist() == ["PL1"]
-    assert kept.left_out.lines() == ["1 site left out: channel DNA (first: B1 plate PL2 well A01 site 1)"]
+    assert kept.left_out.lines() == [
+        "1 site left out: the file of its channel DNA is not there (first: B1 plate PL2 well A01 site 1)"
+    ]
     # Nothing says whose images a folder "Images" holds.
     with pytest.raises(CamaeError, match="2 of 2 sites"):
         read_manifest(tmp_path / "flat")

@@ -11,6 +11,7 @@ import pytest
 import tifffile
 
 from camae.dataloader import Manifest, read_manifest, read_plane
+from camae.dataloader.illumination import function_window
 from camae.embedding_table import by_well, make_table
 from camae.errors import CamaeError
 from camae.maps.profiles import read_profile_table
@@ -227,3 +228,12 @@ def test_fault_13_skip_leaves_out_sites_of_a_table_whose_files_are_not_there(tmp
         "1 site left out: the file of its channel ER is not there (first: plate P well A02 site 1)",
         "1 site left out: lacks DNA (first: plate P well A03 site 1)",
     ]
+
+
+@pytest.mark.parametrize("values", [np.ones((16, 16), complex), np.array([["a"]]), np.ones(16)])
+def test_fault_17_illumination_functions_that_are_no_numbers_of_a_plane(tmp_path, values):
+    np.save(tmp_path / "i.npy", values)
+    with pytest.raises(
+        CamaeError, match=r"an illumination function is numbers of \(height, width\), this is "
+    ):
+        function_window(str(tmp_path / "i.npy"), 0, 0, (16, 16), 0)
