@@ -145,7 +145,7 @@ def _values(column: pd.Series, missing: np.ndarray) -> np.ndarray:
     return values
 
 
-def h5ad_bytes(data: AnnData) -> memoryview:
+def h5ad_bytes(data: AnnData) -> bytes:
     """The bytes of an .h5ad file. Made in memory: HDF5 cannot end a file on a full disk without tracebacks."""
     import h5py
     from anndata.io import write_elem
@@ -153,4 +153,4 @@ def h5ad_bytes(data: AnnData) -> memoryview:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         write_elem(file, "/", data)
-    return buffer.getbuffer()
+    return buffer.getvalue()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("importlinter", reason="the contract is checked by import-linter, of the extra dev")
+
 ROOT = Path(__file__).parents[1]
 # Without site's hooks an editable installation does not stand in for the tree that is looked at.
 LINT = (

@@ -149,6 +149,11 @@ def _check_blosc(name: str, head: bytes, size: int) -> None:
         raise CamaeError(f"{name}: has {size:,} bytes and {says}: it is damaged")
 
 
+def _word(setting: object) -> object:
+    """A codec's setting as text: an enumeration's value up to zarr 3.1, text itself later."""
+    return getattr(setting, "value", setting)
+
+
 def _check_shard(file: Path, array: ZarrArray, chunks: int) -> None:
     """Check the Blosc chunks of one shard, by the index at its start or end (Zarr 3: pairs of offset and size)."""
     metadata: Any = array.metadata
@@ -163,13 +168,13 @@ def _check_shard(file: Path, array: ZarrArray, chunks: int) -> None:
     length = 16 * chunks + 4 * (len(names) - 1)
     size = file.stat().st_size
     with open(file, "rb") as stream:
-        stream.seek(0 if sharding.index_location.value == "start" else max(0, size - length))
+        stream.seek(0 if _word(sharding.index_location) == "start" else max(0, size - length))
         index = stream.read(16 * chunks)
         if len(index) < 16 * chunks:
             raise CamaeError(
                 f"{file}: has {size:,} bytes, its index of {chunks} chunks has more: it is damaged"
             )
-        order = "<" if sharding.index_codecs[0].endian.value == "little" else ">"
+        order = "<" if _word(sharding.index_codecs[0].endian) == "little" else ">"
         for offset, count in struct.iter_unpack(f"{order}QQ", index):
             if offset == count == _ABSENT:
                 continue

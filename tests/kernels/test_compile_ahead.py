@@ -72,7 +72,7 @@ def test_a_bad_tile_is_caught():
     case = ALL["sm_80", "varlen_attention", "forward d64 bf16"]
     bad = replace(case, constants={**case.constants, "BLOCK_M": 256, "BLOCK_N": 256}, warps=4, stages=4)
     measured = compile_case(bad, "sm_80")
-    found = problems(bad, measured, BUDGETS.rows[measured.key])
+    found = problems(bad, measured, BUDGETS.rows.get(measured.key))
     assert any("spills, none allowed" in sentence for sentence in found)
     assert any("shared memory, limit 166912" in sentence or "budget" in sentence for sentence in found)
     assert all("varlen_attention [forward d64 bf16] on sm_80" in sentence for sentence in found)
