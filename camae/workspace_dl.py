@@ -4,6 +4,7 @@ Under `workspace_dl` (cellpainting-gallery, documentation/data_structure.md), a 
 
     embeddings/<network>/<batch>/<plate>/<well>-<site>/embedding.parquet     rows of a site, or of its cells
     embeddings/<network>/<batch>/<plate>/<well>/<site>/embedding.npz         the same, as DeepProfiler has it
+    embeddings/<network>/<release>/<source>/<batch>/<plate>/<well>-<site>/embedding.parquet     JUMP-lite, read only
     profiles/<network>/<batch>/<plate>/<plate>.parquet                       wells
     collated/<network>/collated.parquet, consensus/<network>/consensus.parquet   all wells; all treatments
 
@@ -39,6 +40,7 @@ _CENTERS = (
     ("Metadata_Location_Center_X", "Metadata_Location_Center_Y"),
     ("Metadata_Nuclei_Location_Center_X", "Metadata_Nuclei_Location_Center_Y"),
 )
+_LONG = {"tile", "metric", "value"}  # columns of JUMP-lite's long form
 _OWN = "camae"  # key of an npz: what the file says about itself, and its columns, as JSON
 
 
@@ -179,7 +181,7 @@ def profile_files(folder: Path) -> list[ProfileFile]:
 def _place_of(path: Path) -> ProfileFile:
     """Network and place of a file, from its path."""
     parts = [*path.absolute().parts[:-1], path.stem]
-    network = batch = plate = well = site = ""
+    network = source = batch = plate = well = site = ""
     if path.stem in ("collated", "consensus"):
         network = parts[-2]
     elif path.name == "embedding.npz":
@@ -187,6 +189,8 @@ def _place_of(path: Path) -> ProfileFile:
     elif path.name == "embedding.parquet":
         network, batch, plate, joined = parts[-5:-1]
         well, _, site = joined.rpartition("-")
+        if "embeddings" in parts[:-6]:  # below the network a release and the source
+            network, source = parts[len(parts) - parts[::-1].index("embeddings")], parts[-5]
     elif path.suffix == ".parquet":
         network, batch, plate = parts[-4:-1]
     elif "_" in path.stem:
@@ -194,7 +198,8 @@ def _place_of(path: Path) -> ProfileFile:
         well, _, site = path.stem.rpartition("_")
     else:
         plate, well, site = parts[-3:]
-    return ProfileFile(path, network, dict(zip(_PLACE, (batch, plate, well, site), strict=True)))
+    place = dict(zip(_PLACE, (batch, plate, well, site), strict=True))
+    return ProfileFile(path, network, {"Metadata_Source": source} | place)
 
 
 def read_workspace(
@@ -239,7 +244,26 @@ def _read(path: Path, omitted: Omissions) -> tuple[pd.DataFrame, dict[str, Any] 
     if path.suffix == ".npz":
         return _read_npz(path, omitted)
     rows, about = read_table(path)
+    if set(rows.columns) >= _LONG:
+        return _wide(path, rows), None
     return rows, about if is_own_file(path) else None
+
+
+def _wide(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of tiles from JUMP-lite's long form, a row for each number of them (metric X_0, X_1 ...)."""
+    several = [name for name in ("object", "branch") if name in rows and rows[name].nunique() > 1]
+    if several:
+        raise CamaeError(
+            f"{path}: holds several values of {several[0]}; write the rows of one to a folder of its own"
+        )
+    keys = [name for name in ("label", "tile") if name in rows]
+    numbers = rows["metric"].str.removeprefix("X_").astype(int)
+    if rows.assign(metric=numbers).duplicated([*keys, "metric"]).any():
+        raise CamaeError(f"{path}: a number of a tile is there twice; keep one row of each")
+    wide = rows.assign(metric=numbers).pivot(index=keys, columns="metric", values="value").reset_index()
+    tiles = pd.DataFrame({"Metadata_Tile": wide["tile"].astype(str)})
+    vectors = wide[range(int(numbers.max()) + 1)].to_numpy()
+    return pd.concat([tiles, pd.DataFrame(vectors, columns=feature_columns(vectors.shape[1]))], axis=1)
 
 
 def _with_place(rows: pd.DataFrame, place: Mapping[str, str]) -> pd.DataFrame:

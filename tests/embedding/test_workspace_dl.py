@@ -126,6 +126,31 @@ def test_parquet_files_of_other_programs_take_their_place_from_the_path(tmp_path
     assert table.iloc[0].tolist() == ["B", "P1", "A01", "2", 0.5]
 
 
+def test_long_form_of_jump_lite_becomes_rows_of_tiles(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(2, 2, 12)).astype(np.float32)  # source, tile, feature
+    for k, source in enumerate(("source_1", "source_4")):
+        path = (
+            tmp_path / "embeddings" / "net" / "release" / source / "B" / "P" / "A01-3" / "embedding.parquet"
+        )
+        path.parent.mkdir(parents=True)
+        tile, metric = (a.ravel() for a in np.indices((2, 12)))
+        columns = {"tile": tile, "label": 0, "branch": "b", "metric": [f"X_{m}" for m in metric]}
+        columns |= {"value": vectors[k].ravel(), "object": "net", "tp": 0}
+        pd.DataFrame(columns).sample(frac=1, random_state=0).to_parquet(path)
+    table, _ = read_workspace(tmp_path)
+    assert table["Metadata_Source"].tolist() == ["source_1"] * 2 + ["source_4"] * 2
+    assert table.loc[0, ["Metadata_Plate", "Metadata_Well", "Metadata_Site"]].tolist() == ["P", "A01", "3"]
+    np.testing.assert_array_equal(table.filter(like="emb_"), vectors.reshape(4, 12))
+    assert read_profile_table(tmp_path).by_well().x.shape == (2, 12)
+    for rows, sentence in (
+        ({**columns, "branch": tile}, "holds several values of branch; write the rows of one"),
+        ({**columns, "tile": 0}, "a number of a tile is there twice; keep one row"),
+    ):
+        pd.DataFrame(rows).to_parquet(path)
+        with pytest.raises(CamaeError, match=sentence):
+            read_workspace(tmp_path)
+
+
 def test_refusals(tmp_path):
     place = {"Metadata_Batch": "B", "Metadata_Plate": "P", "Metadata_Well": "A01"}
     wells = pd.DataFrame(place | {"emb_0000": np.float32([1])})
