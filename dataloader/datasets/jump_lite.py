@@ -121,7 +121,7 @@ def read(
     for number, channel in enumerate(JUMP_LITE_CHANNELS):
         table[channel] = [f"{place}#{number}" for place in where]
     what = address.rpartition("/")[2] if store is None else store.name
-    reasons = ["" if key in here else f"no array in {what}: no such file {key}" for key in keys]
+    reasons = ["" if key in here else f"array in {what}: no such file {key}" for key in keys]
     for row, zeros in _zero_filled(table):
         reasons[row] = reasons[row] or f"zeros alone in {zeros}, as in the original images"
     if here:

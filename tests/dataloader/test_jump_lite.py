@@ -61,14 +61,15 @@ def test_metadata_are_those_of_the_index(index):
 
 def test_missing_sites_are_refused_or_counted_and_listed(index):
     with pytest.raises(
-        CamaeError, match=r"2 of 88 sites .* plate CP_3 well A02 site 1: no array in jpegxl_lossy_mq"
+        CamaeError, match=r"2 of 88 sites .* plate CP_3 well A02 site 1: array in jpegxl_lossy_mq"
     ):
         read_manifest(index, variant="mq")
     with pytest.warns(UserWarning, match="2 of 88 sites"):
         manifest = read_manifest(index, variant="mq", incomplete="skip")
     assert len(manifest) == 86
     assert manifest.left_out.lines() == [
-        "2 sites left out: no array in jpegxl_lossy_mq.zarr (first: B2 plate CP_3 well A02 site 1)"
+        "2 sites left out: the file of its array in jpegxl_lossy_mq.zarr is not there "
+        "(first: B2 plate CP_3 well A02 site 1)"
     ]
     kept = read_manifest(index, variant="mq", incomplete="keep")
     gone = [kept.path(row, "DNA") for row in range(len(kept)) if kept.path(row, "DNA").startswith("s3://")]
