@@ -76,7 +76,7 @@ def channel_row() -> Found | None:
                 [float(np.mean(drops(x["sets"], metric, read_out))) for x in side] for side in sides(runs)
             ]
             row[f"{name}_drop"] = difference(*lost)
-    pixels = [float(np.mean(drops(a["pixels"], "recall", None))) for _, a, _ in runs]
+    pixels = [float(np.mean(drops(a["pixels"], "recall", None))) for _, a, _ in runs if a["pixels"]]
     drop = row["per_channel_recall_drop"]
     row["pixel_statistics_recall_drop"] = pixels
     row["target"] = "drop of recall with masking at most half of that without"
@@ -105,7 +105,7 @@ def about(setup: tuple[str, Any, Any], arm: str, runs: list[tuple[str, Found, Fo
 def layer_row() -> Found | None:
     """Chosen block against the last one on held-out perturbations, means over the splits of each screen."""
     runs = [(str(seed), read("plain", str(seed))) for seed in SCREENS]
-    found = [(seed, run["layers"]) for seed, run in runs if run]
+    found = [(seed, run["layers"]) for seed, run in runs if run and run["layers"]]
     if not found:
         return None
     row: Found = {
