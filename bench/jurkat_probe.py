@@ -1,7 +1,7 @@
 """Phases of the cell cycle from real cells: a self-supervised encoder, its untrained twin and pixel statistics.
 
 `python bench/jurkat_probe.py FOLDER` (FOLDER: the cells, see `data/jurkat.py`) trains a small CA-MAE without labels on
-all cells and probes the labeled ones. Row: `results/<device>/jurkat.jsonl`; figure beside it. A short run,
+all cells and probes the labeled ones. Row: `results/<device>/jurkat.jsonl`; figure: `docs/figures`. A short run,
 `--steps 2 --cells 200`, writes neither.
 
 Every system is read by logistic regression in three folds. Of an encoder's tokens (moments per channel) the regression
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from data import jurkat
-from rows import RESULTS, ROOT, append_row, device_name
+from rows import ROOT, append_row
 
 import camae
 from camae.model import CAMAE
@@ -80,7 +80,7 @@ def main() -> None:
             print(case, row[case], flush=True)
     if not short and options.stage is None:
         append_row("jurkat.jsonl", row, full=True)
-        draw(row, RESULTS / device_name("cpu") / "jurkat.png")
+        draw(row, ROOT / "docs" / "figures" / "jurkat.png")
 
 
 def kept(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
