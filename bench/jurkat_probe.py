@@ -158,15 +158,18 @@ def compare(found: dict[str, np.ndarray], phase_N: np.ndarray, folder: Path) -> 
         table[name] = {"read_out": str(probed["read_out"]), "c": float(probed["c"])}
         table[name] |= {"value": balanced(hits[name], phase_N), "se": standard_error(hits[name], phase_N)}
         table[name]["by_phase"] = {str(p): float(hits[name][phase_N == p].mean()) for p in np.unique(phase_N)}
-    differences = {
-        name: {
-            "value": balanced(hits["trained"] - hits[name], phase_N),
-            "se": standard_error(hits["trained"] - hits[name], phase_N),
-        }
-        for name in hits
-        if name != "trained"
+    tokens = ("trained, tokens alone", "untrained, tokens alone")
+    return {
+        "systems": table,
+        "trained_minus": {n: difference(hits["trained"], hits[n], phase_N) for n in hits if n != "trained"},
+        "trained_minus_untrained_tokens_alone": difference(*(hits[name] for name in tokens), phase_N),
     }
-    return {"systems": table, "trained_minus": differences}
+
+
+def difference(hits_N: np.ndarray, others_N: np.ndarray, phase_N: np.ndarray) -> dict[str, float]:
+    """Balanced accuracy less that of another system on the same cells, and its standard error."""
+    gain_N = hits_N - others_N
+    return {"value": balanced(gain_N, phase_N), "se": standard_error(gain_N, phase_N)}
 
 
 def probe(features: dict[str, np.ndarray], phase_N: np.ndarray) -> dict[str, np.ndarray]:
