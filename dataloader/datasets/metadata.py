@@ -25,7 +25,9 @@ _KEYS = {
 }
 
 
-def with_tables(manifest: Manifest, tables: Sequence[str | os.PathLike[str]]) -> Manifest:
+def with_tables(
+    manifest: Manifest, tables: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+) -> Manifest:
     """Left join of tables, in order, on all Metadata_* columns that each shares with the manifest so far.
 
     For JUMP: well.csv.gz (source, plate, well -> JCP2022), then crispr, orf or compound, then perturbation_control.
@@ -35,7 +37,7 @@ def with_tables(manifest: Manifest, tables: Sequence[str | os.PathLike[str]]) ->
     Raises CamaeError when a table shares no column, would repeat sites, or matches none.
     """
     table, notes = manifest.table.copy(), list(manifest.notes)
-    for path in tables:
+    for path in [tables] if isinstance(tables, str | os.PathLike) else tables:
         extra = _prefixed(read_text_table(path), path)
         shared = [c for c in extra.columns if c in table.columns]
         # Columns both have but that are empty so far are filled, not matched.

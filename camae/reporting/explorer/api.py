@@ -84,16 +84,20 @@ def explore(
     shown = [model_map(name, s, method, components, layout, dose, known) for name, s in screens.items()]
     for screen in screens.values():
         left_out.extend(screen.omitted)
-    remove_unfinished(target)
     sites = None if images is None else read_manifest(images, incomplete="keep", variant=variant)
     thumbnails = _thumbnails(sites, next(iter(screens.values())), options, target, left_out)
     about = {"alignment": method, "unit": unit or "none", "title": title or "Map of perturbations"}
-    text = page(shown, known, thumbnails, options.size, about, left_out.lines())
+    _write(target, page(shown, known, thumbnails, options.size, about, left_out.lines()), left_out)
+    return target
+
+
+def _write(target: Path, text: str, left_out: Omissions) -> None:
+    """Write the page, and what was left out beside it, which warnings say too."""
+    remove_unfinished(target)
     write_text(target, text)
     for line in left_out.lines():
-        warnings.warn(f"{target}: {line}", stacklevel=2)
+        warnings.warn(f"{target}: {line}", stacklevel=3)
     left_out.write(target.parent, "left_out.csv" if target.name == INDEX else f"{target.stem}.left_out.csv")
-    return target
 
 
 def _thumbnails(
