@@ -64,7 +64,7 @@ def test_generated_pages_are_up_to_date():
 
 def test_options_in_prose_exist():
     known = {o for command in COMMANDS.values() for o in generated.options_of(command)} | {"--help"}
-    other = {"--no-python", "--nproc-per-node", "--local-dir", "--array", "--wrap", "--full"}
+    other = {"--no-python", "--nproc-per-node", "--local-dir", "--array", "--wrap", "--full", "--compare"}
     for page in PAGES:
         named = set(re.findall(r"`(--[a-z-]+)", page.read_text()))
         assert named <= known | other, page.name
