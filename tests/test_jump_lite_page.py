@@ -17,9 +17,12 @@ import pytest
 import torch
 from explored_screen import PageData
 from jump_lite_release import INDEX, MECHANISMS, RELEASED, write_release
+from PIL import Image
 from shell_commands import PROGRAM, SLOW
 
 from camae import maps
+from camae.dataloader import read_manifest
+from camae.dataloader.read_pixels import read_site
 from camae.model import CAMAE, preset, save
 
 pytest.importorskip("zarr")
@@ -94,7 +97,7 @@ def test_the_four_commands_of_the_page(here):
     embed = [*typed["embed"], "--sites-per-shard", "8"]  # so that a kill leaves a part
     killed_after_two_shards(here, embed)
     said = run(here, embed)
-    assert "1 site left out: no array in jpegxl_lossy_mq.zarr" in said
+    assert "1 site left out: the file of its array in jpegxl_lossy_mq.zarr is not there" in said
     assert "44 of 44 rows matched" in said or "43 of 43 rows matched" in said
     whole = [w if w != "emb" else "whole" for w in embed]
     run(here, whole)
@@ -146,6 +149,28 @@ def check_page(here):
     assert len(shown) == 2 * 2 * len(MECHANISMS) - 1 or len(shown) == 3 * len(MECHANISMS)
     assert all((here / "map" / w["file"]).is_file() for w in shown)
     assert all(w["channels"] == ["AGP", "DNA", "ER", "Mito", "RNA"] for w in shown)
+
+    manifest = read_manifest(here / "jump_lite" / INDEX, variant="mq", incomplete="keep")
+    for well in shown[::5]:
+        strip, planes = shown_planes(here / "map" / well["file"]), planes_of(manifest, well)
+        alike = np.corrcoef(strip, planes)[:5, 5:]
+        # Each channel looks most like its own plane; how much is not asked, as what outshines the controls is white.
+        assert alike.argmax(1).tolist() == [0, 1, 2, 3, 4]
+        assert alike.argmax(0).tolist() == [0, 1, 2, 3, 4]
+
+
+def planes_of(manifest, well):
+    """Middle squares of the planes of the site that a thumbnail is of, (5, 1600)."""
+    table = manifest.table
+    place = table["Metadata_Source"] + "/" + table["Metadata_Batch"] + "/" + table["Metadata_Plate"]
+    row = int(np.flatnonzero((place == well["plate"]) & (table["Metadata_Well"] == well["well"]))[0])
+    return read_site(manifest, row)[0][:, :, 4:44].reshape(5, -1).astype(float)
+
+
+def shown_planes(file):
+    """Planes of a thumbnail's strip, without the composite, at the 40 px that were enlarged to 160: (5, 1600)."""
+    strip = np.asarray(Image.open(file).convert("L"), float).reshape(40, 4, 6, 40, 4).mean((1, 4))
+    return strip.transpose(1, 0, 2)[1:].reshape(5, -1)
 
 
 def test_the_page_s_python_is_the_shell_s_command(here):
