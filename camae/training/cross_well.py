@@ -8,6 +8,7 @@ of the weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -64,8 +65,9 @@ class CrossWell(nn.Module):
 
 
 def siamese_loss(logits_BK: torch.Tensor, paired_B: torch.Tensor, group: int) -> torch.Tensor:
-    """Masked siamese loss summed over paired crops: cross entropy with the sharpened prediction of the other crop, less
-    the entropy of the mean prediction (Assran et al., Eq. 1), which keeps prototypes from being left unused.
+    """Masked siamese loss summed over paired crops: cross entropy with the sharpened prediction of the other crop, and
+    what the entropy of the mean prediction lacks of log K (Assran et al., Eq. 1 and a constant that keeps it from being
+    negative), so that prototypes are not left unused.
 
     logits_BK: (B, K), crops 2p and 2p + 1 are a pair. paired_B: (B,) 1 or 0. group: consecutive crops over which
     predictions are averaged, so that no sum runs over what other passes or ranks hold; it divides B.
@@ -79,7 +81,8 @@ def siamese_loss(logits_BK: torch.Tensor, paired_B: torch.Tensor, group: int) ->
     count_GL = weight_BL.unflatten(0, (-1, group)).sum(1)
     mean_GK = sums_GK / count_GL.clamp(min=1)
     entropy_GL = torch.special.entr(mean_GK).sum(-1, keepdim=True)
-    return cross_entropy - (count_GL * entropy_GL).sum()
+    most = math.log(logits_BK.shape[1])
+    return cross_entropy + (count_GL * (most - entropy_GL)).sum()
 
 
 def check_group(config: TrainConfig, ranks: int) -> None:
