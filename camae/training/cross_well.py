@@ -79,7 +79,8 @@ def siamese_loss(logits_BK: torch.Tensor, paired_B: torch.Tensor, group: int) ->
     cross_entropy = -(weight_BL * other_BK * log_BK).sum()
     sums_GK = (weight_BL * log_BK.exp()).unflatten(0, (-1, group)).sum(1)
     count_GL = weight_BL.unflatten(0, (-1, group)).sum(1)
-    mean_GK = sums_GK / count_GL.clamp(min=1)
+    # Above 0, where the gradient of x log x is finite: a group may have no pair.
+    mean_GK = (sums_GK / count_GL.clamp(min=1)).clamp(min=torch.finfo(sums_GK.dtype).tiny)
     entropy_GL = torch.special.entr(mean_GK).sum(-1, keepdim=True)
     most = math.log(logits_BK.shape[1])
     return cross_entropy + (count_GL * (most - entropy_GL)).sum()

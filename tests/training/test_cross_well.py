@@ -77,6 +77,17 @@ def test_term_and_gradient_by_definition():
     assert not gradient[2:4].any()
 
 
+def test_a_group_without_a_pair_has_no_share():
+    """Neither in the value nor, as a number that is not finite, in the gradient."""
+    logits = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
+    value = siamese_loss(logits, torch.tensor([1.0] * 4 + [0.0] * 4), 4)
+    (gradient,) = torch.autograd.grad(value, logits)
+    alone = siamese_loss(logits[:4], torch.ones(4), 4)
+    torch.testing.assert_close(value, alone)
+    torch.testing.assert_close(gradient[:4], torch.autograd.grad(alone, logits)[0][:4])
+    assert not gradient[4:].any()
+
+
 def test_pairs_by_definition(replicated):
     manifest = replicated("screen")
     loader = CropLoader(manifest, crop=32, batch_size=8, seed=3, replicates="Metadata_Perturbation")
