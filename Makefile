@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 
-.PHONY: help demo test test-full bench check format docs wheel-test gpu aot twin codecs clean
+.PHONY: help demo test test-full sanitize bench check format docs wheel-test gpu aot twin codecs clean
 help:
 	@echo "make demo       the whole product on a small screen (under 10 minutes on 2 cores)"
 	@echo "make test       the test suite (no GPU needed)"
@@ -13,6 +13,7 @@ help:
 	@echo "make check      formatting, lint, the contract between rooms, types"
 	@echo "make docs       the documentation, strictly (site/index.html)"
 	@echo "make wheel-test sdist and wheel, installed in a clean environment and tried"
+	@echo "make sanitize   tests of the native module under address and undefined-behavior sanitizers"
 	@echo "make bench      pytest bench/"
 	@echo "make gpu        everything that needs a GPU, or PART=tests|kernels|step|embed|maps|reader|tiles|profile|sanitizer"
 	@echo "make twin       the suite on the GPU machine's software (Python 3.12, its torch, triton, CuPy, NumPy; no GPU)"
@@ -52,8 +53,20 @@ demo: $(VENV)/.core
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not full" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
-test-full: $(VENV)/.dev docs wheel-test
+test-full: $(VENV)/.dev docs wheel-test sanitize
 	$(BIN)/pytest -m "not gpu"
+
+# The native module under address and undefined-behavior sanitizers, in the tests of its kernels and of the TIFF reader.
+SANITIZED := tests/kernels/test_transformer_block.py tests/kernels/test_transformer_block_low.py \
+             tests/kernels/test_cpu_attention.py tests/inference/test_packed_blocks.py tests/dataloader/test_native_hostile.py
+sanitize: $(VENV)/.dev
+	$(PIP) install -q -c constraints.txt pybind11
+	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Release -DCAMAE_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	    -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) >/dev/null
+	cmake --build build/sanitize --target _native
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" OMP_NUM_THREADS=2 \
+	    ASAN_OPTIONS=detect_leaks=0 $(BIN)/python tests/support/with_native.py build/sanitize/_native*.so \
+	    -m pytest -q -p no:cacheprovider -m "not gpu and not full" $(SANITIZED)
 
 bench: $(VENV)/.dev
 	$(BIN)/pytest bench/
