@@ -288,10 +288,12 @@ def _spelled_otherwise(unknown: npt.NDArray[np.object_], names: npt.NDArray[np.s
 def pairs_as_text(pairs: Pairs, source: str) -> npt.NDArray[np.object_]:
     """Pairs as an object array (n, 2) of text, from 2-tuples, an array or a two-column DataFrame."""
     listed = pairs.to_numpy() if isinstance(pairs, pd.DataFrame) else pairs
+    if not isinstance(listed, np.ndarray):
+        listed = list(listed)  # a generator has no length
     if len(listed) == 0:
         return np.empty((0, 2), dtype=object)
     try:
-        raw = np.array(listed if isinstance(listed, np.ndarray) else list(listed), dtype=object)
+        raw = np.array(listed, dtype=object)
     except ValueError:  # entries of several lengths
         raw = np.empty(0)
     if raw.ndim != 2 or raw.shape[1] != 2:

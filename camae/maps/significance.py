@@ -58,7 +58,7 @@ def average_precision_p_values(
     CamaeError
         For an unknown null, or a threshold that is not between 0 and 1.
     """
-    check_null_options(null, threshold, null_size)
+    check_null_options(null, threshold, null_size, seed)
     p, smallest, source = query_p_values(
         ap.average_precision.to_numpy(), _sizes(ap), null_size, threshold, seed, null
     )
@@ -115,7 +115,7 @@ def mean_average_precision(
     (Vovk and Wang 2020, "Combining p-values via averaging"); it is too large where queries disagree. `maps.activity`
     has a p value of the group that is uniform, and `maps.calibration` shows all of them on controls.
     """
-    check_null_options(null, threshold, null_size)
+    check_null_options(null, threshold, null_size, seed)
     if rule not in RULES:
         raise CamaeError(f"unknown rule '{rule}'; choose one of {', '.join(RULES)}")
     by = columns(ap, sameby, "sameby")
@@ -125,14 +125,16 @@ def mean_average_precision(
     return out.assign(retrieved=out.q_value < threshold)
 
 
-def check_null_options(null: str, threshold: float, null_size: int) -> None:
-    """Raise CamaeError for an unknown null, a threshold that is no rate, or no rankings."""
+def check_null_options(null: str, threshold: float, null_size: int, seed: int = 0) -> None:
+    """Raise CamaeError for an unknown null, a threshold that is no rate, or numbers that cannot count or seed draws."""
     if null not in NULLS:
         raise CamaeError(f"unknown null '{null}'; choose one of {', '.join(NULLS)}")
     if not 0 < threshold < 1:
         raise CamaeError(f"threshold {threshold} is not a false-discovery rate; give one between 0 and 1")
-    if null_size < 1:
-        raise CamaeError(f"null_size {null_size} draws no ranking; give 1 or more")
+    if not isinstance(null_size, int | np.integer) or null_size < 1:
+        raise CamaeError(f"null_size {null_size} draws no ranking; give 1 or more, whole")
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise CamaeError(f"seed {seed} is not a whole number from 0 on")
 
 
 def _sizes(ap: pd.DataFrame) -> list[Size]:

@@ -169,5 +169,9 @@ def test_bad_options_are_one_sentence():
         maps.mean_average_precision(ap, "g", threshold=1.5)
     with pytest.raises(CamaeError, match="null_size 0 draws no ranking"):
         maps.mean_average_precision(ap, "g", null_size=0)
+    with pytest.raises(CamaeError, match=r"null_size 10.5 draws no ranking; give 1 or more, whole"):
+        maps.mean_average_precision(ap, "g", null_size=10.5)
+    with pytest.raises(CamaeError, match="seed -1 is not a whole number from 0 on"):
+        maps.mean_average_precision(ap, "g", seed=-1)
     with pytest.raises(CamaeError, match="unknown rule 'median'; choose one of mean_log_p, map_null"):
         maps.mean_average_precision(ap, "g", rule="median")

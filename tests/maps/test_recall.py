@@ -140,3 +140,11 @@ def test_bad_tails_and_pairs_are_one_sentence(screen):
             with pytest.raises(CamaeError, match=message):
                 maps.recall(v, names, pairs, tails=tails)
     assert maps.recall(v, names, [("G0", "G20")], tails=(None, 0.95)).left.isna().all()
+
+
+def test_pairs_may_be_a_generator():
+    v, names = np.random.default_rng(0).standard_normal((20, 4)), [f"g{i}" for i in range(20)]
+    pairs = [("g0", "g1"), ("g2", "g3"), ("g4", "g5")]
+    pd.testing.assert_frame_equal(
+        maps.recall(v, names, (pair for pair in pairs)), maps.recall(v, names, pairs)
+    )

@@ -56,7 +56,7 @@ class RetrievalOptions:
     permutations: int = 1000
 
     def __post_init__(self) -> None:
-        check_null_options(self.null, self.threshold, self.null_size)
+        check_null_options(self.null, self.threshold, self.null_size, self.seed)
         check_activity_options(self.threshold, self.permutations)
         check_distance(self.distance)
 
