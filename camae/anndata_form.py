@@ -19,7 +19,7 @@ import pandas as pd
 from camae.embedding_table import feature_names
 from camae.errors import CamaeError, MissingBackendError
 from camae.mantispy_schema import controls_of, derived_columns, schema_of, variable_columns
-from camae.text_table import as_text
+from camae.text_table import text_as_given
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -90,7 +90,7 @@ def _obs(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
         missing = np.flatnonzero(column.isna().to_numpy())
         if len(missing):
             form["missing"][name] = missing.tolist()
-        text = as_text(column)
+        text = text_as_given(column)
         null = text.str.contains("\0", regex=False)
         if "\0" in name or null.any():
             raise CamaeError(f"column {name!r} holds the character NUL, which HDF5 cannot store; take it out")

@@ -1,6 +1,6 @@
 """Schema 2.0 of mantispy (scverse) for AnnData: what `mantispy.io.validate` asks of obs, var and uns.
 
-Facts from the package's own messages and documentation (0.1.0a1). A row is a "well" (Metadata_Plate and
+Facts from the package's own messages and documentation (its first alpha). A row is a "well" (Metadata_Plate and
 Metadata_Well), an "object" of an image (here a site, or a region of it) or an "aggregate" of wells.
 """
 

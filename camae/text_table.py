@@ -225,15 +225,18 @@ def check_column_names(path: Path, names: list[str]) -> None:
 
 
 def as_text(column: pd.Series) -> pd.Series:
-    """Text of a column (N,), without blanks around it: missing cells become "", whole floats lose their ".0" (sites
-    read as 1.0).
-    """
+    """`text_as_given` of a column (N,), without blanks around it."""
+    return text_as_given(column).str.strip()
+
+
+def text_as_given(column: pd.Series) -> pd.Series:
+    """Text of a column (N,): missing cells become "", whole floats lose their ".0" (sites read as 1.0)."""
     if pd.api.types.is_float_dtype(column):
         present = column.dropna()
         if (present % 1 == 0).all() and (present.abs() < 2**53).all():
             column = column.astype("Int64")
     present = column.notna()
-    return column.astype(object).where(present, "").map(str).str.strip()
+    return column.astype(object).where(present, "").map(str)
 
 
 def separator_of(path: Path, text: str) -> str:

@@ -30,7 +30,7 @@ from camae.errors import CamaeError
 from camae.files import write_atomic
 from camae.locks import writing
 from camae.omissions import Omissions
-from camae.text_table import as_text
+from camae.text_table import text_as_given
 from camae.wells import normal_well
 
 SiteForm: TypeAlias = Literal["parquet", "npz"]
@@ -106,7 +106,7 @@ def _by_place(table: pd.DataFrame, depth: int) -> Iterator[tuple[tuple[str, ...]
     for name in _PLACE[:depth]:
         if name not in table and name != "Metadata_Batch":
             raise CamaeError(f"the table has no column {name}, which names a folder of the layout; add it")
-        keys[name] = as_text(table[name]) if name in table else "batch"
+        keys[name] = text_as_given(table[name]) if name in table else "batch"
         for value in keys[name].unique():
             _check_name(value, name)
     for place, rows in table.groupby([keys[name] for name in keys], sort=False):
@@ -145,7 +145,7 @@ def _write_npz(path: Path, rows: pd.DataFrame, about: Mapping[str, object]) -> P
     for name in other:
         column = rows[name]
         plain = isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf"
-        values = column.to_numpy() if plain else as_text(column).where(column.notna().to_numpy(), None)
+        values = column.to_numpy() if plain else text_as_given(column).where(column.notna().to_numpy(), None)
         columns[name] = {"dtype": str(column.dtype) if plain else "object", "values": values.tolist()}
     features = rows[names].to_numpy()
     own = {

@@ -240,6 +240,8 @@ def test_fault_32_map_and_benchmark_give_the_same_recall(folder, width):
                 "No transformation": "none",
                 "PCA": "pca",
                 "TVN": "tvn",
+                "TVN, shrunk": "tvn_shrunk",
+                "Replicate whitening": "replicate_whitening",
                 "Center by plate": "center",
                 "Standardize by plate": "standardize",
                 "PCA+Standardize by plate": "pca_standardize",

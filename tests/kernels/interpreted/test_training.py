@@ -69,6 +69,10 @@ def test_recomputed_activations_and_cross_attention_alone():
 
 def test_names_of_a_gpu_are_those_of_the_settings():
     """The settings used above are the defaults of a CUDA device, for the optimizer too."""
-    assert set(Backends().names("cuda").values()) == {"triton"}
+    names = Backends().names("cuda")
+    assert (
+        names.pop("block") == "reference"
+    )  # whole blocks in one op are for models on a CPU that are only read
+    assert set(names.values()) == {"triton"}
     optimizer = build_optimizer(model_of("triton"), TrainConfig(steps=1, model="ca_mae_vit_ti8"))
     assert isinstance(optimizer, Lion)
