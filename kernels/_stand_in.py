@@ -180,6 +180,7 @@ def _replaced(arch: str, traffic: Traffic) -> list[tuple[object, dict[str, objec
         "reset_peak_memory_stats": nothing,
         "synchronize": nothing,
         "set_device": nothing,
+        "is_current_stream_capturing": lambda: False,  # torch up to 2.11 asks a driver
     }
     tensor = {
         "_make_subclass": staticmethod(_without_driver(torch.Tensor._make_subclass)),
