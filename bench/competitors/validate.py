@@ -19,9 +19,14 @@ TOOLS: dict[str, Callable[[anndata.AnnData], object]] = {
     "pp.normalize": lambda data: mt.pp.normalize(data, reference="negcon"),
     "pp.sphere": lambda data: mt.pp.sphere(data),
     "pp.tvn": lambda data: mt.pp.tvn(data, batch_key="Metadata_Plate", use_rep=None),
-    "tl.consensus": lambda data: mt.tl.consensus(data),
-    "tl.similarity": lambda data: mt.tl.similarity(mt.tl.consensus(data)),
+    "tl.consensus": lambda data: mt.tl.consensus(data, by=_perturbation(data)),
+    "tl.similarity": lambda data: mt.tl.similarity(mt.tl.consensus(data, by=_perturbation(data))),
 }
+
+
+def _perturbation(data: anndata.AnnData) -> str:
+    """The column that names perturbations: the screen's own."""
+    return next(name for name in ("Metadata_Perturbation", "Metadata_Gene") if name in data.obs)
 
 
 def main(paths: list[str]) -> int:
