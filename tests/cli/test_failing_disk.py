@@ -77,11 +77,8 @@ def files_in(folder):
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in LOCKS):
         data = b"" if path.name in OF_TIMES + JOURNALS else path.read_bytes()
-        if path.suffix in (
-            ".html",
-            ".csv",
-            ".json",
-        ):  # the time of writing, the seconds of systems and of the demo
+        # The time of writing (a report is a page without a suffix here), the seconds of systems and of the demo.
+        if path.suffix in (".html", ".csv", ".json") or data.startswith(b"<!doctype html>"):
             data = re.sub(rb'\d{4}-\d\d-\d\d \d\d:\d\d|,\d+(?=,embeddings/)|"seconds": [0-9.]+', b"", data)
         if (
             "work" in path.parts and path.suffix == ".parquet"

@@ -228,26 +228,24 @@ def test_fault_24_anndata_with_categorical_columns_works_in_benchmark(folder):
     ).all()
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("width", [8, 40])  # fewer features than controls, and about as many as controls
 def test_fault_32_map_and_benchmark_give_the_same_recall(folder, width):
-    screen(width=width).to_parquet(folder / "wells.parquet")
     known = maps.read_pairs_folder(folder / "pairs.csv")
-    found = run_benchmark([folder / "wells.parquet"], folder / "pairs.csv", folder / "out", null_size=99)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for row in found["table2"]:
-            method = {
-                "No transformation": "none",
-                "PCA": "pca",
-                "TVN": "tvn",
-                "TVN, shrunk": "tvn_shrunk",
-                "Replicate whitening": "replicate_whitening",
-                "Center by plate": "center",
-                "Standardize by plate": "standardize",
-                "PCA+Standardize by plate": "pca_standardize",
-            }[row["alignment"]]
-            mapped = maps.map_screen(folder / "wells.parquet", method)
-            assert maps.recall(mapped.vectors, mapped.names, known)["recall"].iloc[0] == row["recall"]
+    methods = {
+        "No transformation": "none",
+        "PCA": "pca",
+        "TVN": "tvn",
+        "TVN, shrunk": "tvn_shrunk",
+        "Replicate whitening": "replicate_whitening",
+        "Center by plate": "center",
+        "Standardize by plate": "standardize",
+        "PCA+Standardize by plate": "pca_standardize",
+    }
+    screen(width=width).to_parquet(wells := folder / "wells.parquet")
+    for row in run_benchmark([wells], folder / "pairs.csv", folder / "out", null_size=99)["table2"]:
+        mapped = maps.map_screen(wells, methods[row["alignment"]])
+        assert maps.recall(mapped.vectors, mapped.names, known)["recall"].iloc[0] == row["recall"]
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "csv.gz", "parquet"])

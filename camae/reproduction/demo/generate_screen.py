@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tifffile
 
 from camae.errors import CamaeError
-from camae.files import output_errors
+from camae.files import is_running, output_errors
 from camae.processors import usable_cpus
 from camae.reproduction.demo.cells import sample_cells
 from camae.reproduction.demo.optics import acquire
@@ -210,7 +210,7 @@ def generate(
             return out
         raise CamaeError(f"{out} already holds other files; give an empty or new folder for the demo screen")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove_unfinished_screens(out)
     try:
         with output_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -222,6 +222,14 @@ def generate(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def _remove_unfinished_screens(out: Path) -> None:
+    """Remove what killed runs left of the screen `out`; that of a run which is still at work stays."""
+    for path in out.parent.glob(f".{out.name}.*.partial"):
+        pid = path.name.removesuffix(".partial").rpartition(".")[2]
+        if pid.isdigit() and not is_running(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _holds(out: Path, parameters: ScreenParameters) -> bool:

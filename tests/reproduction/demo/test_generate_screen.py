@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -190,3 +193,13 @@ def test_true_factor_values_recover_the_planted_pairs():
     score = maps.recall(vectors, design.names, design.pairs)["recall"].iloc[0]
     # 60 pairs for the 57 places of the top 5 % of 1,128: 0.95 is the ceiling; 0.93 was measured when frozen.
     assert score >= 0.88
+
+
+def test_what_a_killed_run_left_of_a_screen_is_removed(tmp_path):
+    """Its number is of no process any more; that of a run at work stays."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for pid in (ended.pid, os.getppid()):
+        (tmp_path / f".screen.{pid}.partial" / "images").mkdir(parents=True)
+    generate(tmp_path / "screen", plates=1, sites=1, size=64, workers=1)
+    assert [path.name for path in tmp_path.glob(".*")] == [f".screen.{os.getppid()}.partial"]
