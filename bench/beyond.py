@@ -1,8 +1,9 @@
 """Beyond the paper: does a training option help? Small CA-MAEs with and without it, at the same compute.
 
-`python bench/beyond.py ARM DATA` trains one arm and scores it. DATA: the seed of a generated screen, or jurkat-SEED
-(CAMAE_JURKAT: the folder of the cells). Writes one JSON file under runs/beyond; a second call does nothing.
-`python bench/beyond_rows.py` makes rows and figures of them.
+`python bench/beyond.py ARM DATA [SIZE]` trains one arm and scores it. DATA: the seed of a generated screen, or
+jurkat-SEED (CAMAE_JURKAT: the folder of the cells). SIZE: "cpu", a minute of one core, or "gpu". Writes one JSON file
+under runs/beyond/SIZE; a second call does nothing. "small_taught" needs "plain" of the same data first.
+`python bench/beyond_rows.py [SIZE]` makes rows and figures of them.
 
 Everything that could be chosen is fixed here, before any result: the screens, the seeds, the steps, the read-outs.
 """
@@ -14,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,27 +40,62 @@ from camae.reproduction.systems.pixel import pixel_table
 
 # Screens that nothing was chosen on: none of them was drawn before this file was written.
 SCREENS = (5201, 5202, 5203)
-JURKAT_SEEDS = (0,)
 LAYER_SPLITS = range(8)
 FOLD_SEEDS = range(5)
 FOLDER = ROOT / "runs" / "beyond"
 
-# A run is a minute of one core: an encoder of 0.17 M parameters, a small part of what the demo trains.
-DECODER = {
-    "width": 48,
-    "depth": 0,
-    "cross_depth": 2,
-    "heads": 4,
-    "cross_heads": 4,
-    "context": "visible",
-    "cross_residual": True,
-    "local_start": True,
-    "part": 0.5,
-}
-ENCODER = {"width": 64, "depth": 3, "heads": 2, "drop_path": 0.0, "layer_scale": 1.0, "decoder": DECODER}
+Setup = tuple[str, dict[str, Any], dict[str, Any]]  # preset, model options, training settings
+
+
+@dataclass(frozen=True)
+class Size:
+    """What every arm trains: on a screen, on the cells, as a student of the screen's plain arm; seeds on the cells."""
+
+    screen: Setup
+    jurkat: Setup
+    student: Setup
+    jurkat_seeds: tuple[int, ...]
+
+
+def small_decoder(width: int) -> dict[str, Any]:
+    """Two cross-attentions to the visible tokens, half of the masked patches."""
+    local = {"context": "visible", "cross_residual": True, "local_start": True, "part": 0.5}
+    return {"width": width, "depth": 0, "cross_depth": 2, "heads": 4, "cross_heads": 4, **local}
+
+
+def encoder(width: int, depth: int, heads: int, decoder: int) -> dict[str, Any]:
+    """Options of a small encoder. decoder: width of its decoder."""
+    sizes = {"width": width, "depth": depth, "heads": heads, "decoder": small_decoder(decoder)}
+    return {**sizes, "drop_path": 0.0, "layer_scale": 1.0}
+
+
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-3, "quiet": True, "checkpoint_every": 10**6}
-SCREEN = ("ca_mae_vit_ti16", {"crop": 128, **ENCODER}, {"steps": 300, "batch_size": 16, "val": "plate"})
-JURKAT = ("ca_mae_vit_ti8", {"crop": 40, **ENCODER}, {"steps": 500, "batch_size": 64})
+# 0.17 M parameters, a small part of what the demo trains.
+SMALL = encoder(64, 3, 2, 48)
+# 6.5 M parameters; 20 times the crops.
+MEDIUM = encoder(256, 8, 4, 128)
+SIZES = {
+    "cpu": Size(
+        screen=("ca_mae_vit_ti16", {"crop": 128, **SMALL}, {"steps": 300, "batch_size": 16, "val": "plate"}),
+        jurkat=("ca_mae_vit_ti8", {"crop": 40, **SMALL}, {"steps": 500, "batch_size": 64}),
+        student=("ca_mae_vit_ti16", {"crop": 128, **SMALL}, {"steps": 300, "batch_size": 16, "val": "plate"}),
+        jurkat_seeds=(0,),
+    ),
+    "gpu": Size(
+        screen=(
+            "ca_mae_vit_ti16",
+            {"crop": 128, **MEDIUM},
+            {"steps": 1500, "batch_size": 64, "val": "plate", "lr": 1e-3},
+        ),
+        jurkat=("ca_mae_vit_ti8", {"crop": 40, **MEDIUM}, {"steps": 1000, "batch_size": 256, "lr": 1e-3}),
+        student=(
+            "ca_mae_vit_ti16",
+            {"crop": 128, **SMALL},
+            {"steps": 1500, "batch_size": 64, "val": "plate"},
+        ),
+        jurkat_seeds=(0, 1, 2),
+    ),
+}
 
 # What an arm adds to the settings; None is the model before its first step.
 ARMS: dict[str, dict[str, Any] | None] = {
@@ -67,25 +104,38 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "mask_channels": {"mask_channels": 0.2},
     # Labels of half of the perturbations, drawn by the seed of the screen; the other half is scored apart.
     "cross_well": {"cross_well": 0.3, "cross_well_label": "Metadata_Replicate"},
+    # The small encoder of `Size.student`, alone and with the plain arm's encoder as teacher.
+    "small": {},
+    "small_taught": {"teacher": "plain"},
 }
+STUDENTS = ("small", "small_taught")
+CHANNEL_ARMS = ("untrained", "plain", "mask_channels")  # scored without each channel, too
 
 
-def main(arm: str, data: str) -> None:
-    out = FOLDER / arm / data
+def main(arm: str, data: str, size: str = "cpu") -> None:
+    out = FOLDER / size / arm / data
     if (out / "measured.json").is_file():
         return
     began = time.perf_counter()
-    found = measure_jurkat(arm, out, int(data.partition("-")[2])) if data.startswith("jurkat") else {}
-    found = found or measure_screen(arm, out, int(data))
-    found |= {"arm": arm, "data": data, "seconds": time.perf_counter() - began, "commit": commit()}
+    found = measure_jurkat(arm, out, int(data.partition("-")[2]), size) if data.startswith("jurkat") else {}
+    found = found or measure_screen(arm, out, int(data), size)
+    found |= {
+        "arm": arm,
+        "data": data,
+        "size": size,
+        "seconds": time.perf_counter() - began,
+        "commit": commit(),
+    }
     write_json(out / "measured.json", found)
     print(json.dumps(found))
 
 
-def trained(arm: str, manifest: Manifest, setup: tuple[str, Any, Any], out: Path, seed: int = 0) -> Any:
+def trained(arm: str, manifest: Manifest, setup: Setup, out: Path, seed: int = 0) -> Any:
     """The model of an arm in eval mode, and the seconds of its training."""
     name, options, settings = setup
     change = ARMS[arm]
+    if change and "teacher" in change:
+        change = change | {"teacher": str(out.parents[1] / "plain" / out.name / "model")}
     if change is None:
         torch.manual_seed(seed)
         return CAMAE(preset(name, channels=tuple(manifest.channels), **options)).eval(), 0.0
@@ -95,7 +145,7 @@ def trained(arm: str, manifest: Manifest, setup: tuple[str, Any, Any], out: Path
     return run.model, time.perf_counter() - began
 
 
-def measure_screen(arm: str, out: Path, seed: int) -> dict[str, Any]:
+def measure_screen(arm: str, out: Path, seed: int, size: str) -> dict[str, Any]:
     """Scores of all channels, without each of them, and of the blocks."""
     folder = generate(FOLDER / "screens" / str(seed), sites=1, seed=seed, workers=1)
     manifest, pairs = read_manifest(folder), maps.read_pairs(folder / "relationships" / "demo_pairs.csv")
@@ -104,10 +154,11 @@ def measure_screen(arm: str, out: Path, seed: int) -> dict[str, Any]:
         ~manifest.table["Metadata_Perturbation"].isin(held_out), ""
     )
     labeled = manifest.with_table(manifest.table.assign(Metadata_Replicate=known))
-    model, seconds = trained(arm, labeled, SCREEN, out)
+    setup = SIZES[size].student if arm in STUDENTS else SIZES[size].screen
+    model, seconds = trained(arm, labeled, setup, out)
     sets: dict[str, Any] = {}
     pixels: dict[str, Any] = {}
-    for names in ((), *((name,) for name in manifest.channels if arm != "cross_well")):
+    for names in ((), *((name,) for name in manifest.channels if arm in CHANNEL_ARMS)):
         part, key = without(manifest, names), "+".join(names)
         where = out / "embeddings" / (key or "all")
         table = camae.embed_screen(part, model, where, tiles="grid", pool="per_channel", quiet=True)
@@ -168,14 +219,14 @@ def layers(manifest: Manifest, model: Any, out: Path) -> list[dict[str, float]]:
     return rows
 
 
-def measure_jurkat(arm: str, out: Path, seed: int) -> dict[str, Any]:
+def measure_jurkat(arm: str, out: Path, seed: int, size: str) -> dict[str, Any]:
     """Balanced accuracy over phases with all channels, without each, and of the blocks. Probes by fold seeds."""
     cells = jurkat.read_cells(os.environ["CAMAE_JURKAT"])
     folder = FOLDER / "jurkat"
     manifest = (
         read_manifest(folder / "manifest.csv") if folder.is_dir() else jurkat.write_cells(cells, folder)
     )
-    model, seconds = trained(arm, manifest, JURKAT, out, seed)
+    model, seconds = trained(arm, manifest, SIZES[size].jurkat, out, seed)
     names = tuple(manifest.channels)
     sets, pixels = {}, {}
     for left_out in ("", *names):

@@ -1,18 +1,19 @@
-"""Rows and figures of bench/beyond.py and bench/fast_cpu.py: `python bench/beyond_rows.py` after the runs.
+"""Rows and figures of bench/beyond.py and bench/fast_cpu.py: `python bench/beyond_rows.py [SIZE]` after the runs.
 
-Appends rows to bench/results/<device>/beyond.jsonl and draws docs/figures/beyond_*.png. Differences are paired by
-screen; their standard error is the standard deviation between screens over sqrt(n). An option helps where its mean
-difference is above two of them.
+Appends rows to bench/results/<device>/beyond.jsonl and draws docs/figures/beyond_*.png ("cpu") or beyond_gpu_*.png.
+Differences are paired by screen or training; their standard error is the standard deviation between them over sqrt(n).
+An option helps where its mean difference is above two of them.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from beyond import ARMS, FOLDER, JURKAT, JURKAT_SEEDS, LAYER_SPLITS, SCREEN, SCREENS
+from beyond import ARMS, FOLDER, LAYER_SPLITS, SCREENS, SIZES, Setup
 from matplotlib.axes import Axes
 from rows import RESULTS, ROOT, append_row, device_name
 
@@ -22,11 +23,15 @@ Found = dict[str, Any]
 METRICS = ("recall", "separability", "consistency")
 READ_OUTS = ("per_channel", "mean")
 FIGURES = ROOT / "docs" / "figures"
+SIZE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
+SETUP = SIZES[SIZE]
+DEVICE = "cuda" if SIZE == "gpu" else "cpu"
+PREFIX = "beyond_gpu" if SIZE == "gpu" else "beyond"
 
 
 def read(arm: str, data: str) -> Found | None:
     """What one run measured; None where it has not run."""
-    path = FOLDER / arm / data / "measured.json"
+    path = FOLDER / SIZE / arm / data / "measured.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 
@@ -51,9 +56,9 @@ def drops(sets: Found, metric: str, read_out: str | None) -> list[float]:
     return [values[""] - value for key, value in values.items() if key]
 
 
-def pairs_of(arm: str) -> list[tuple[str, Found, Found]]:
+def pairs_of(arm: str, without: str = "plain") -> list[tuple[str, Found, Found]]:
     """(screen, without, with) for the screens that both arms have run on."""
-    runs = [(str(seed), read("plain", str(seed)), read(arm, str(seed))) for seed in SCREENS]
+    runs = [(str(seed), read(without, str(seed)), read(arm, str(seed))) for seed in SCREENS]
     return [(seed, a, b) for seed, a, b in runs if a is not None and b is not None]
 
 
@@ -67,7 +72,7 @@ def channel_row() -> Found | None:
         "case": "mask_channels on generated screens",
         "screens": [r[0] for r in runs],
     }
-    row |= about(SCREEN, "mask_channels", runs)
+    row |= about(SETUP.screen, "mask_channels", runs)
     for read_out in READ_OUTS:
         for metric in METRICS:
             name = f"{read_out}_{metric}"
@@ -92,7 +97,7 @@ def sides(runs: list[tuple[str, Found, Found]]) -> tuple[list[Found], list[Found
     return [b for _, _, b in runs], [a for _, a, _ in runs]
 
 
-def about(setup: tuple[str, Any, Any], arm: str, runs: list[tuple[str, Found, Found]]) -> Found:
+def about(setup: Setup, arm: str, runs: list[tuple[str, Found, Found]]) -> Found:
     """What was run."""
     return {
         "option": ARMS[arm],
@@ -113,7 +118,7 @@ def layer_row() -> Found | None:
         "case": "evaluate layers on generated screens",
         "screens": [s for s, _ in found],
     }
-    row |= {"steps": SCREEN[2]["steps"], "splits": len(LAYER_SPLITS)}
+    row |= {"steps": SETUP.screen[2]["steps"], "splits": len(LAYER_SPLITS)}
     row["chosen"] = [[int(split["chosen"]) for split in splits] for _, splits in found]
     for metric in ("separability", "consistency"):
         best, last = (
@@ -127,35 +132,55 @@ def layer_row() -> Found | None:
 
 
 def jurkat_rows() -> list[Found]:
-    """Jurkat cells: balanced accuracy, one training an arm and five seeds of the folds."""
-    rows = []
-    for seed in JURKAT_SEEDS:
-        plain, masked = read("plain", f"jurkat-{seed}"), read("mask_channels", f"jurkat-{seed}")
-        if plain is None:
-            continue
-        base = {"op": "beyond", "steps": JURKAT[2]["steps"], "batch_size": JURKAT[2]["batch_size"]}
-        base |= {
-            "score": "balanced accuracy over seven phases",
-            "spread": "over seeds of the folds, one training",
-        }
-        best, last = ([x[which] for x in plain["layers"]] for which in ("best", "last"))
-        chosen = [x["chosen"] for x in plain["layers"]]
-        layer = {
-            "case": "evaluate layers on Jurkat cells",
-            "chosen": chosen,
-            "accuracy": difference(best, last),
-        }
-        rows.append(base | layer)
-        if masked is None:
-            continue
+    """Jurkat cells: balanced accuracy of the chosen block, and of channel masking with and without each channel."""
+    runs = [(read("plain", f"jurkat-{s}"), read("mask_channels", f"jurkat-{s}")) for s in SETUP.jurkat_seeds]
+    plains = [plain for plain, _ in runs if plain]
+    if not plains:
+        return []
+    base = {"op": "beyond", "steps": SETUP.jurkat[2]["steps"], "batch_size": SETUP.jurkat[2]["batch_size"]}
+    several = len(plains) > 1
+    base |= {
+        "score": "balanced accuracy over seven phases",
+        "spread": "over trainings, each a mean over seeds of the folds"
+        if several
+        else "over seeds of the folds, one training",
+    }
+
+    def values(accuracies: list[list[float]]) -> list[float]:
+        return [float(np.mean(a)) for a in accuracies] if several else accuracies[0]
+
+    best, last = (values([[x[which] for x in p["layers"]] for p in plains]) for which in ("best", "last"))
+    layer: Found = {"case": "evaluate layers on Jurkat cells", "accuracy": difference(best, last)}
+    layer["chosen"] = [[int(x["chosen"]) for x in p["layers"]] for p in plains]
+    rows = [base | layer]
+    both = [(plain, masked) for plain, masked in runs if plain and masked]
+    if both:
         row: Found = {"case": "mask_channels on Jurkat cells", "option": ARMS["mask_channels"]}
         for read_out in READ_OUTS:
-            for key in plain["sets"]:
-                values = (x["sets"][key][read_out] for x in (masked, plain))
-                row[f"{read_out}_{'without ' + key if key else 'all'}"] = difference(*values)
-        row["pixel_statistics"] = {key or "all": float(np.mean(v)) for key, v in plain["pixels"].items()}
+            for key in both[0][0]["sets"]:
+                plain, masked = (values([x[i]["sets"][key][read_out] for x in both]) for i in (0, 1))
+                row[f"{read_out}_{'without ' + key if key else 'all'}"] = difference(masked, plain)
+        pixels = both[0][0]["pixels"]
+        row["pixel_statistics"] = {key or "all": float(np.mean(v)) for key, v in pixels.items()}
         rows.append(base | row)
     return rows
+
+
+def teacher_row() -> Found | None:
+    """A small encoder with the plain arm's as teacher, against the same small encoder alone."""
+    runs = pairs_of("small_taught", "small")
+    if not runs:
+        return None
+    row: Found = {"op": "beyond", "case": "teacher on generated screens", "screens": [r[0] for r in runs]}
+    row |= about(SETUP.student, "small_taught", runs)
+    for read_out in READ_OUTS:
+        for metric in METRICS:
+            scores = ([x["sets"][""][read_out][metric] for x in side] for side in sides(runs))
+            row[f"{read_out}_{metric}"] = difference(*scores)
+    teachers = [found for seed in row["screens"] if (found := read("plain", seed))]
+    row["teacher_recall"] = [found["sets"][""]["per_channel"]["recall"] for found in teachers]
+    row["default"] = "off: a teacher is always named"
+    return row
 
 
 def cross_well_row() -> Found | None:
@@ -164,7 +189,7 @@ def cross_well_row() -> Found | None:
     if not runs:
         return None
     row: Found = {"op": "beyond", "case": "cross_well on generated screens", "screens": [r[0] for r in runs]}
-    row |= about(SCREEN, "cross_well", runs)
+    row |= about(SETUP.screen, "cross_well", runs)
     for metric in (*METRICS, "held_out_separability", "held_out_consistency"):
         scores = ([x["sets"][""]["per_channel"][metric] for x in side] for side in sides(runs))
         row[metric] = difference(*scores)
@@ -176,7 +201,11 @@ def cross_well_row() -> Found | None:
 
 def fast_cpu_row() -> Found | None:
     """The recipe and its variants at equal FLOPs."""
-    found = [json.loads(p.read_text()) for p in sorted((FOLDER / "fast_cpu").glob("*.json"))]
+    found = (
+        []
+        if SIZE != "cpu"
+        else [json.loads(p.read_text()) for p in sorted((FOLDER / "fast_cpu").glob("*.json"))]
+    )
     if not found:
         return None
     return {"op": "beyond", "case": "fast-cpu and its variants at equal FLOPs", "variants": found}
@@ -203,7 +232,7 @@ def draw(name: str, panels: Sequence[tuple[Found, str]], labels: tuple[str, str]
         axes_of = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (found, title) in zip(axes_of, panels, strict=True):
             paired_panel(axes, found, title, labels)
-    save_png(figure, FIGURES / f"beyond_{name}.png")
+    save_png(figure, FIGURES / f"{PREFIX}_{name}.png")
 
 
 def draw_fast_cpu(row: Found) -> None:
@@ -252,9 +281,9 @@ def draw_time_to_loss() -> None:
 
 def main() -> None:
     channels, layer, cross, fast = channel_row(), layer_row(), cross_well_row(), fast_cpu_row()
-    for row in (channels, layer, cross, *jurkat_rows(), fast):
+    for row in (channels, layer, cross, teacher := teacher_row(), *jurkat_rows(), fast):
         if row is not None:
-            append_row("beyond.jsonl", row, full=True)
+            append_row("beyond.jsonl", row | {"size": SIZE}, full=True, device=DEVICE)
             print(json.dumps(row, indent=1))
     if channels:
         shown = (
@@ -271,9 +300,16 @@ def main() -> None:
         draw(
             "cross_well", [(cross[k], t) for k, t in zip(names, titles, strict=True)], ("plain", "cross-well")
         )
+    if teacher:
+        names = ("per_channel_recall", "per_channel_separability", "per_channel_consistency")
+        draw(
+            "teacher",
+            [(teacher[k], k.removeprefix("per_channel_")) for k in names],
+            ("alone", "with a teacher"),
+        )
     if fast:
         draw_fast_cpu(fast)
-    else:
+    elif SIZE == "cpu":
         draw_time_to_loss()
 
 

@@ -86,12 +86,13 @@ def call_of(problem: Problem, grad_THd: torch.Tensor, kernel: str, tile: Tile) -
 
 
 def work() -> list[tuple[int, str, Tile]]:
-    """All of the sweep: number of the shape, kernel, tile."""
+    """All of the sweep: number of the shape, kernel, tile. TILES_KERNELS: kernels to sweep, by commas; default all."""
+    chosen = os.environ.get("TILES_KERNELS", ",".join(SWEEP)).split(",")
     return [
         (i, kernel, Tile(*sizes[0], sizes[1]))
         for i, (*_, backward) in enumerate(SHAPES)
         for kernel, tiles in SWEEP.items()
-        if backward or kernel == "forward"
+        if (backward or kernel == "forward") and kernel in chosen
         for sizes in itertools.product(tiles, STAGES)
     ]
 
