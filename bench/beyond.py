@@ -1,9 +1,9 @@
 """Beyond the paper: does a training option help? Small CA-MAEs with and without it, at the same compute.
 
-`python bench/beyond.py ARM DATA [SIZE]` trains one arm and scores it. DATA: the seed of a generated screen, or
-jurkat-SEED (CAMAE_JURKAT: the folder of the cells). SIZE: "cpu", a minute of one core, or "gpu". Writes one JSON file
-under runs/beyond/SIZE; a second call does nothing. "small_taught" needs "plain" of the same data first.
-`python bench/beyond_rows.py [SIZE]` makes rows and figures of them.
+`python bench/beyond.py ARM DATA [SIZE [train]]` trains one arm and scores it, or leaves the scores to a later call.
+DATA: the seed of a generated screen, or jurkat-SEED (CAMAE_JURKAT: the folder of the cells). SIZE: "cpu", a minute of
+one core, or "gpu". Writes one JSON file under runs/beyond/SIZE; a second call does nothing. "small_taught" needs the
+"plain" of the same data first. `python bench/beyond_rows.py [SIZE]` makes rows and figures of them.
 
 Everything that could be chosen is fixed here, before any result: the screens, the seeds, the steps, the read-outs.
 """
@@ -41,7 +41,6 @@ from camae.reproduction.systems.pixel import pixel_table
 # Screens that nothing was chosen on: none of them was drawn before this file was written.
 SCREENS = (5201, 5202, 5203)
 LAYER_SPLITS = range(8)
-FOLD_SEEDS = range(5)
 FOLDER = ROOT / "runs" / "beyond"
 
 Setup = tuple[str, dict[str, Any], dict[str, Any]]  # preset, model options, training settings
@@ -55,6 +54,7 @@ class Size:
     jurkat: Setup
     student: Setup
     jurkat_seeds: tuple[int, ...]
+    fold_seeds: tuple[int, ...]
 
 
 def small_decoder(width: int) -> dict[str, Any]:
@@ -72,28 +72,31 @@ def encoder(width: int, depth: int, heads: int, decoder: int) -> dict[str, Any]:
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-3, "quiet": True, "checkpoint_every": 10**6}
 # 0.17 M parameters, a small part of what the demo trains.
 SMALL = encoder(64, 3, 2, 48)
-# 6.5 M parameters; 20 times the crops.
+# 6.5 M parameters; 32 times the crops. On the cells 2.7 M.
 MEDIUM = encoder(256, 8, 4, 128)
+CELLS = encoder(192, 6, 3, 64)
 SIZES = {
     "cpu": Size(
         screen=("ca_mae_vit_ti16", {"crop": 128, **SMALL}, {"steps": 300, "batch_size": 16, "val": "plate"}),
         jurkat=("ca_mae_vit_ti8", {"crop": 40, **SMALL}, {"steps": 500, "batch_size": 64}),
         student=("ca_mae_vit_ti16", {"crop": 128, **SMALL}, {"steps": 300, "batch_size": 16, "val": "plate"}),
         jurkat_seeds=(0,),
+        fold_seeds=(0, 1, 2, 3, 4),
     ),
     "gpu": Size(
         screen=(
             "ca_mae_vit_ti16",
             {"crop": 128, **MEDIUM},
-            {"steps": 1500, "batch_size": 64, "val": "plate", "lr": 1e-3},
+            {"steps": 1200, "batch_size": 128, "val": "plate", "lr": 1e-3},
         ),
-        jurkat=("ca_mae_vit_ti8", {"crop": 40, **MEDIUM}, {"steps": 1000, "batch_size": 256, "lr": 1e-3}),
+        jurkat=("ca_mae_vit_ti8", {"crop": 40, **CELLS}, {"steps": 800, "batch_size": 256, "lr": 1e-3}),
         student=(
             "ca_mae_vit_ti16",
             {"crop": 128, **SMALL},
             {"steps": 1500, "batch_size": 64, "val": "plate"},
         ),
         jurkat_seeds=(0, 1, 2),
+        fold_seeds=(0, 1),
     ),
 }
 
@@ -112,12 +115,18 @@ STUDENTS = ("small", "small_taught")
 CHANNEL_ARMS = ("untrained", "plain", "mask_channels")  # scored without each channel, too
 
 
-def main(arm: str, data: str, size: str = "cpu") -> None:
+def main(arm: str, data: str, size: str = "cpu", stage: str = "score") -> None:
     out = FOLDER / size / arm / data
     if (out / "measured.json").is_file():
         return
     began = time.perf_counter()
-    found = measure_jurkat(arm, out, int(data.partition("-")[2]), size) if data.startswith("jurkat") else {}
+    found = (
+        measure_jurkat(arm, out, int(data.partition("-")[2]), size, stage)
+        if data.startswith("jurkat")
+        else {}
+    )
+    if stage == "train":
+        return
     found = found or measure_screen(arm, out, int(data), size)
     found |= {
         "arm": arm,
@@ -139,10 +148,15 @@ def trained(arm: str, manifest: Manifest, setup: Setup, out: Path, seed: int = 0
     if change is None:
         torch.manual_seed(seed)
         return CAMAE(preset(name, channels=tuple(manifest.channels), **options)).eval(), 0.0
+    kept = out / "model" / "trained.json"
+    if kept.is_file():
+        return camae.load(out / "model").eval(), json.loads(kept.read_text())["seconds"]
     began = time.perf_counter()
     settings = ADAMW | settings | change
     run = camae.train(manifest, name, out=out / "model", seed=seed, model_options=options, **settings)
-    return run.model, time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    write_json(kept, {"seconds": seconds, "device": str(run.model.device), "commit": commit()})
+    return run.model, seconds
 
 
 def measure_screen(arm: str, out: Path, seed: int, size: str) -> dict[str, Any]:
@@ -219,7 +233,7 @@ def layers(manifest: Manifest, model: Any, out: Path) -> list[dict[str, float]]:
     return rows
 
 
-def measure_jurkat(arm: str, out: Path, seed: int, size: str) -> dict[str, Any]:
+def measure_jurkat(arm: str, out: Path, seed: int, size: str, stage: str) -> dict[str, Any]:
     """Balanced accuracy over phases with all channels, without each, and of the blocks. Probes by fold seeds."""
     cells = jurkat.read_cells(os.environ["CAMAE_JURKAT"])
     folder = FOLDER / "jurkat"
@@ -227,6 +241,10 @@ def measure_jurkat(arm: str, out: Path, seed: int, size: str) -> dict[str, Any]:
         read_manifest(folder / "manifest.csv") if folder.is_dir() else jurkat.write_cells(cells, folder)
     )
     model, seconds = trained(arm, manifest, SIZES[size].jurkat, out, seed)
+    if stage == "train":
+        return {}
+    folds, known = SIZES[size].fold_seeds, cells.experiment_N == jurkat.LABELED
+    cells = jurkat.Cells(*(x[known] for x in (cells.planes_NCHW, cells.phase_N, cells.experiment_N)))
     names = tuple(manifest.channels)
     sets, pixels = {}, {}
     for left_out in ("", *names):
@@ -234,16 +252,16 @@ def measure_jurkat(arm: str, out: Path, seed: int, size: str) -> dict[str, Any]:
         planes = cells.planes_NCHW[:, kept]
         x_NCD = embedded(model, planes, [names[i] for i in kept])
         sets[left_out] = {
-            "per_channel": accuracies(x_NCD.reshape(len(cells), -1), cells),
-            "mean": accuracies(x_NCD.mean(1), cells),
+            "per_channel": accuracies(x_NCD.reshape(len(cells), -1), cells, folds),
+            "mean": accuracies(x_NCD.mean(1), cells, folds),
         }
         if arm == "plain":
-            pixels[left_out] = accuracies(jurkat.pixel_features(planes), cells)
+            pixels[left_out] = accuracies(jurkat.pixel_features(planes), cells, folds)
     chosen = []
     if arm == "plain":
         # (N, L, C, D)
         found = embedded(model, cells.planes_NCHW, list(names), layers=tuple(range(model.config.depth)))
-        chosen = chosen_blocks(list(found.swapaxes(0, 1)), cells)
+        chosen = chosen_blocks(list(found.swapaxes(0, 1)), cells, folds)
     return {
         "train_seconds": seconds,
         "sets": sets,
@@ -261,17 +279,17 @@ def embedded(model: Any, planes: np.ndarray, names: Sequence[str], **options: An
     return np.concatenate(parts)
 
 
-def accuracies(x_ND: np.ndarray, cells: jurkat.Cells, rows: np.ndarray | None = None) -> list[float]:
-    """Balanced accuracy, mean over the three folds, for each seed of the folds. rows: the cells to take."""
-    chosen = slice(None) if rows is None else rows
-    x, phase = x_ND[chosen], cells.phase_N[chosen]
-    return [float(np.mean(jurkat.probe(x, phase, seed=seed))) for seed in FOLD_SEEDS]
+def accuracies(x_ND: np.ndarray, cells: jurkat.Cells, seeds: Sequence[int]) -> list[float]:
+    """Balanced accuracy, mean over the three folds, for each seed of the folds."""
+    return [float(np.mean(jurkat.probe(x_ND, cells.phase_N, seed=seed))) for seed in seeds]
 
 
-def chosen_blocks(blocks: Sequence[np.ndarray], cells: jurkat.Cells) -> list[dict[str, float]]:
+def chosen_blocks(
+    blocks: Sequence[np.ndarray], cells: jurkat.Cells, seeds: Sequence[int]
+) -> list[dict[str, float]]:
     """Chosen block and last block: chosen on a random half of the cells, scored by folds of the other half."""
     found = []
-    for seed in FOLD_SEEDS:
+    for seed in seeds:
         half = np.random.default_rng(seed).random(len(cells)) < 0.5
         scores: dict[bool, list[float]] = {True: [], False: []}
         for block in blocks:

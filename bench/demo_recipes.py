@@ -52,7 +52,7 @@ ENCODER: dict[str, Any] = {
     "layer_scale": 1.0,
     "decoder": DECODER,
 }
-SETTINGS: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-3, "batch_size": 64, "steps": 2000}
+SETTINGS: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-3, "batch_size": 64, "steps": 1500}
 # name -> (model options, training settings)
 RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "patch16": ({"crop": 128}, {}),

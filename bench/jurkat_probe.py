@@ -50,7 +50,6 @@ CHOOSING_SEED, REPORTED_SEEDS = 100, (0, 1, 2)
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of the regression, tried in this order until accuracy falls
 COMPONENTS = (12, 24, 48)  # of an encoder's tokens
 CELLS_PER_CALL = 256
-LABELED = "Experiment_1"
 CASES = {"all channels": tuple(jurkat.CHANNELS), "without DNA": ("Brightfield", "Darkfield")}
 
 
@@ -69,7 +68,7 @@ def main() -> None:
     model, seconds = trained(cells, out, options.steps)
     if options.stage == "train":
         return
-    labeled = cells.experiment_N == LABELED
+    labeled = cells.experiment_N == jurkat.LABELED
     planes, phase_N = cells.planes_NCHW[labeled], cells.phase_N[labeled]
     row: dict[str, Any] = {"op": "jurkat", "steps": options.steps, "train_seconds": seconds}
     row |= {"cells": len(cells), "labeled": len(phase_N), "model": MODEL}

@@ -34,7 +34,9 @@ class Backend:
 
 
 Availability = Callable[[torch.device], Backend]
-DefaultRule = Callable[[torch.device, torch.dtype, int], str]  # device, dtype and head dim -> back-end
+DefaultRule = Callable[
+    [torch.device, torch.dtype, int], str
+]  # device, dtype and size (`USUAL_SIZES`) -> back-end
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,20 @@ def _cuda_package(name: str, module: str, what: str) -> Availability:
     return available
 
 
-def _triton_on_cuda(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+def _triton_on_cuda(device: torch.device, dtype: torch.dtype, size: int) -> str:
     """Kernels on CUDA, plain torch elsewhere. The interpreter is never a default: it is for tests."""
     return "triton" if device.type == "cuda" else "reference"
 
 
-def _native_on_cpu(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+KERNEL_PATCHES = (8, 16)  # of the loss kernel, whose Fourier transform is one of matrix products
+
+
+def _default_loss(device: torch.device, dtype: torch.dtype, patch: int) -> str:
+    """The kernel on CUDA for the patches that it has, plain torch elsewhere."""
+    return _triton_on_cuda(device, dtype, patch) if patch in KERNEL_PATCHES else "reference"
+
+
+def _native_on_cpu(device: torch.device, dtype: torch.dtype, size: int) -> str:
     """The C++ block on CPUs that have its instructions, block by layers elsewhere."""
     return "native" if native_backend(device).usable else "reference"
 
@@ -174,6 +184,7 @@ class Preference:
 
 
 KERNEL_HEAD_DIMS = (16, 32, 64, 128)
+PACKAGE_HEAD_DIMS = tuple(range(8, 257, 8))  # of FlashAttention and of cuDNN
 _LOW = (torch.bfloat16, torch.float16)
 _PACKAGES = ("flash_attn_4", "flash_attn_3", "flash_attn", "torch_varlen", "cudnn", "reference")
 # The first row that fits decides.
@@ -188,11 +199,17 @@ ATTENTION_PREFERENCES = (
     Preference(
         "cuda",
         _LOW,
-        (),
+        PACKAGE_HEAD_DIMS,
         _PACKAGES,
         "our kernels have head dims 16, 32, 64 and 128; the newest FlashAttention first",
     ),
-    Preference("cuda", (), (), ("reference",), "the kernels take bf16 and fp16"),
+    Preference(
+        "cuda",
+        (),
+        (),
+        ("reference",),
+        "the kernels take bf16 and fp16, and head dims that are multiples of 8 up to 256",
+    ),
     Preference(
         "cpu",
         (torch.float32,),
@@ -228,6 +245,7 @@ def _default_attention(device: torch.device, dtype: torch.dtype, head_dim: int) 
 
 
 _TRITON_OP = OpEntry((triton_backend, reference_backend), _triton_on_cuda)
+_LOSS = OpEntry((triton_backend, reference_backend), _default_loss)
 _ATTENTION = OpEntry(
     (
         triton_backend,
@@ -246,7 +264,7 @@ _ATTENTION = OpEntry(
 TABLE: dict[str, OpEntry] = {
     "tokenize": _TRITON_OP,
     "plane_statistics": _TRITON_OP,
-    "reconstruction_loss": _TRITON_OP,
+    "reconstruction_loss": _LOSS,
     "varlen_attention": _ATTENTION,
     "residual_norm": _TRITON_OP,
     "gelu_split": _TRITON_OP,
@@ -261,14 +279,21 @@ def backends_of(op: str, device: torch.device | str) -> tuple[Backend, ...]:
     return tuple(available(device) for available in TABLE[op].backends)
 
 
+# The size that a default depends on, of every preset: attention's head dim, the side of the loss's patches.
+USUAL_SIZES = {"varlen_attention": 64, "reconstruction_loss": 16}
+
+
 def default_backend(
-    op: str, device: torch.device | str, dtype: torch.dtype | None = None, head_dim: int = 64
+    op: str, device: torch.device | str, dtype: torch.dtype | None = None, size: int | None = None
 ) -> str:
-    """The name of the back-end where none is asked for. dtype: None: bf16 on CUDA, fp32 elsewhere."""
+    """The name of the back-end where none is asked for.
+
+    dtype: None: bf16 on CUDA, fp32 elsewhere. size: as `USUAL_SIZES`, which None takes.
+    """
     device = torch.device(device)
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return TABLE[op].default(device, dtype, head_dim)
+    return TABLE[op].default(device, dtype, USUAL_SIZES.get(op, 0) if size is None else size)
 
 
 def choose(
@@ -276,14 +301,14 @@ def choose(
     requested: str | None,
     device: torch.device,
     dtype: torch.dtype | None = None,
-    head_dim: int = 64,
+    size: int | None = None,
 ) -> str:
-    """The name of the back-end to run: `requested`, or the op's default where none was named.
+    """The name of the back-end to run: `requested`, or the op's default (`default_backend`) where none was named.
 
     Raises CamaeError for a name the op does not know, MissingBackendError for one that cannot run here.
     """
     by_name = {b.name: b for b in backends_of(op, device)}
-    name = requested or default_backend(op, device, dtype, head_dim)
+    name = requested or default_backend(op, device, dtype, size)
     if name not in by_name:
         raise CamaeError(f"{op} has no back-end {name!r}; it has {', '.join(by_name)}")
     if not by_name[name].usable:

@@ -6,9 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from camae.kernels._dispatch import Backend, attention_preference, backends_of, default_backend
+from camae.kernels._dispatch import (
+    USUAL_SIZES,
+    Backend,
+    attention_preference,
+    backends_of,
+    default_backend,
+)
 
-USUAL_HEAD_DIM = 64  # of every preset's encoder
 OPS = (
     "tokenize",
     "reconstruction_loss",
@@ -60,7 +65,7 @@ def _why(op: str, default: str, device: torch.device, dtype: torch.dtype | None)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if op == "transformer_block":
         return _BLOCK_WHY[default]
-    row = attention_preference(device, dtype, USUAL_HEAD_DIM) if op == "varlen_attention" else None
+    row = attention_preference(device, dtype, USUAL_SIZES[op]) if op == "varlen_attention" else None
     return _WHY[default] if row is None else row.why
 
 

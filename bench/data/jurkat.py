@@ -23,6 +23,7 @@ from camae.dataloader.manifest import Manifest
 SIDE = 40  # pixels
 CHANNELS = {"Brightfield": "Ch3", "DNA": "Ch4", "Darkfield": "Ch6"}
 FOLDS = 3
+LABELED = "Experiment_1"  # the experiment with cells of every phase
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,9 @@ def prepare(
         layers=check_layers(config.layers, model.config),
         value_range=config.value_range,
         dtype=compute_type(model, config.dtype, device),
-        backends=Backends.of(config.backends or model.backends).names(device),
+        backends=Backends.of(config.backends or model.backends).names(
+            device, sizes=model.op_sizes(decoder=False)
+        ),
         sites_per_shard=config.sites_per_shard,
         tokens_per_pass=tokens_per_pass,
         origin=model.origin,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
@@ -71,13 +71,25 @@ class Backends:
         """The settings as text, "attention=triton,loss=reference"."""
         return ",".join(f"{setting}={name}" for setting, name in asdict(self).items() if name)
 
-    def names(self, device: torch.device | str, dtype: torch.dtype | None = None) -> dict[str, str]:
-        """The back-end that runs for each setting on a device, defaults by name.
+    def names(
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype | None = None,
+        sizes: Mapping[str, Sequence[int]] | None = None,
+    ) -> dict[str, str]:
+        """The back-end that runs for each setting on a device, defaults by name; several are joined by "+".
 
-        dtype: of attention's inputs; None: bf16 on CUDA, fp32 elsewhere.
+        dtype: of attention's inputs; None: bf16 on CUDA, fp32 elsewhere. sizes: that defaults depend on, the head dims
+        of "attention" and the patch side of "loss" (`Model.op_sizes`); those of the presets where left out.
         """
+        sizes = sizes or {}
         return {
-            setting: name or default_backend(_OPS[setting], device, dtype)
+            setting: name
+            or "+".join(
+                dict.fromkeys(
+                    default_backend(_OPS[setting], device, dtype, n) for n in sizes.get(setting, (None,))
+                )
+            )
             for setting, name in asdict(self).items()
         }
 

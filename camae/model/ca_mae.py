@@ -58,6 +58,15 @@ class CAMAE(Model):
         self.encoder = Encoder(config, self.backends)
         self.decoder = Decoder(config, self.backends)
 
+    def op_sizes(self, decoder: bool = True) -> dict[str, tuple[int, ...]]:
+        """As `Model.op_sizes`, with the head dims of the blocks and of the decoders' blocks and cross-attention."""
+        c, d = self.config, self.config.decoder
+        head_dims = [c.width // c.heads]
+        if decoder:
+            head_dims += [d.width // d.heads] if d.depth else []
+            head_dims += [d.width // d.cross_heads] if d.cross_attention != "none" else []
+        return super().op_sizes() | {"attention": tuple(dict.fromkeys(head_dims))}
+
     def check_channels(self, names: Sequence[str]) -> None:
         """Raise CamaeError for a channel without a decoder."""
         self.decoder.channel_indices(names)

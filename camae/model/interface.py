@@ -175,6 +175,13 @@ class Model(BackendModule, ABC):
         H, W = batch.planes_KHW.shape[1:]
         return (H // self.config.patch) * (W // self.config.patch)
 
+    def op_sizes(self, decoder: bool = True) -> dict[str, tuple[int, ...]]:
+        """Sizes of the model's ops that their default back-ends depend on (`Backends.names`).
+
+        decoder: count what only training runs.
+        """
+        return {"loss": (self.config.patch,)}
+
     @abstractmethod
     def check_channels(self, names: Sequence[str]) -> None:
         """Raise CamaeError where the model cannot be trained on images of these channels."""

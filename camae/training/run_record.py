@@ -78,7 +78,9 @@ def run_record(
     """The record of a run. decoders_started_anew: channels whose decoders did not come from `init`."""
     return {
         "versions": versions(),
-        "backends": model.backends.names(device, torch.bfloat16 if precision == "bf16" else torch.float32),
+        "backends": model.backends.names(
+            device, torch.bfloat16 if precision == "bf16" else torch.float32, model.op_sizes()
+        ),
         "model": model.config.to_dict(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),

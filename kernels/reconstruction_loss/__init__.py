@@ -19,8 +19,6 @@ from camae.kernels.tokenize import plane_statistics
 
 __all__ = ["backends", "patch_losses_reference", "reconstruction_loss", "reconstruction_losses"]
 
-KERNEL_PATCHES = (8, 16)
-
 
 def backends(device: torch.device | str = "cpu") -> tuple[_dispatch.Backend, ...]:
     """The op's back-ends and whether each can run on `device`. Kernels exist for P = 8 and 16."""
@@ -48,8 +46,8 @@ def reconstruction_losses(
     if plane_M.shape != (M,) or patch_M.shape != (M,) or (weight_M is not None and weight_M.shape != (M,)):
         raise CamaeError(f"{M} predicted patches need {M} plane and patch indices (and weights)")
     eps = default_eps(planes_KHW, eps)
-    name = _dispatch.choose("reconstruction_loss", backend, device)
-    if name == "triton" and P not in KERNEL_PATCHES:
+    name = _dispatch.choose("reconstruction_loss", backend, device, size=P)
+    if name == "triton" and P not in _dispatch.KERNEL_PATCHES:
         raise CamaeError(f"the loss kernel has patches of 8 and 16 px, not {P}; use backend='reference'")
     if statistics is None:
         statistics = plane_statistics(planes_KHW, backend=name)

@@ -9,7 +9,16 @@ from typing import cast
 import torch
 
 from camae.errors import CamaeError
+from camae.kernels._dispatch import PACKAGE_HEAD_DIMS
 from camae.kernels.varlen_attention.reference import varlen_attention_reference
+
+
+def _check_head_dim(name: str, d: int) -> None:
+    if d not in PACKAGE_HEAD_DIMS:
+        raise CamaeError(
+            f"{name} takes head dims that are multiples of 8 up to {PACKAGE_HEAD_DIMS[-1]}, not {d}; "
+            "use backend='reference'"
+        )
 
 
 def package_attention(
@@ -26,8 +35,9 @@ def package_attention(
     """(T, H, d) by the package's kernel, with the arguments that every version of it has.
 
     name: "torch_varlen", "flash_attn", "flash_attn_3" or "flash_attn_4". maxima: the longest sequences of queries and
-    of keys.
+    of keys. Raises CamaeError for a head dim that the packages lack.
     """
+    _check_head_dim(name, q_THd.shape[-1])
     if q_THd.numel() == 0 or maxima[1] == 0:
         return torch.zeros_like(q_THd)
     if name == "torch_varlen":
@@ -62,10 +72,11 @@ def cudnn_attention(
 ) -> torch.Tensor:
     """(T, H, d) by cuDNN: SDPA over groups of equal lengths, with no other kernel allowed.
 
-    Raises CamaeError for sequences of one token, which cuDNN does not take.
+    Raises CamaeError for what cuDNN does not take: sequences of one token, and head dims that are no multiple of 8.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
+    _check_head_dim("cudnn", q_THd.shape[-1])
     if 1 in lengths_q or 1 in lengths_k:
         raise CamaeError(
             "cuDNN's attention takes no sequence of one token; use backend='triton' or backend='reference'"

@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from camae.errors import CamaeError
 from camae.kernels import _dispatch
 from camae.kernels._compile_ahead import OPS
 from camae.kernels._cpu import instructions
 from camae.kernels._dispatch import default_backend
 from camae.kernels.op_table import op_table
+from camae.kernels.varlen_attention.packages import cudnn_attention, package_attention
+from camae.model import CAMAE, preset
+from camae.model.backends import Backends
 
 
 def test_cpu_uses_plain_torch_and_its_own_attention_and_says_why_not_the_others():
@@ -42,6 +46,8 @@ def test_cpu_uses_plain_torch_and_its_own_attention_and_says_why_not_the_others(
         ("cuda", torch.bfloat16, 64, "triton"),
         ("cuda", torch.float16, 16, "triton"),
         ("cuda", torch.bfloat16, 96, "torch_varlen"),
+        ("cuda", torch.bfloat16, 12, "reference"),
+        ("cuda", torch.bfloat16, 264, "reference"),
         ("cuda", torch.float32, 64, "reference"),
         ("cpu", torch.bfloat16, 64, "native" if instructions() else "reference"),
         ("cpu", torch.bfloat16, 24, "reference"),
@@ -61,6 +67,38 @@ def test_newest_flash_attention_first_where_our_kernels_do_not_fit(monkeypatch):
         monkeypatch.setitem(_dispatch._INSTALLED, package, True)
         found.append(default_backend("varlen_attention", "cuda", torch.bfloat16, 96))
     assert found == ["flash_attn", "flash_attn_3", "flash_attn_4"]
+
+
+@pytest.mark.parametrize(("patch", "expected"), [(4, "reference"), (8, "triton"), (16, "triton")])
+def test_default_loss(patch, expected):
+    assert default_backend("reconstruction_loss", "cuda", size=patch) == expected
+
+
+@pytest.mark.parametrize("name", ["torch_varlen", "flash_attn"])
+def test_a_head_dim_that_packages_lack_is_refused(name):
+    q, cu = torch.zeros(2, 1, 12), torch.tensor([0, 2], dtype=torch.int32)
+    with pytest.raises(CamaeError, match=f"{name} takes head dims that are multiples of 8 up to 256, not 12"):
+        package_attention(name, q, q, q, cu, cu, (2, 2), 1.0, False)
+
+
+def test_a_head_dim_that_cudnn_lacks_is_refused():
+    q = torch.zeros(2, 1, 12)
+    with pytest.raises(CamaeError, match="cudnn takes head dims that are multiples of 8 up to 256, not 12"):
+        cudnn_attention(q, q, q, [2], [2], None)
+
+
+def test_a_models_back_ends_are_named_by_its_sizes():
+    """Patch 4 and a decoder with heads of 12: what runs on CUDA is what is reported."""
+    changes = {
+        "patch": 4,
+        "crop": 32,
+        "channels": ("a",),
+        "decoder": {"width": 48, "heads": 4, "cross_heads": 4},
+    }
+    sizes = CAMAE(preset("ca_mae_vit_ti16", **changes)).op_sizes()
+    names = Backends().names("cuda", sizes=sizes)
+    assert names["loss"] == "reference"
+    assert names["attention"] == "triton+reference"
 
 
 def test_every_preference_is_a_back_end_of_attention_and_has_a_reason():

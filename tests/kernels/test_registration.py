@@ -172,7 +172,7 @@ def small_model(monkeypatch):
     monkeypatch.setattr(
         _dispatch,
         "choose",
-        lambda op, requested, device, *_: requested or _dispatch.default_backend(op, device),
+        lambda op, requested, device, *_, **__: requested or _dispatch.default_backend(op, device),
     )
     changes = {"crop": 64, "channels": ("a", "b"), "decoder": "small", "depth": 2}
     return CAMAE(preset("ca_mae_vit_s16", **changes), Backends("triton", "triton", "triton"))
