@@ -85,8 +85,8 @@ SIZES = {
         screen=("ca_mae_vit_ti16", {"crop": 128, **SMALL}, {"steps": 300, "batch_size": 16, "val": "plate"}),
         jurkat=("ca_mae_vit_ti8", {"crop": 40, **SMALL}, {"steps": 500, "batch_size": 64}),
         student=("ca_mae_vit_ti16", {"crop": 128, **SMALL}, {"steps": 300, "batch_size": 16, "val": "plate"}),
-        jurkat_seeds=(0,),
-        fold_seeds=(0, 1, 2, 3, 4),
+        jurkat_seeds=(0, 1, 2),
+        fold_seeds=(0, 1),
     ),
     "gpu": Size(
         screen=(
