@@ -2,7 +2,7 @@
 
 Appends rows to bench/results/<device>/beyond.jsonl and draws docs/figures/beyond_*.png ("cpu") or beyond_gpu_*.png.
 Differences are paired by screen or training; their standard error is the standard deviation between them over sqrt(n).
-An option helps where its mean difference is above two of them.
+An option helps where its mean difference (of a drop: its fall) is above two of them. A row that is there stays single.
 """
 
 from __future__ import annotations
@@ -13,11 +13,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from beyond import ARMS, FOLDER, LAYER_SPLITS, SCREENS, SIZES, Setup
-from matplotlib.axes import Axes
+from beyond import (
+    ARMS,
+    CHOOSING,
+    FOLDER,
+    LAYER_SPLITS,
+    MASKING_ARMS,
+    RECALL_GIVEN,
+    SCREENS,
+    SIZES,
+    Setup,
+)
+from beyond_figures import draw_fast_cpu, draw_pairs, draw_share, draw_time_to_loss, panels_of
 from rows import RESULTS, ROOT, append_row, device_name
-
-from camae.reporting.style import CYCLE, INK, house_style, new_figure, plain_axes, save_png, strip_axes
 
 Found = dict[str, Any]
 METRICS = ("recall", "separability", "consistency")
@@ -35,8 +43,11 @@ def read(arm: str, data: str) -> Found | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def difference(with_it: Sequence[float], without: Sequence[float]) -> Found:
-    """Means, paired difference and its standard error, and whether that is above two of them."""
+def difference(with_it: Sequence[float], without: Sequence[float], *, lower: bool = False) -> Found:
+    """Means, paired difference and its standard error, and whether that is above two of them.
+
+    lower: of scores where less is better.
+    """
     d = np.asarray(with_it) - np.asarray(without)
     error = float(d.std(ddof=1) / np.sqrt(len(d))) if len(d) > 1 else None
     return {
@@ -46,7 +57,7 @@ def difference(with_it: Sequence[float], without: Sequence[float]) -> Found:
         "mean_without": float(np.mean(without)),
         "difference": float(d.mean()),
         "se": error,
-        "helps": bool(error is not None and d.mean() > 2 * error),
+        "helps": bool(error is not None and (-d.mean() if lower else d.mean()) > 2 * error),
     }
 
 
@@ -62,9 +73,9 @@ def pairs_of(arm: str, without: str = "plain") -> list[tuple[str, Found, Found]]
     return [(seed, a, b) for seed, a, b in runs if a is not None and b is not None]
 
 
-def channel_row() -> Found | None:
+def channel_row(arm: str) -> Found | None:
     """Channel masking on the screens: scores of all channels, and what a missing one costs."""
-    runs = pairs_of("mask_channels")
+    runs = pairs_of(arm)
     if not runs:
         return None
     row: Found = {
@@ -72,15 +83,13 @@ def channel_row() -> Found | None:
         "case": "mask_channels on generated screens",
         "screens": [r[0] for r in runs],
     }
-    row |= about(SETUP.screen, "mask_channels", runs)
+    row |= about(SETUP.screen, arm, runs)
     for read_out in READ_OUTS:
         for metric in METRICS:
             name = f"{read_out}_{metric}"
             row[name] = difference(*([x["sets"][""][read_out][metric] for x in side] for side in sides(runs)))
-            lost = [
-                [float(np.mean(drops(x["sets"], metric, read_out))) for x in side] for side in sides(runs)
-            ]
-            row[f"{name}_drop"] = difference(*lost)
+            lost = [[mean_drop(x, metric, read_out) for x in side] for side in sides(runs)]
+            row[f"{name}_drop"] = difference(*lost, lower=True)
     pixels = [float(np.mean(drops(a["pixels"], "recall", None))) for _, a, _ in runs if a["pixels"]]
     drop = row["per_channel_recall_drop"]
     row["pixel_statistics_recall_drop"] = pixels
@@ -89,6 +98,38 @@ def channel_row() -> Found | None:
     row["default"] = "off: recall with all channels is not above two standard errors better"
     if row["per_channel_recall"]["helps"]:
         row["default"] = "off until seen on more screens: above two standard errors"
+    return row
+
+
+def mean_drop(run: Found, metric: str, read_out: str) -> float:
+    """Mean over the missing channels of what each costs."""
+    return float(np.mean(drops(run["sets"], metric, read_out)))
+
+
+def share_row() -> Found | None:
+    """The share of hidden planes, chosen on the screens for choosing by the rule of bench/beyond.py."""
+    arms = ("plain", *MASKING_ARMS)
+    runs = {arm: [run for seed in CHOOSING if (run := read(arm, str(seed)))] for arm in arms}
+    if any(len(found) < len(CHOOSING) for found in runs.values()):
+        return None
+    row: Found = {"op": "beyond", "case": "share of mask_channels, chosen on other screens"}
+    row |= {"screens": [str(seed) for seed in CHOOSING], "steps": SETUP.screen[2]["steps"], "scores": {}}
+    for arm, found in runs.items():
+        scores: Found = {"option": ARMS[arm]}
+        for read_out in READ_OUTS:
+            for metric in ("recall", "consistency"):
+                name = f"{read_out}_{metric}"
+                scores[name] = [x["sets"][""][read_out][metric] for x in found]
+                scores[f"{name}_drop"] = [mean_drop(x, metric, read_out) for x in found]
+        row["scores"][arm] = scores
+    mean = {
+        arm: {k: float(np.mean(v)) for k, v in x.items() if k != "option"} for arm, x in row["scores"].items()
+    }
+    floor = mean["plain"]["per_channel_recall"] - RECALL_GIVEN
+    allowed = [arm for arm in MASKING_ARMS if mean[arm]["per_channel_recall"] >= floor]
+    row["rule"] = f"smallest mean drop of recall of the shares whose mean recall is at least {floor:.4f}"
+    row["means"] = mean
+    row["chosen"] = min(allowed, key=lambda arm: mean[arm]["per_channel_recall_drop"]) if allowed else None
     return row
 
 
@@ -133,37 +174,51 @@ def layer_row() -> Found | None:
 
 def jurkat_rows() -> list[Found]:
     """Jurkat cells: balanced accuracy of the chosen block, and of channel masking with and without each channel."""
-    runs = [(read("plain", f"jurkat-{s}"), read("mask_channels", f"jurkat-{s}")) for s in SETUP.jurkat_seeds]
-    plains = [plain for plain, _ in runs if plain]
+    plains = [plain for seed in SETUP.jurkat_seeds if (plain := read("plain", f"jurkat-{seed}"))]
     if not plains:
         return []
-    base = {"op": "beyond", "steps": SETUP.jurkat[2]["steps"], "batch_size": SETUP.jurkat[2]["batch_size"]}
     several = len(plains) > 1
+    best, last = (
+        of_cells([[x[key] for x in p["layers"]] for p in plains], several) for key in ("best", "last")
+    )
+    layer: Found = {"case": "evaluate layers on Jurkat cells", "accuracy": difference(best, last)}
+    layer["chosen"] = [[int(x["chosen"]) for x in p["layers"]] for p in plains]
+    rows = [layer, *(row for arm in MASKING_ARMS if (row := jurkat_channel_row(arm, several)))]
+    base = {"op": "beyond", "steps": SETUP.jurkat[2]["steps"], "batch_size": SETUP.jurkat[2]["batch_size"]}
     base |= {
         "score": "balanced accuracy over seven phases",
         "spread": "over trainings, each a mean over seeds of the folds"
         if several
         else "over seeds of the folds, one training",
     }
+    return [base | row for row in rows]
 
-    def values(accuracies: list[list[float]]) -> list[float]:
-        return [float(np.mean(a)) for a in accuracies] if several else accuracies[0]
 
-    best, last = (values([[x[which] for x in p["layers"]] for p in plains]) for which in ("best", "last"))
-    layer: Found = {"case": "evaluate layers on Jurkat cells", "accuracy": difference(best, last)}
-    layer["chosen"] = [[int(x["chosen"]) for x in p["layers"]] for p in plains]
-    rows = [base | layer]
+def jurkat_channel_row(arm: str, several: bool) -> Found | None:
+    """Channel masking on the cells: accuracy of all channels and without each, and the mean drop."""
+    runs = [(read("plain", f"jurkat-{s}"), read(arm, f"jurkat-{s}")) for s in SETUP.jurkat_seeds]
     both = [(plain, masked) for plain, masked in runs if plain and masked]
-    if both:
-        row: Found = {"case": "mask_channels on Jurkat cells", "option": ARMS["mask_channels"]}
-        for read_out in READ_OUTS:
-            for key in both[0][0]["sets"]:
-                plain, masked = (values([x[i]["sets"][key][read_out] for x in both]) for i in (0, 1))
-                row[f"{read_out}_{'without ' + key if key else 'all'}"] = difference(masked, plain)
-        pixels = both[0][0]["pixels"]
-        row["pixel_statistics"] = {key or "all": float(np.mean(v)) for key, v in pixels.items()}
-        rows.append(base | row)
-    return rows
+    if not both:
+        return None
+    row: Found = {"case": "mask_channels on Jurkat cells", "option": ARMS[arm]}
+    for read_out in READ_OUTS:
+        found: dict[str, list[list[float]]] = {
+            key: [of_cells([x[i]["sets"][key][read_out] for x in both], several) for i in (0, 1)]
+            for key in both[0][0]["sets"]
+        }
+        for key, (plain, masked) in found.items():
+            row[f"{read_out}_{'without ' + key if key else 'all'}"] = difference(masked, plain)
+        lost = [np.subtract(found[""], x) for key, x in found.items() if key]
+        plain, masked = np.mean(lost, axis=0).tolist()
+        row[f"{read_out}_drop"] = difference(masked, plain, lower=True)
+    pixels = both[0][0]["pixels"]
+    row["pixel_statistics"] = {key or "all": float(np.mean(v)) for key, v in pixels.items()}
+    return row
+
+
+def of_cells(accuracies: list[list[float]], several: bool) -> list[float]:
+    """The values that a spread is taken over: a mean for each of several trainings, or the folds of one."""
+    return [float(np.mean(a)) for a in accuracies] if several else accuracies[0]
 
 
 def teacher_row() -> Found | None:
@@ -211,106 +266,34 @@ def fast_cpu_row() -> Found | None:
     return {"op": "beyond", "case": "fast-cpu and its variants at equal FLOPs", "variants": found}
 
 
-def paired_panel(axes: Axes, found: Found, title: str, labels: tuple[str, str]) -> None:
-    """Two columns of points, one line a screen, and the means."""
-    strip_axes(axes, grid="y")
-    for i, (a, b) in enumerate(zip(found["without"], found["with"], strict=True)):
-        axes.plot((0, 1), (a, b), color=CYCLE[i], marker="o", markersize=4, linewidth=1.1)
-    axes.plot(
-        (0, 1), (found["mean_without"], found["mean_with"]), color=INK, linewidth=2, linestyle=(0, (4, 2))
-    )
-    axes.set_xticks((0, 1), labels)
-    axes.set_xlim(-0.3, 1.3)
-    se = "" if found["se"] is None else f" ± {found['se']:.3f}"
-    axes.set_title(f"{title}\ndifference {found['difference']:+.3f}{se}", fontsize=8)
-
-
-def draw(name: str, panels: Sequence[tuple[Found, str]], labels: tuple[str, str]) -> None:
-    """A figure of paired panels: screens as thin lines, their mean dashed."""
-    with house_style():
-        figure = new_figure(2.2 * len(panels), 2.6)
-        axes_of = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, (found, title) in zip(axes_of, panels, strict=True):
-            paired_panel(axes, found, title, labels)
-    save_png(figure, FIGURES / f"{PREFIX}_{name}.png")
-
-
-def draw_fast_cpu(row: Found) -> None:
-    """Held-out loss against counted FLOPs, and the recall at their end."""
-    with house_style():
-        figure = new_figure(7.2, 3.0)
-        left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
-        strip_axes(left, grid="y")
-        strip_axes(right, grid="x")
-        order = sorted(row["variants"], key=lambda v: v["recall"])
-        for i, variant in enumerate(order):
-            color = CYCLE[i % len(CYCLE)]
-            x, y = zip(*variant["curve"], strict=True)
-            if not variant["name"].startswith(
-                "patch"
-            ):  # losses of patches of another size are of another task
-                left.plot(x, y, color=color, linewidth=2 if variant["name"] == "fast-cpu" else 1)
-            right.errorbar(
-                variant["recall"], i, xerr=variant["recall_se"], color=color, marker="o", markersize=4
-            )
-        right.set_yticks(range(len(order)), [v["name"] for v in order])
-        right.set_xlabel("recall (one standard error)")
-        left.set_xlabel("training TFLOP")
-        left.set_ylabel("held-out masked loss")
-    save_png(figure, FIGURES / "beyond_fast_cpu.png")
-
-
-def draw_time_to_loss() -> None:
-    """Held-out loss of the recipe's model against seconds, beside the plain loop: newest row of the training bench."""
-    rows = [json.loads(line) for line in (RESULTS / device_name("cpu") / "training.jsonl").open()]
-    curves = [row for row in rows if row["case"] == "time to a validation loss"][-1]["curves"]
-    with house_style():
-        figure = new_figure(4.6, 2.8)
-        axes = plain_axes(figure, grid="y")
-        for name, label, color in (
-            ("ours", "fast-cpu's model and decoder", 0),
-            ("plain", "plain eager loop", 1),
-        ):
-            _, seconds, loss = zip(*curves[name], strict=True)
-            axes.plot(seconds, loss, color=CYCLE[color], label=label)
-        axes.set_xlabel("seconds on two cores, without validation")
-        axes.set_ylabel("held-out masked loss")
-        axes.legend(fontsize=8)
-    save_png(figure, FIGURES / "beyond_fast_cpu.png")
+def append_new(row: Found) -> None:
+    """Append a row unless one of the same values is there."""
+    path = RESULTS / device_name(DEVICE) / "beyond.jsonl"
+    row = json.loads(json.dumps(row | {"size": SIZE}))
+    known = [json.loads(line) for line in path.open()] if path.is_file() else []
+    # Older rows name no size.
+    if any(all(old.get(k, SIZE) == v for k, v in row.items()) for old in known):
+        return
+    append_row("beyond.jsonl", row, full=True, device=DEVICE)
+    print(json.dumps(row, indent=1))
 
 
 def main() -> None:
-    channels, layer, cross, fast = channel_row(), layer_row(), cross_well_row(), fast_cpu_row()
-    for row in (channels, layer, cross, teacher := teacher_row(), *jurkat_rows(), fast):
+    share, fast = share_row(), fast_cpu_row()
+    channels = {arm: row for arm in MASKING_ARMS if (row := channel_row(arm))}
+    layer, cross, teacher, cells = layer_row(), cross_well_row(), teacher_row(), jurkat_rows()
+    for row in (share, *channels.values(), layer, cross, teacher, *cells, fast):
         if row is not None:
-            append_row("beyond.jsonl", row | {"size": SIZE}, full=True, device=DEVICE)
-            print(json.dumps(row, indent=1))
-    if channels:
-        shown = (
-            ("per_channel_recall", "recall, all channels"),
-            ("per_channel_recall_drop", "drop, per channel"),
-        )
-        shown += (("mean_recall_drop", "drop, mean read-out"),)
-        draw("channels", [(channels[k], title) for k, title in shown], ("plain", "masked"))
-    if layer:
-        draw("layers", [(layer[k], k) for k in ("separability", "consistency")], ("last", "chosen"))
-    if cross:
-        names = ("recall", "held_out_separability", "held_out_consistency")
-        titles = ("recall", "separability,\nheld out", "consistency,\nheld out")
-        draw(
-            "cross_well", [(cross[k], t) for k, t in zip(names, titles, strict=True)], ("plain", "cross-well")
-        )
-    if teacher:
-        names = ("per_channel_recall", "per_channel_separability", "per_channel_consistency")
-        draw(
-            "teacher",
-            [(teacher[k], k.removeprefix("per_channel_")) for k in names],
-            ("alone", "with a teacher"),
-        )
+            append_new(row)
+    if share:
+        draw_share(share, FIGURES / f"{PREFIX}_share.png")
+    chosen = share["chosen"] if share else "mask_channels"
+    for name, panels, labels in panels_of(channels.get(chosen), layer, cross, teacher, cells):
+        draw_pairs(panels, labels, FIGURES / f"{PREFIX}_{name}.png")
     if fast:
-        draw_fast_cpu(fast)
+        draw_fast_cpu(fast, FIGURES / "beyond_fast_cpu.png")
     elif SIZE == "cpu":
-        draw_time_to_loss()
+        draw_time_to_loss(RESULTS / device_name("cpu") / "training.jsonl", FIGURES / "beyond_fast_cpu.png")
 
 
 if __name__ == "__main__":
