@@ -59,6 +59,8 @@ def output_error(path: str | Path, error: OSError) -> OutputError:
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file beside `path` (same suffix), flush it to disk, rename it into place.
 
+    Temporary files of the same output, whose writers were killed on this machine, are removed.
+
     The file gets the permissions that the umask says. Raises OutputError where the disk refuses; what was there
     before is then as it was.
     """
@@ -66,6 +68,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_of_killed(path.parent, lambda stem, suffix: stem + suffix == path.name)
         try:
             write(temporary)
             flush_file(temporary)
@@ -104,21 +107,20 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
-def remove_unfinished(out: str | Path) -> None:
-    """Remove temporary files of `write_atomic` whose writer was killed: for the file `out`, or right in the folder.
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove temporary files of `write_atomic` right in a folder without a lock, whose writers were killed.
 
-    For outputs without a lock: a file is left alone while a process of its number runs on this machine.
+    A file is left alone while a process of its number runs on this machine.
     """
-    out = Path(out)
-    own_file = not out.is_dir()
-    with suppress(OSError):
-        for path in list((out.parent if own_file else out).glob(".*")):
-            found = _UNFINISHED.fullmatch(path.name)
-            if found is None or is_running(int(found["pid"])):
-                continue
-            suffix = found["suffix"] or ""
-            if f"{found['stem']}{suffix}" == out.name if own_file else suffix in _SUFFIXES:
-                path.unlink(missing_ok=True)
+    _remove_of_killed(Path(folder), lambda stem, suffix: suffix in _SUFFIXES)
+
+
+def _remove_of_killed(folder: Path, chosen: Callable[[str, str], bool]) -> None:
+    with suppress(OSError), os.scandir(folder) as entries:
+        for name in [entry.name for entry in entries if entry.name.startswith(".")]:
+            found = _UNFINISHED.fullmatch(name)
+            if found and chosen(found["stem"], found["suffix"] or "") and not is_running(int(found["pid"])):
+                (folder / name).unlink(missing_ok=True)
 
 
 def is_running(pid: int) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from camae.files import remove_unfinished, write_text
+from camae.files import write_text
 
 FILE_NAME = "left_out.csv"
 
@@ -62,7 +62,6 @@ class Omissions:
         if not self.found:
             path.unlink(missing_ok=True)
             return None
-        remove_unfinished(path)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("kind", "item", "reason"))

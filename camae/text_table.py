@@ -26,7 +26,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from camae.errors import CamaeError, MissingFileError
-from camae.files import remove_unfinished, write_text
+from camae.files import write_text
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 MOST_COLUMNS = 20_000  # profiles have thousands of features
@@ -193,7 +193,6 @@ def write_csv(path: str | os.PathLike[str], table: pd.DataFrame, escape_formulas
             stacklevel=2,
         )
     written = pd.concat(columns, axis=1) if columns else table
-    remove_unfinished(Path(path))
     return write_text(Path(path), written.to_csv(index=False, lineterminator="\n"))
 
 

@@ -16,7 +16,6 @@ from camae.embedding.config import EmbedConfig, EmbedOptions
 from camae.embedding.default_model import ModelSource, resolve_model
 from camae.embedding.windows import tile_corners
 from camae.errors import CamaeError
-from camae.files import remove_unfinished
 from camae.maps.patches import Array, PatchControls, pca_colors
 from camae.model.interface import Model
 from camae.reporting.patch_map import PATCH_MAP, PatchMap
@@ -86,8 +85,6 @@ def _write(made: PatchMap, out: Path) -> None:
     from camae.reporting.style import save_png
 
     arrays, picture = out / PATCH_MAP, (out / PATCH_MAP).with_suffix(".png")
-    for path in (arrays, picture):
-        remove_unfinished(path)
     made.save(arrays)
     save_png(made.figure(), picture)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from camae.errors import CamaeError
-from camae.files import remove_unfinished, write_json
+from camae.files import write_json
 from camae.model.interface import Model, TransformerConfig
 from camae.model.weights import model_hash
 
@@ -40,7 +40,6 @@ def store_layer(model: Model, chosen: ChosenLayer) -> Path | None:
     if model.file is None:
         return None
     path = layer_file(model.file)
-    remove_unfinished(path)
     return write_json(path, {"format": _FORMAT, "model_hash": model_hash(model)} | asdict(chosen))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from camae.errors import CamaeError, MissingFileError
-from camae.files import remove_unfinished, write_atomic
+from camae.files import write_atomic
 from camae.model import registry
 from camae.model.backends import Backends, BackendSettings
 from camae.model.devices import check_device
@@ -135,7 +135,6 @@ def convert(source: str | Path, destination: str | Path, **changes: object) -> P
         target = target / MODEL_FILE
     if target.exists():
         raise CamaeError(f"{target} exists; name another file, or delete it first")
-    remove_unfinished(target)
     model = load(source, device="cpu", backends=None, **changes)
     about: dict[str, object] = {"converted_from": Path(source).name}
     if model.origin:

@@ -80,9 +80,9 @@ def files_in(folder):
         # The time of writing (a report is a page without a suffix here), the seconds of systems and of the demo.
         if path.suffix in (".html", ".csv", ".json") or data.startswith(b"<!doctype html>"):
             data = re.sub(rb'\d{4}-\d\d-\d\d \d\d:\d\d|,\d+(?=,embeddings/)|"seconds": [0-9.]+', b"", data)
-        if (
-            "work" in path.parts and path.suffix == ".parquet"
-        ):  # of the demo: holds the times of its own images
+        hidden = path.name.startswith(".")  # half-written
+        # Of the demo: holds the times of its own images.
+        if "work" in path.parts and path.suffix == ".parquet" and not hidden:
             data = pd.read_parquet(path).to_csv().encode()
         found[str(path.relative_to(folder))] = data
     return {name: data for name, data in found.items() if not name.endswith("events.jsonl")}

@@ -28,7 +28,7 @@ from camae.embedding.store.ledger import Ledger
 from camae.embedding.store.shards import recorded_inputs, shard_path
 from camae.embedding_table import features_of, read_table
 from camae.errors import CamaeError
-from camae.files import remove_unfinished, write_atomic
+from camae.files import write_atomic
 
 FOLDER = Path("workspace_dl", "embeddings")
 FILE = "embedding.parquet"
@@ -105,7 +105,6 @@ class GalleryFiles:
         path = self.path(key)
         if _described(path) == about:
             return
-        remove_unfinished(path)
         table = long_form(vector_D, self.model).replace_schema_metadata({_ABOUT: about})
         write_atomic(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from camae.dataloader.datasets import read_manifest
 from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError, MissingFileError
-from camae.files import remove_unfinished, write_text
+from camae.files import write_text
 from camae.maps.pairs import PairSources, read_pairs_folder
 from camae.maps.perturbation_map import Components
 from camae.maps.profiles import ProfileTable
@@ -93,7 +93,6 @@ def explore(
 
 def _write(target: Path, text: str, left_out: Omissions) -> None:
     """Write the page, and what was left out beside it, which warnings say too."""
-    remove_unfinished(target)
     write_text(target, text)
     for line in left_out.lines():
         warnings.warn(f"{target}: {line}", stacklevel=3)
