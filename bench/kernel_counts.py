@@ -37,7 +37,7 @@ What changed:
   masks its last tile alone. `triton_atomic` makes 5 products in place of 7 in the backward pass: at T = 6145, d = 64
   24 GFLOP a head for 34, and instead 153 MB of fp32 additions in L2 (97 key tiles of 64 rows, each over all queries).
   To gain the third that the products promise, 54 us a head for 76 us on an H100, the L2 cache would have to add
-  2.8 TB/s; not measured, so never a default.
+  2.8 TB/s. Measured, it takes 1.4 to 1.8 times as long at all equal lengths, so it is never a default.
 - `gelu_split`: the normal distribution function as a minimax polynomial of degree 13 (error below 1.4e-7 in fp32).
 - `lion`: chunks that a tensor fills go without a mask, 128 bits at a time; norm, clipping factor and skipped steps in a
   kernel of one program in place of eight small ones.
