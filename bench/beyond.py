@@ -43,7 +43,7 @@ SCREENS = (5201, 5202, 5203)
 # Screens that the share of hidden planes is chosen on, before it is seen on SCREENS: of the shares whose recall of all
 # channels is at most RECALL_GIVEN below that of "plain", the one with the smallest drop of recall a missing channel
 # costs (features of each channel; means over these screens).
-CHOOSING = (4001, 4002, 4003, 4004)
+CHOOSING = (4001, 4002)
 RECALL_GIVEN = 0.02
 LAYER_SPLITS = range(8)
 FOLDER = ROOT / "runs" / "beyond"
