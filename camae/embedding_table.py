@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from camae.errors import CamaeError, MissingFileError
-from camae.files import write_atomic
+from camae.files import local_path, write_atomic
 from camae.text_table import as_text
 from camae.wells import DEPTH, SITE, TIME, WELL, normal_well
 
@@ -173,7 +173,7 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, dict[str, object]]:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such embeddings table")
     try:
-        arrow = pq.read_table(path)
+        arrow = pq.read_table(local_path(path))
     except (pa.ArrowException, OSError) as error:
         raise CamaeError(f"{path}: not a readable Parquet file ({error})") from None
     return arrow.to_pandas(), about_of(arrow.schema)
@@ -186,7 +186,7 @@ def about_of(schema: pa.Schema) -> dict[str, object]:
 
 def is_own_file(path: str | Path) -> bool:
     """Whether `write_table` wrote this Parquet file."""
-    return _UNIT_KEY in (pq.read_schema(path).metadata or {})
+    return _UNIT_KEY in (pq.read_schema(local_path(path)).metadata or {})
 
 
 def features_of(table: pd.DataFrame) -> np.ndarray:

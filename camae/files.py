@@ -35,6 +35,14 @@ _REASONS = {
 }
 
 
+def local_path(path: str | Path) -> Path:
+    """The absolute form of a path, for libraries that take a relative one with a colon (run:1/t.parquet) for a URI.
+
+    Arrow and pandas would refuse it, or use another file. Symbolic links stay, and so does "..".
+    """
+    return Path(path).absolute()
+
+
 @contextmanager
 def output_errors(path: str | Path) -> Iterator[None]:
     """Context in which `path` is written: an OSError in it becomes an OutputError, one sentence that names the path."""
@@ -65,7 +73,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
     before is then as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = local_path(path).with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_of_killed(path.parent, lambda stem, suffix: stem + suffix == path.name)

@@ -26,7 +26,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from camae.errors import CamaeError, MissingFileError
-from camae.files import write_text
+from camae.files import local_path, write_text
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 MOST_COLUMNS = 20_000  # profiles have thousands of features
@@ -80,9 +80,11 @@ def read_arrow_table(path: str | os.PathLike[str], columns: Sequence[str] | None
         raise MissingFileError(f"{path}: no such file")
     try:
         if path.suffix.lower() == ".parquet":
-            names = pa.parquet.read_schema(path).names
+            names = pa.parquet.read_schema(local_path(path)).names
             check_column_names(path, [n for n in names if columns is None or n in columns])
-            table = pa.parquet.read_table(path, columns=None if columns is None else list(columns))
+            table = pa.parquet.read_table(
+                local_path(path), columns=None if columns is None else list(columns)
+            )
             table.validate(full=True)  # also that its text is UTF-8
         else:
             table = _parse(path, _text_of(path, path.read_bytes()))
@@ -101,7 +103,7 @@ def column_names(path: str | os.PathLike[str]) -> list[str]:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file")
     try:
-        return list(pa.parquet.read_schema(path).names)
+        return list(pa.parquet.read_schema(local_path(path)).names)
     except Exception as error:  # a damaged Parquet file raises anything
         raise _refusal(path, error) from None
 

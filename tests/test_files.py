@@ -5,9 +5,12 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from camae.embedding_table import is_own_file, read_table, write_table
 from camae.errors import CamaeError, OutputError
 from camae.files import (
     open_lines,
@@ -18,6 +21,7 @@ from camae.files import (
     write_atomic,
     write_text,
 )
+from camae.text_table import column_names, read_text_table
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
@@ -111,3 +115,16 @@ def test_a_line_cut_short_is_not_continued(tmp_path):
             file.write('{"a": 3}\n')
         whole = [{"a": 1}] if "\n" in cut else []
         assert read_json_lines(path) == [*whole, {"a": 3}]
+
+
+@pytest.mark.parametrize("folder", ["run:1", "file:1", "local:1", "s3:1"])
+def test_a_relative_path_with_a_colon_is_no_address(tmp_path, monkeypatch, folder):
+    """Arrow takes it for a URI: refuses it, or reads the file of another folder, as 1/t.parquet here."""
+    monkeypatch.chdir(tmp_path)
+    path = Path(folder, "t.parquet")
+    write_table(path, pd.DataFrame({"a": ["1"]}), {"x": 1})
+    write_table(Path("1", "t.parquet"), pd.DataFrame({"b": ["2"]}), {})
+    assert read_table(path)[0].to_dict("list") == {"a": ["1"]}
+    assert read_text_table(path).to_dict("list") == {"a": ["1"]}
+    assert column_names(path) == ["a"]
+    assert is_own_file(path)

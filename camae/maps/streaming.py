@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from camae.embedding_table import Kind, feature_columns, select_features
 from camae.errors import CamaeError, MissingFileError
-from camae.files import output_errors, write_atomic
+from camae.files import local_path, output_errors, write_atomic
 from camae.maps.affine import EVERY, Alignment
 from camae.maps.arrays import Array, ArrayBackend, HostTable, array_backend, groups, namespace, to_numpy
 from camae.maps.arrays import rows as take_rows
@@ -245,7 +245,7 @@ def _chunks(
     for path in map(Path, files):
         if not path.is_file():
             raise MissingFileError(f"{path} does not exist; the table is read from Parquet files")
-        with pq.ParquetFile(path, pre_buffer=False) as file:
+        with pq.ParquetFile(local_path(path), pre_buffer=False) as file:
             names = file.schema_arrow.names
             features = _features(path, file)
             if not features:

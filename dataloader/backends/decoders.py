@@ -15,6 +15,7 @@ from camae.dataloader.backends.addresses import projection_of, refuse_remote, re
 from camae.dataloader.backends.projection import project
 from camae.dataloader.optional_module import optional_module
 from camae.errors import CamaeError
+from camae.files import local_path
 
 if TYPE_CHECKING:
     import pyarrow
@@ -144,7 +145,7 @@ def _parquet(path: str, index: tuple[int, ...], sizes_only: bool) -> np.ndarray:
 
     if len(index) != 1:
         raise CamaeError(f"{path}: holds one image per row: name one, as in {path}#0")
-    metadata, row = pyarrow.parquet.read_metadata(path), index[0]
+    metadata, row = pyarrow.parquet.read_metadata(local_path(path)), index[0]
     for group in range(metadata.num_row_groups):
         n = metadata.row_group(group).num_rows
         if row < n:
@@ -164,7 +165,7 @@ def _row_group(path: str, mtime_ns: int, group: int) -> list[bytes]:
     """Encoded images of one row group: Parquet is read by groups, and planes of a site lie in one."""
     import pyarrow.parquet
 
-    file = pyarrow.parquet.ParquetFile(path)
+    file = pyarrow.parquet.ParquetFile(local_path(path))
     cells = file.read_row_group(group, columns=[image_column(file.schema_arrow)]).column(0).to_pylist()
     return [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
 

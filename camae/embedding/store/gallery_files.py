@@ -28,7 +28,7 @@ from camae.embedding.store.ledger import Ledger
 from camae.embedding.store.shards import recorded_inputs, shard_path
 from camae.embedding_table import features_of, read_table
 from camae.errors import CamaeError
-from camae.files import write_atomic
+from camae.files import local_path, write_atomic
 
 FOLDER = Path("workspace_dl", "embeddings")
 FILE = "embedding.parquet"
@@ -128,6 +128,6 @@ def long_form(vector_D: npt.NDArray[np.float32], model: str) -> pa.Table:
 def _described(path: Path) -> bytes:
     """What a file says of itself; nothing where it is not there or cannot be read."""
     try:
-        return (pq.read_schema(path).metadata or {}).get(_ABOUT, b"")
+        return (pq.read_schema(local_path(path)).metadata or {}).get(_ABOUT, b"")
     except (OSError, pa.ArrowException):
         return b""

@@ -17,7 +17,7 @@ from camae.embedding.store.inputs import InputStates
 from camae.embedding.store.ledger import LEDGER, Ledger
 from camae.embedding_table import about_of, by_well, make_table, read_table, write_table
 from camae.errors import CamaeError
-from camae.files import output_errors
+from camae.files import local_path, output_errors
 
 TILE_COUNT = "Metadata_tiles"
 _INPUTS = "inputs"  # beside the ledger in a shard's metadata: the state of each site's files
@@ -89,7 +89,8 @@ def recorded_inputs(folder: Path, number: int, ledger: Ledger) -> list[str] | No
     if not path.exists():
         return None
     try:
-        rows, about = pq.read_metadata(path).num_rows, about_of(pq.read_schema(path))
+        shard = local_path(path)
+        rows, about = pq.read_metadata(shard).num_rows, about_of(pq.read_schema(shard))
     except (pa.ArrowException, OSError) as error:
         raise CamaeError(
             f"{path}: not a readable Parquet file ({error}); delete it and start again"
