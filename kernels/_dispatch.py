@@ -148,12 +148,19 @@ def _triton_on_cuda(device: torch.device, dtype: torch.dtype, size: int) -> str:
     return "triton" if device.type == "cuda" else "reference"
 
 
-KERNEL_PATCHES = (8, 16)  # of the loss kernel, whose Fourier transform is one of matrix products
+KERNEL_PATCHES = (8, 16)  # pixels; of the kernels of tokens and of the loss, whose tiles are whole patches
 
 
-def _default_loss(device: torch.device, dtype: torch.dtype, patch: int) -> str:
-    """The kernel on CUDA for the patches that it has, plain torch elsewhere."""
+def _by_patch(device: torch.device, dtype: torch.dtype, patch: int) -> str:
+    """Kernels on CUDA for the patches that they have, plain torch elsewhere."""
     return _triton_on_cuda(device, dtype, patch) if patch in KERNEL_PATCHES else "reference"
+
+
+def check_patch(op: str, name: str, patch: int) -> None:
+    """Raise CamaeError where the kernels were named and lack the patch."""
+    if name == "triton" and patch not in KERNEL_PATCHES:
+        known = " and ".join(map(str, KERNEL_PATCHES))
+        raise CamaeError(f"{op}: the kernel has patches of {known} px, not {patch}; use backend='reference'")
 
 
 def _native_on_cpu(device: torch.device, dtype: torch.dtype, size: int) -> str:
@@ -245,7 +252,7 @@ def _default_attention(device: torch.device, dtype: torch.dtype, head_dim: int) 
 
 
 _TRITON_OP = OpEntry((triton_backend, reference_backend), _triton_on_cuda)
-_LOSS = OpEntry((triton_backend, reference_backend), _default_loss)
+_OF_PATCHES = OpEntry((triton_backend, reference_backend), _by_patch)
 _ATTENTION = OpEntry(
     (
         triton_backend,
@@ -262,9 +269,9 @@ _ATTENTION = OpEntry(
 )
 # The order is that of `camae doctor`.
 TABLE: dict[str, OpEntry] = {
-    "tokenize": _TRITON_OP,
+    "tokenize": _OF_PATCHES,
     "plane_statistics": _TRITON_OP,
-    "reconstruction_loss": _LOSS,
+    "reconstruction_loss": _OF_PATCHES,
     "varlen_attention": _ATTENTION,
     "residual_norm": _TRITON_OP,
     "gelu_split": _TRITON_OP,
@@ -279,8 +286,8 @@ def backends_of(op: str, device: torch.device | str) -> tuple[Backend, ...]:
     return tuple(available(device) for available in TABLE[op].backends)
 
 
-# The size that a default depends on, of every preset: attention's head dim, the side of the loss's patches.
-USUAL_SIZES = {"varlen_attention": 64, "reconstruction_loss": 16}
+# The size that a default depends on, of every preset: attention's head dim, the side of patches.
+USUAL_SIZES = {"varlen_attention": 64, "tokenize": 16, "reconstruction_loss": 16}
 
 
 def default_backend(

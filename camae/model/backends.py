@@ -80,7 +80,7 @@ class Backends:
         """The back-end that runs for each setting on a device, defaults by name; several are joined by "+".
 
         dtype: of attention's inputs; None: bf16 on CUDA, fp32 elsewhere. sizes: that defaults depend on, the head dims
-        of "attention" and the patch side of "loss" (`Model.op_sizes`); those of the presets where left out.
+        of "attention", the patch side of "tokenize" and "loss" (`Model.op_sizes`); of the presets where left out.
         """
         sizes = sizes or {}
         return {

@@ -7,12 +7,15 @@ token and its variables hold (HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN). A
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NoReturn, TypeAlias
+from urllib.parse import unquote
 
 from camae.errors import CamaeError, MissingBackendError, OutputError
 from camae.files import output_error
@@ -63,7 +66,9 @@ def parse_name(path: str | Path) -> HubName:
     """
     text = _START.sub("", str(path), count=1)
     found = _NAME.fullmatch(text)
-    if found is None or ".." in text.split("/"):
+    # Decoded, because a revision is a path in the cache.
+    parts = re.split(r"[/\\@]", unquote(text))
+    if found is None or not all(parts) or {".", ".."} & set(parts):
         raise CamaeError(f"{path}: not a name of weights on the hub; {_FORM}")
     return HubName(found["repository"], found["revision"] or "main", found["file"] or "")
 
@@ -114,9 +119,10 @@ def _download(name: HubName) -> Path:
     unreached: Exception | None = None
     for file in [name.file] if name.file else WEIGHT_FILES:
         try:
-            found = hf_hub_download(
-                name.repository, file, revision=revision, local_files_only=unreached is not None
-            )
+            with _without_retries_shown():
+                found = hf_hub_download(
+                    name.repository, file, revision=revision, local_files_only=unreached is not None
+                )
             return Path(found)
         except LocalEntryNotFoundError as error:
             unreached = unreached or error  # the others are looked up in the cache alone
@@ -128,6 +134,18 @@ def _download(name: HubName) -> Path:
         _refuse_unreached(name, unreached)
     wanted = f"file {name.file}" if name.file else f"file of weights ({', '.join(WEIGHT_FILES)})"
     raise CamaeError(f"{name}: there is no {wanted} in the repository at this revision; {_FORM}")
+
+
+@contextmanager
+def _without_retries_shown() -> Iterator[None]:
+    """Context in which huggingface_hub logs errors alone: the one sentence of a failure says what its warnings do."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _refuse(name: HubName, error: Exception) -> NoReturn:
@@ -181,6 +199,9 @@ def _is_of_disk(error: OSError) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """Kind and first line of an error."""
+    """Kind and first line of an error; of one that holds others, as of connections, the innermost."""
+    held = [getattr(error, "reason", None), *error.args]
+    if inner := next((e for e in held if isinstance(e, BaseException)), None):
+        return _reason(inner)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

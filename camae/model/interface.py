@@ -180,7 +180,7 @@ class Model(BackendModule, ABC):
 
         decoder: count what only training runs.
         """
-        return {"loss": (self.config.patch,)}
+        return {"tokenize": (self.config.patch,), "loss": (self.config.patch,)}
 
     @abstractmethod
     def check_channels(self, names: Sequence[str]) -> None:

@@ -47,8 +47,7 @@ def reconstruction_losses(
         raise CamaeError(f"{M} predicted patches need {M} plane and patch indices (and weights)")
     eps = default_eps(planes_KHW, eps)
     name = _dispatch.choose("reconstruction_loss", backend, device, size=P)
-    if name == "triton" and P not in _dispatch.KERNEL_PATCHES:
-        raise CamaeError(f"the loss kernel has patches of 8 and 16 px, not {P}; use backend='reference'")
+    _dispatch.check_patch("reconstruction_loss", name, P)
     if statistics is None:
         statistics = plane_statistics(planes_KHW, backend=name)
     compute = accumulation_dtype(pred_MP2)

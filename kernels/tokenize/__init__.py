@@ -70,7 +70,8 @@ def tokenize(
     grid = (planes_KHW.shape[1] // P) * (planes_KHW.shape[2] // P)
     if grid != N:
         raise CamaeError(f"planes have {grid} patches of {P} px but the position table has {N} rows")
-    name = _dispatch.choose("tokenize", backend, device)
+    name = _dispatch.choose("tokenize", backend, device, size=P)
+    _dispatch.check_patch("tokenize", name, P)
     if low := autocast_dtype(device):
         weight_DP2 = weight_DP2.to(low)
     if statistics is None:

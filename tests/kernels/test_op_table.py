@@ -69,9 +69,12 @@ def test_newest_flash_attention_first_where_our_kernels_do_not_fit(monkeypatch):
     assert found == ["flash_attn", "flash_attn_3", "flash_attn_4"]
 
 
-@pytest.mark.parametrize(("patch", "expected"), [(4, "reference"), (8, "triton"), (16, "triton")])
-def test_default_loss(patch, expected):
-    assert default_backend("reconstruction_loss", "cuda", size=patch) == expected
+@pytest.mark.parametrize(
+    ("patch", "expected"), [(4, "reference"), (8, "triton"), (14, "reference"), (16, "triton")]
+)
+def test_defaults_by_patch(patch, expected):
+    for op in ("tokenize", "reconstruction_loss"):
+        assert default_backend(op, "cuda", size=patch) == expected
 
 
 @pytest.mark.parametrize("name", ["torch_varlen", "flash_attn"])
@@ -97,7 +100,7 @@ def test_a_models_back_ends_are_named_by_its_sizes():
     }
     sizes = CAMAE(preset("ca_mae_vit_ti16", **changes)).op_sizes()
     names = Backends().names("cuda", sizes=sizes)
-    assert names["loss"] == "reference"
+    assert names["loss"] == names["tokenize"] == "reference"
     assert names["attention"] == "triton+reference"
 
 

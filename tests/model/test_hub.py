@@ -141,7 +141,17 @@ def test_no_pickle_runs(served, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["hf://owner", "hf://owner/name@", "hf://owner/name@a@b", "hf://owner/name@main/../../x", "hf://@main"],
+    [
+        "hf://owner",
+        "hf://owner/name@",
+        "hf://owner/name@a@b",
+        "hf://owner/name@main/../../x",
+        "hf://@main",
+        "hf://owner/name@..%2F..%2Fx/model.safetensors",  # a revision is a path in the cache
+        "hf://owner/name@main/..%2fx",
+        "hf://owner/name@main//etc/passwd",
+        "hf://owner/name@main/x\\..\\y",
+    ],
 )
 def test_a_name_of_another_form_is_refused(served, name):
     with pytest.raises(
@@ -195,12 +205,16 @@ def test_without_a_network_the_cache_serves_what_it_has(served, model):
         load(f"hf://{REPOSITORY}@v1.0")
 
 
-def test_no_network_is_one_sentence(served, monkeypatch):
+def test_no_network_is_one_sentence(served, monkeypatch, caplog):
     use_addresses(monkeypatch, "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
     with pytest.raises(
         CamaeError, match=r"cannot be reached \(.*Error.*\) and it is not in the cache, .*; check the net"
-    ):
+    ) as caught:
         load(f"hf://{REPOSITORY}@main")
+    # Of the errors that hold each other the innermost, and none of the lines about attempts.
+    assert "refused" in str(caught.value)
+    assert "Max retries" not in str(caught.value)
+    assert [r.name for r in caplog.records if r.name.startswith("huggingface_hub")] == []
 
 
 def test_a_damaged_download_is_named(served):

@@ -129,7 +129,9 @@ def test_kernels_take_some_shapes_and_types_only(monkeypatch):
     with pytest.raises(CamaeError, match=r"cuDNN's attention takes no sequence of one token"):
         cudnn_attention(*[torch.zeros(1, 1, 16)] * 3, [1], [1], None)
     monkeypatch.setattr(_dispatch, "choose", lambda *arguments, **options: "triton")
-    with pytest.raises(CamaeError, match=r"the loss kernel has patches of 8 and 16 px, not 4"):
+    with pytest.raises(
+        CamaeError, match=r"reconstruction_loss: the kernel has patches of 8 and 16 px, not 4"
+    ):
         reconstruction_losses(
             torch.zeros(1, 16),
             torch.zeros(1, 8, 8),

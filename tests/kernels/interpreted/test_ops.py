@@ -35,6 +35,15 @@ def tokens_and_gradients(case, backend, dtype):
     return tokens, *torch.autograd.grad((tokens * slope).sum(), parameters)
 
 
+@pytest.mark.parametrize("patch", [4, 12, 14])
+def test_a_patch_that_no_tile_divides_is_refused(patch):
+    """The tiles of the kernel are powers of two: it gave wrong values for 12 and 14."""
+    plane, index = torch.zeros(1, 4 * patch, 4 * patch), torch.zeros(1, dtype=torch.int64)
+    parameters = torch.zeros(4, patch**2), torch.zeros(4), torch.zeros(16, 4), torch.zeros(4)
+    with pytest.raises(CamaeError, match=f"tokenize: the kernel has patches of 8 and 16 px, not {patch}"):
+        tokenize(plane, index, None, *parameters, eps=1e-6, n_samples=1, backend="triton")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("patch", [8, 16])
 @pytest.mark.parametrize("keep", ["all", "random", "one", "none"])
