@@ -15,7 +15,7 @@ from camae.embedding_table import features_of
 from camae.errors import CamaeError
 from camae.evaluate.config import EvaluateConfig, EvaluateOptions
 from camae.evaluate.figures import layer_figure
-from camae.evaluate.scores import Wells, check_columns, labeled_wells, score, standardized
+from camae.evaluate.scores import Wells, check_screen, labeled_wells, score, standardized
 from camae.files import remove_unfinished
 from camae.model.chosen_layer import ChosenLayer, store_layer
 from camae.model.interface import Model, TokenModel, TransformerConfig
@@ -53,7 +53,7 @@ def layers(
     net = resolve_model(model, config.device)
     depth = _depth(net)
     manifest, folder = config.read(data), Path(out)
-    check_columns(manifest.table, config)
+    check_screen(manifest, config)
     embedded = config.embedding(range(depth))
     wells_table = embed_screen(manifest, net, folder / "embeddings", config=embedded)
     if not wells_table.attrs["complete"]:

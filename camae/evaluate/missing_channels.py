@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
@@ -21,8 +22,10 @@ from camae.errors import CamaeError
 from camae.evaluate.config import ChannelsConfig, ChannelsOptions
 from camae.evaluate.figures import channel_figure, imputed_figure
 from camae.evaluate.imputation import Imputed, impute
-from camae.evaluate.scores import check_columns, labeled_wells, score, standardized
+from camae.evaluate.scores import check_screen, labeled_wells, score, standardized
 from camae.files import remove_unfinished
+from camae.maps.pairs import match_pairs
+from camae.maps.profiles import column
 from camae.model.ca_mae import CAMAE
 from camae.model.interface import Model
 from camae.omissions import Omissions
@@ -60,7 +63,7 @@ def channels(
     net = resolve_model(model, config.device)
     manifest, folder, left_out = config.read(data), Path(out), Omissions()
     left_out.extend(manifest.left_out)
-    check_columns(manifest.table, config)
+    check_screen(manifest, config, controls_needed=config.pairs is not None)
     _check(manifest)
     embedded = with_chosen_layer(config.embedding(), net)
     evaluation = _Evaluation(manifest, net, folder, config, embedded)
@@ -71,7 +74,8 @@ def channels(
     imputed = _imputed(manifest, net, config)
     if imputed:
         errors = {field[0].channel: np.mean([i.mse for i in field]) for field in imputed}
-        table["imputed_mse"] = table["left_out"].map(errors)
+        single = table["n_channels"] == len(manifest.channels) - 1  # names may hold the "+" of sets
+        table["imputed_mse"] = table["left_out"].map(errors).where(single)
     remove_unfinished(folder)
     write_csv(folder / "channels.csv", table)
     save_png(channel_figure(table), folder / "channels.png")
@@ -92,7 +96,7 @@ class _Evaluation:
         self.manifest, self.model, self.folder = manifest, model, folder
         self.config, self.embedded = config, embedded
         self.notes: tuple[str, ...] = ()
-        self.pairs = None if config.pairs is None else maps.read_pairs(config.pairs)
+        self.pairs = None if config.pairs is None else _known_pairs(config.pairs, manifest, config.label)
 
     def row(self, names: Sequence[str], left_out: Omissions | None = None) -> dict[str, object]:
         """Scores without the channels `names`. left_out: gets the perturbations that are not scored."""
@@ -138,6 +142,15 @@ def nested_sets(scores: pd.DataFrame) -> Iterator[tuple[str, ...]]:
     order = single.loc[ranks.sort_values(kind="stable").index, "left_out"].tolist()
     for count in range(2, len(order)):
         yield tuple(order[:count])
+
+
+def _known_pairs(path: str, manifest: Manifest, label: str) -> np.ndarray:
+    """Known pairs of a file; raises CamaeError where none is of the screen's perturbations, before it is embedded."""
+    pairs = maps.read_pairs(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the recall counts the unknown pairs
+        match_pairs(sorted(set(column(manifest.table, label, "perturbations").tolist())), pairs, path)
+    return pairs
 
 
 def _check(manifest: Manifest) -> None:

@@ -9,8 +9,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from camae import maps
+from camae.dataloader.manifest import ILLUMINATION, Manifest
 from camae.errors import CamaeError
 from camae.evaluate.config import EvaluateConfig
+from camae.maps.inputs import listing
 from camae.maps.profiles import column
 from camae.maps.screens import plates_of
 from camae.omissions import Omissions
@@ -68,12 +70,28 @@ class Wells:
         return set(shuffled[:half].tolist()), set(shuffled[half:].tolist())
 
 
-def check_columns(table: pd.DataFrame, config: EvaluateConfig) -> None:
-    """Raise CamaeError for a column of the options that the table (of wells, or of a manifest) does not have."""
+def check_columns(table: pd.DataFrame, config: EvaluateConfig, controls_needed: bool = False) -> None:
+    """Raise CamaeError for a column of the options that the metadata (of wells, or of a manifest) do not have.
+
+    Also for negative controls that were named, or are needed, and that no row is.
+    """
     column(table, config.label, "perturbations (label=)", "the wells")
     column(table, config.plate, "plates (plate=)", "the wells")
-    if config.control != EvaluateConfig.control:  # a screen may have no controls
-        column(table, config.control, "controls (control=)", "the wells")
+    named = (config.control, config.negative) != (EvaluateConfig.control, EvaluateConfig.negative)
+    if not (named or controls_needed):
+        return  # a screen may have no controls
+    controls = column(table, config.control, "controls (control=)", "the wells")
+    if config.negative not in controls:
+        raise CamaeError(
+            f"{config.control} says {config.negative!r} nowhere, so no well is a negative control; it says "
+            f"{listing(sorted(set(controls.tolist()) - {''}), 12) or 'nothing'} (control= and negative= choose)"
+        )
+
+
+def check_screen(manifest: Manifest, config: EvaluateConfig, controls_needed: bool = False) -> None:
+    """`check_columns` of a manifest, before anything is embedded; its columns of files are no labels."""
+    files = [c for c in manifest.table if c in manifest.channels or str(c).startswith(ILLUMINATION)]
+    check_columns(manifest.table.drop(columns=files), config, controls_needed)
 
 
 def labeled_wells(table: pd.DataFrame, config: EvaluateConfig, needed: int, left_out: Omissions) -> Wells:

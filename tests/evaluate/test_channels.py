@@ -105,4 +105,20 @@ def test_refusals(labeled, model_file, tmp_path):
         evaluate.channels(mixed, model_file, tmp_path / "a", incomplete="mixed")
     with pytest.raises(CamaeError, match="no layer was chosen for this model"):
         evaluate.channels(manifest, model_file, tmp_path / "a", layers="best")
+    with pytest.raises(CamaeError, match="have no column DNA for the perturbations"):
+        evaluate.channels(manifest, model_file, tmp_path / "a", label="DNA")
+    nowhere = "Metadata_control_type says 'negcon' nowhere, so no well is a negative control; it says nothing"
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("a,b\nBRCA1,gene0\n")
+    with pytest.raises(CamaeError, match=r"pairs.csv: none of its 1 pairs is in the map"):
+        evaluate.channels(manifest, model_file, tmp_path / "a", pairs=pairs)
+    for negative in ("negativ", "neg"):  # the wells of DMSO would be a perturbation to score
+        with pytest.raises(
+            CamaeError, match=rf"says '{negative}' nowhere, .*; it says negcon \(control= and"
+        ):
+            evaluate.channels(manifest, model_file, tmp_path / "a", negative=negative)
+    sites = pd.read_csv(manifest, dtype=str, keep_default_na=False).assign(Metadata_control_type="")
+    sites.to_csv(manifest.with_name("none.csv"), index=False)
+    with pytest.raises(CamaeError, match=nowhere):
+        evaluate.channels(manifest.with_name("none.csv"), model_file, tmp_path / "a", pairs=pairs)
     assert not (tmp_path / "a").exists()
