@@ -45,6 +45,8 @@ SCREENS = (5201, 5202, 5203)
 # costs (features of each channel; means over these screens).
 CHOOSING = (4001, 4002)
 RECALL_GIVEN = 0.02
+# Drawn after SCREENS had been seen, for a smaller error: reported apart.
+LATER = (4003, 4004)
 LAYER_SPLITS = range(8)
 FOLDER = ROOT / "runs" / "beyond"
 
