@@ -54,6 +54,8 @@ def as_anndata(table: pd.DataFrame, about: Mapping[str, object], features: Seque
     names = list(features) or feature_names(table)
     if not names:
         raise CamaeError("the table has no feature columns: nothing to export")
+    if table.empty:
+        raise CamaeError("the table has no rows: nothing to export")
     table = table.reset_index(drop=True)
     matrix = table[names].to_numpy()
     other = [str(name) for name in table.columns if name not in set(names)]

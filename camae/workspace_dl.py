@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -209,7 +209,7 @@ def read_workspace(
 
     folder: of one network (`.../embeddings/<network>`), or one above or below it. Files of other programs get the
         metadata that their path names and features emb_0000 ...; pickled metadata are noted in `omitted`.
-    Raises CamaeError where there are no such files, or of several networks, or one is damaged.
+    Raises CamaeError where there are no such files, or of several networks, or two of one place, or one is damaged.
     """
     folder, left_out = Path(folder), Omissions()
     files = profile_files(folder)
@@ -223,6 +223,7 @@ def read_workspace(
         raise CamaeError(
             f"{folder} holds profiles of several networks, {networks[0]} and {networks[1]}; name one"
         )
+    _refuse_twice(files)
     tables: list[pd.DataFrame] = []
     about: dict[str, object] = {}
     for file in files:
@@ -237,6 +238,17 @@ def read_workspace(
     if omitted is not None:
         omitted.extend(left_out)
     return pd.concat(tables, ignore_index=True), about
+
+
+def _refuse_twice(files: Sequence[ProfileFile]) -> None:
+    """Raise CamaeError for two files of one plate, or site: layouts side by side would be one table."""
+    first: dict[tuple[str, ...], Path] = {}
+    for file in files:
+        place = tuple(file.place.values())
+        if place in first:
+            shown = " ".join(filter(None, place)) or "one table"
+            raise CamaeError(f"{first[place]} and {file.path} are both of {shown}; name the folder of one")
+        first[place] = file.path
 
 
 def _read(path: Path, omitted: Omissions) -> tuple[pd.DataFrame, dict[str, Any] | None]:

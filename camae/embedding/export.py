@@ -90,6 +90,8 @@ def export_table(
         table, about = table_of(_h5ad(source))
     else:
         table, about = read_table(source)
+    if table.empty:
+        raise CamaeError(f"{source} has no rows: nothing to export")
     if out.suffix == ".parquet":
         return [write_table(out, table, about)]
     if out.suffix == ".h5ad":

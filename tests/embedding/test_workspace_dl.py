@@ -1,5 +1,7 @@
 """The Gallery's workspace_dl and DeepProfiler's npz: every row, name and number there and back (property tests)."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from camae.anndata_form import as_anndata
 from camae.embedding import export_table
 from camae.embedding_table import read_table, write_table
 from camae.errors import CamaeError
@@ -173,6 +176,10 @@ def test_refusals(tmp_path):
         CamaeError, match=r"is of another model .*choose another network name, output is never mixed"
     ):
         write_workspace(sites, ABOUT | {"model_hash": "9"}, tmp_path, "net")
+    write_workspace(sites, ABOUT, tmp_path / "copy", "net", "npz")
+    with pytest.raises(CamaeError, match=r"npz and .*npz are both of B P A01 1; name the folder of one"):
+        read_workspace(tmp_path)
+    shutil.rmtree(tmp_path / "copy")
     write_workspace(sites, ABOUT, tmp_path, "other", "npz")
     with pytest.raises(CamaeError, match="holds profiles of several networks, net and other; name one"):
         read_workspace(tmp_path)
@@ -185,6 +192,11 @@ def test_refusals(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(CamaeError, match=r"bad\.npz: not a readable npz file of features"):
         _read_alone(tmp_path, "bad.npz")
+    for out in ("e.h5ad", "e.parquet", "e"):
+        with pytest.raises(CamaeError, match=r"none\.parquet has no rows: nothing to export"):
+            export_table(write_table(tmp_path / "none.parquet", wells.iloc[:0], ABOUT), tmp_path / out, "n")
+    with pytest.raises(CamaeError, match="the table has no rows: nothing to export"):
+        as_anndata(wells.iloc[:0], ABOUT)
     with pytest.raises(CamaeError, match="name the model and its hash by network="):
         export_table(write_table(tmp_path / "a.parquet", wells, ABOUT), tmp_path / "x")
 
