@@ -17,11 +17,13 @@ ValueRange = tuple[float, float]  # lowest and highest possible value, in stored
 def plane_tensor(image: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Planes as a tensor that shares their memory where it can: not with another byte order or negative strides.
 
-    Raises CamaeError for what holds no numbers, or no values at all (a tensor of the meta device).
+    Raises CamaeError for what holds no numbers or no values (a tensor of the meta device), and for a sparse tensor.
     """
     if isinstance(image, torch.Tensor):
-        if image.is_complex() or image.is_meta:
+        sparse = image.layout != torch.strided
+        if image.is_complex() or image.is_meta or sparse:
             what = "a tensor of the meta device, which has no values" if image.is_meta else str(image.dtype)
+            what = "a sparse tensor; call .to_dense()" if sparse else what
             raise CamaeError(f"planes must be uint8, uint16 or float, not {what}")
         return image
     if image.dtype.kind not in "biuf":

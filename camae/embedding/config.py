@@ -345,7 +345,7 @@ def _plain(options: EmbedOptions) -> dict[str, Any]:
     elif backends is not None:
         plain["backends"] = str(backends)
     if dtype is not None:
-        plain["dtype"] = str(dtype).removeprefix("torch.")
+        plain["dtype"] = dtype.__name__ if isinstance(dtype, type) else str(dtype).removeprefix("torch.")
     if device is not None:
         plain["device"] = str(device)
     texts = ("z", "time", "variant", "jump_lite")
@@ -355,4 +355,6 @@ def _plain(options: EmbedOptions) -> dict[str, Any]:
 
 def _number(value: object) -> object:
     """NumPy's numbers and arrays as Python's."""
+    if isinstance(value, type):  # numpy.float32 itself has both, and is no number
+        return value
     return value.tolist() if hasattr(value, "tolist") and hasattr(value, "dtype") else value

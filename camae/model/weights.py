@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -182,6 +183,8 @@ def find_model_file(path: str | Path) -> Path:
 
     Raises MissingFileError where nothing is there, CamaeError for a folder without a model.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise CamaeError(f"the model is named by a {type(path).__name__}; give the path or name as text")
     if is_hub_name(path):
         return fetch(path).path
     if not str(path):

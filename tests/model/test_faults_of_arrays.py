@@ -69,6 +69,7 @@ def test_fault_16_values_that_are_not_finite_are_refused_by_losses_too(model, im
     [
         (np.zeros((3, 32, 32), object), "planes must be uint8, uint16 or float, not object"),
         (torch.empty(3, 32, 32, device="meta", dtype=torch.uint8), "not a tensor of the meta device"),
+        (torch.zeros(3, 32, 32).to_sparse(), r"not a sparse tensor; call \.to_dense\(\)"),
     ],
 )
 def test_fault_17_what_holds_no_values_is_refused(model, image, words):
@@ -105,3 +106,15 @@ def test_names_of_models_that_are_none(image, tmp_path, monkeypatch):
             CamaeError, match=f"{name}: models are read from files and folders, or named hf://"
         ):
             camae.load(name)
+
+
+def test_a_model_or_a_compute_type_of_another_kind_is_one_sentence(model, image):
+    for odd in (None, 1, b"x", [], model):
+        with pytest.raises(
+            CamaeError, match=rf"the model is named by a {type(odd).__name__}; give the path or"
+        ):
+            camae.load(odd)
+    found = camae.embed(image, CHANNELS, model=model, dtype=np.float32)
+    np.testing.assert_array_equal(found, camae.embed(image, CHANNELS, model=model, dtype="float32"))
+    with pytest.raises(CamaeError, match="dtype float16 is not float32 or bfloat16"):
+        camae.embed(image, CHANNELS, model=model, dtype=np.float16)
