@@ -34,7 +34,7 @@ def embeddings(x: Array | pd.DataFrame | list[list[float]], what: str = "x") -> 
         raise CamaeError(
             f"{what} must hold numbers, got dtype {table.dtype}; keep Metadata_* columns out of the features"
         )
-    if table.dtype.kind != "f":
+    if table.dtype.kind != "f" or table.dtype.itemsize > 8:  # linear algebra has no long double
         table = table.astype(xp.float64)
     elif table.dtype.itemsize < 4:
         table = table.astype(xp.float32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -288,6 +288,8 @@ def _spelled_otherwise(unknown: npt.NDArray[np.object_], names: npt.NDArray[np.s
 def pairs_as_text(pairs: Pairs, source: str) -> npt.NDArray[np.object_]:
     """Pairs as an object array (n, 2) of text, from 2-tuples, an array or a two-column DataFrame."""
     listed = pairs.to_numpy() if isinstance(pairs, pd.DataFrame) else pairs
+    if not isinstance(listed, Iterable):
+        raise CamaeError(f"{source} must be a sequence of 2-tuples of names, not a {type(listed).__name__}")
     if not isinstance(listed, np.ndarray):
         listed = list(listed)  # a generator has no length
     if len(listed) == 0:

@@ -173,6 +173,10 @@ def _tail_ranks(tails: Tails, total: int) -> tuple[int | None, int | None]:
     #{null <= s} / total <= left means that s < null[low], low the largest count with low / total <= left.
     #{null < s} / total >= right means that s > null[m - 1], m the smallest count with m / total >= right.
     """
+    if len(tails) != 2 or not all(
+        tail is None or isinstance(tail, float | int | np.number) for tail in tails
+    ):
+        raise CamaeError(f"tails must be two numbers or None, got {tails!r}; (0.05, 0.95) is the paper's")
     left, right = tails
     for tail in tails:
         if tail is not None and not 0 <= tail <= 1:

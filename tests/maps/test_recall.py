@@ -148,3 +148,18 @@ def test_pairs_may_be_a_generator():
     pd.testing.assert_frame_equal(
         maps.recall(v, names, (pair for pair in pairs)), maps.recall(v, names, pairs)
     )
+
+
+def test_arguments_of_another_kind_are_one_sentence():
+    v, names = np.random.default_rng(0).normal(size=(5, 6)), list("abcde")
+    with pytest.raises(CamaeError, match="pairs must be a sequence of 2-tuples of names, not a NoneType"):
+        maps.recall(v, names, None)
+    for tails in ("ab", (0.05,), (0.05, "0.95")):
+        with pytest.raises(CamaeError, match="tails must be two numbers or None, got"):
+            maps.recall(v, names, [("a", "b")], tails=tails)
+
+
+def test_long_doubles_give_what_doubles_give():
+    x, by = np.random.default_rng(0).normal(size=(8, 3)), list("aabbccdd")
+    for call in (lambda x: maps.aggregate(x, by=by), lambda x: maps.align(x, "pca")):
+        np.testing.assert_array_equal(call(x.astype(np.longdouble)), call(x))
