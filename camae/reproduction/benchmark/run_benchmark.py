@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, cast, get_args
 import numpy as np
 import pandas as pd
 
+from camae.errors import CamaeError
 from camae.files import remove_unfinished, write_json, write_text
 from camae.maps.annotations import annotated
 from camae.maps.arrays import ArrayBackend, array_backend, to_numpy
@@ -177,6 +178,10 @@ def run_benchmark(
         compound,
         dose,
     )
+    if mechanism is None and (compound is not None or dose is not None):
+        raise CamaeError(
+            "compound= and dose= are of the table of mechanisms: give mechanism= too, or leave them out"
+        )
     models = profiles_by_model(embeddings, plate, features)
     results = _write(Path(out), *_benchmarked(models, settings, about_pairs, omitted), settings.arrays)
     omitted.write(out)

@@ -173,6 +173,7 @@ def test_bad_options_are_one_sentence(file, tmp_path):
         ("--distance=manhattan", "--distance manhattan: choose one of cosine, correlation, euclidean"),
         ("--threshold=2", "threshold 2.0 is not a false-discovery rate"),
         ("--permutations=0", "permutations 0 choose no labels"),
+        ("--dose=Metadata_Dose", "compound= and dose= are of the table of mechanisms: give mechanism= too"),
     ]:
         done = CliRunner().invoke(app, ["benchmark", str(file), f"--out={tmp_path}", option])
         assert done.exit_code != 0
