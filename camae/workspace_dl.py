@@ -31,7 +31,7 @@ from camae.files import write_atomic
 from camae.locks import writing
 from camae.omissions import Omissions
 from camae.text_table import text_as_given
-from camae.wells import normal_well
+from camae.wells import normal_well, spelled
 
 SiteForm: TypeAlias = Literal["parquet", "npz"]
 _PLACE = ("Metadata_Batch", "Metadata_Plate", "Metadata_Well", "Metadata_Site")
@@ -106,7 +106,7 @@ def _by_place(table: pd.DataFrame, depth: int) -> Iterator[tuple[tuple[str, ...]
     for name in _PLACE[:depth]:
         if name not in table and name != "Metadata_Batch":
             raise CamaeError(f"the table has no column {name}, which names a folder of the layout; add it")
-        keys[name] = text_as_given(table[name]) if name in table else "batch"
+        keys[name] = spelled(text_as_given(table[name]), name) if name in table else "batch"
         for value in keys[name].unique():
             _check_name(value, name)
     for place, rows in table.groupby([keys[name] for name in keys], sort=False):

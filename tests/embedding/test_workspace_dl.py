@@ -104,6 +104,17 @@ def test_files_of_deep_profiler_are_read_without_unpickling(flat, tmp_path):
     np.testing.assert_array_equal(load.load_npz_locations(path), written["B02", "2"]["locations"])
 
 
+def test_a_site_has_one_folder_however_its_well_is_spelled(tmp_path):
+    sites = pd.DataFrame(
+        {"Metadata_Plate": "0012", "Metadata_Well": ["a1", "A01"], "Metadata_Site": ["01", "1"]}
+    )
+    files = write_workspace(sites.assign(emb_0000=np.float32([1, 2])), ABOUT, tmp_path, "net")
+    assert [str(f.relative_to(tmp_path)) for f in files] == [
+        "embeddings/net/batch/0012/A01-1/embedding.parquet"
+    ]
+    assert read_workspace(tmp_path)[0]["emb_0000"].tolist() == [1, 2]
+
+
 def test_wells_and_treatments_have_files_of_their_own(tmp_path):
     wells = pd.DataFrame(
         {"Metadata_Batch": "B", "Metadata_Plate": ["P1", "P1", "P2"], "Metadata_Well": ["A01", "A02", "A01"]}

@@ -94,7 +94,8 @@ class ScreenProfiles:
     x: (n, d) NumPy or CuPy array. perturbation, plate, experiment, target, well, mechanism, compound, dose: n texts
     each (None: not known).
     control: n booleans, negative controls. components: how many an alignment keeps (`maps.map_profiles`).
-    method: alignment of all tables but Table 2. shrinkage: of the methods that take it, None for their default.
+    method: alignment of all tables but Table 2, which compares alignments, and Table 4, which takes TVN as published.
+    shrinkage: of the methods that take it, None for their default.
     condition: n texts, parts of the screen for Table 4. modalities: n words of the kind of perturbation, where it
     differs; modality: the kind, where it does not (siblings: by |cosine| for compounds, none for ORFs).
     notes: what the tables have to say about the data, filled by them.
