@@ -12,7 +12,7 @@ SCREEN = {"plates": 2, "sites": 1, "size": 64, "workers": 1}
 def make_tiny() -> None:
     """From now on `camae demo` in this process is tiny."""
     small = {"crop": 32, "patch": 16, "width": 32, "heads": 2, "depth": 1}
-    decoder = {"width": 32, "depth": 1, "heads": 4, "cross_heads": 4}
+    decoder = {"width": 32, "heads": 4, "cross_heads": 4}
     demo.MODEL_OPTIONS = {
         **demo.MODEL_OPTIONS,
         **small,
