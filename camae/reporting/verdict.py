@@ -32,15 +32,16 @@ def verdict(summary: RunSummary) -> str:
     baseline = summary["best_baseline"]
     what = f"{baseline!r} ({SYSTEM_MEANING.get(baseline, baseline)})"
     points, error = 100 * gain["value"], 100 * gain["se"]
-    sure = abs(points) >= _SURE * error and not gain.get("low", 1) < 0 < gain.get("high", 1)
-    first = "The trained encoder wins" if points > 0 and sure else "Training does not win"
+    far = abs(points) >= _SURE * error
+    chance = gain["low"] < 0 < gain["high"] if "low" in gain and "high" in gain else not far
+    first = "The trained encoder wins" if points > 0 and far and not chance else "Training does not win"
     screens = summary.get("screens")
     where = f" on {len(screens)} screens" if screens else ""
     apart = f"{abs(points) / error:.1f} standard errors" if error else "no standard error"
     return (
         f"{first}{where}: the trained encoder finds {abs(points):.1f} ± {error:.1f} points{_interval(gain)} "
         f"{'more' if points > 0 else 'fewer'} of the known pairs than the best baseline without training, {what}: "
-        f"{apart}{'' if sure else ', which chance alone may give'}."
+        f"{apart}{', which chance alone may give' if chance else ''}."
     )
 
 

@@ -144,6 +144,15 @@ def test_the_sentence_follows_from_the_numbers(gain, se, begins, has):
     assert "'texture' (gradients of standardized planes)" in said
 
 
+def test_an_interval_without_0_is_not_called_chance():
+    """Intervals of shares are not symmetric: one may leave out 0 at less than two standard errors, or hold it at more."""
+    for gain, said_of_chance in (((-0.12, -0.39, -0.01), False), ((0.25, -0.02, 0.4), True)):
+        score = dict(zip(("value", "low", "high"), gain, strict=True)) | {"se": 0.09}
+        said = verdict({"best_baseline": "texture", "trained_minus_best": score})
+        assert said.startswith("Training does not win: ")
+        assert ("chance alone" in said) is said_of_chance
+
+
 def test_screens_have_seeds_of_their_own(tmp_path):
     assert len(set(demo.SCREEN_SEEDS)) == 5
     # Seeds on which settings were chosen or that were looked at before.
