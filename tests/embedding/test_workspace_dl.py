@@ -15,10 +15,13 @@ from camae.embedding_table import read_table, write_table
 from camae.errors import CamaeError
 from camae.maps.profiles import read_profile_table
 from camae.omissions import Omissions
+from camae.wells import spelled
 from camae.workspace_dl import read_workspace, write_workspace
 
 ABOUT = {"model": "a", "model_hash": "0123", "pool": "mean"}
-NAME = st.text("abcXYZ019_-. ", min_size=1, max_size=5).filter(lambda n: n.strip() and not n.startswith("."))
+NAME = st.text("abcXYZ019_-. ", min_size=1, max_size=5).filter(
+    lambda n: n.strip() and not n.strip().startswith(".")
+)
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=6)
 NUMBERS = st.floats(width=32, allow_nan=True, allow_infinity=True)
 
@@ -59,7 +62,8 @@ def test_parquet_to_the_gallery_and_back(form, table, tmp_path_factory):
     # And once more from there: npz -> Parquet -> npz, the same files byte for byte.
     export_table(folder / "b.parquet", folder / "again", "net_0123", form)
     files = [sorted((folder / name).rglob("embedding.*")) for name in ("dl", "again")]
-    assert len(files[0]) == table.groupby(list(table.columns[:4])).ngroups
+    places = [spelled(table[name], name) for name in table.columns[:4]]
+    assert len(files[0]) == len(set(zip(*places, strict=True)))
     for a, b in zip(*files, strict=True):
         assert a.relative_to(folder / "dl") == b.relative_to(folder / "again")
         assert a.read_bytes() == b.read_bytes()
