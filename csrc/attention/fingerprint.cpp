@@ -25,7 +25,7 @@ std::uint64_t fingerprint_of(const char *bytes, std::size_t count) {
         for (std::size_t i = 0; i < lanes; ++i) states[i] = step(states[i] ^ (states[i] >> 32), words[i]);
     }
     std::memset(words, 0, sizeof words);
-    std::memcpy(words, bytes, count);
+    if (count > 0) std::memcpy(words, bytes, count);  // of no bytes there is no pointer
     std::uint64_t whole = count;
     for (std::size_t i = 0; i < lanes; ++i) whole = step(step(whole ^ (whole >> 32), states[i]), words[i]);
     return whole;
