@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from beyond import MEDIUM
 from rows import ROOT, append_row, commit
 
 import camae
@@ -32,26 +33,6 @@ SCREENS = (4001, 4002)
 FOLDER = ROOT / "runs" / "demo-recipes"
 ALIGNMENTS = ("tvn", "tvn_shrunk", "replicate_whitening")
 PRESET = "ca_mae_vit_ti16"
-DECODER: dict[str, Any] = {
-    "width": 128,
-    "depth": 0,
-    "cross_depth": 2,
-    "heads": 4,
-    "cross_heads": 4,
-    "context": "visible",
-    "cross_residual": True,
-    "local_start": True,
-    "part": 0.5,
-}
-# 6.5 M parameters, 14 times the demo's.
-ENCODER: dict[str, Any] = {
-    "width": 256,
-    "depth": 8,
-    "heads": 4,
-    "drop_path": 0.0,
-    "layer_scale": 1.0,
-    "decoder": DECODER,
-}
 SETTINGS: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-3, "batch_size": 64, "steps": 1500}
 # name -> (model options, training settings)
 RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -69,7 +50,7 @@ def main(recipe: str, seed: int) -> None:
     folder = generate(FOLDER / "screens" / str(seed), seed=seed, workers=1)
     manifest, pairs = read_manifest(folder), maps.read_pairs(folder / "relationships" / "demo_pairs.csv")
     options, settings = RECIPES[recipe]
-    options = ENCODER | options
+    options = MEDIUM | options  # 6.5 M parameters, 14 times the demo's
     torch.manual_seed(0)
     config = preset(PRESET, channels=tuple(manifest.channels), **options)
     twin = CAMAE(config).eval()

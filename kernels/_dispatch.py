@@ -34,9 +34,8 @@ class Backend:
 
 
 Availability = Callable[[torch.device], Backend]
-DefaultRule = Callable[
-    [torch.device, torch.dtype, int], str
-]  # device, dtype and size (`USUAL_SIZES`) -> back-end
+# Back-end by device, dtype and size (`USUAL_SIZES`).
+DefaultRule = Callable[[torch.device, torch.dtype, int], str]
 
 
 @dataclass(frozen=True)
