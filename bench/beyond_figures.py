@@ -80,7 +80,7 @@ def paired_panel(axes: Axes, found: Found, title: str, labels: tuple[str, str]) 
     """Two columns of points, one line a screen, and the means."""
     strip_axes(axes, grid="y")
     for i, (a, b) in enumerate(zip(found["without"], found["with"], strict=True)):
-        axes.plot((0, 1), (a, b), color=CYCLE[i], marker="o", markersize=4, linewidth=1.1)
+        axes.plot((0, 1), (a, b), color=CYCLE[i % len(CYCLE)], marker="o", markersize=4, linewidth=1.1)
     axes.plot(
         (0, 1), (found["mean_without"], found["mean_with"]), color=INK, linewidth=2, linestyle=(0, (4, 2))
     )

@@ -26,7 +26,7 @@ from beyond import (
     Setup,
 )
 from beyond_figures import draw_fast_cpu, draw_pairs, draw_share, draw_time_to_loss, panels_of
-from rows import RESULTS, ROOT, append_row, device_name
+from rows import RESULTS, ROOT, append_row, device_name, difference
 
 Found = dict[str, Any]
 METRICS = ("recall", "separability", "consistency")
@@ -44,24 +44,6 @@ def read(arm: str, data: str) -> Found | None:
     """What one run measured; None where it has not run."""
     path = FOLDER / SIZE / arm / data / "measured.json"
     return json.loads(path.read_text()) if path.is_file() else None
-
-
-def difference(with_it: Sequence[float], without: Sequence[float], *, lower: bool = False) -> Found:
-    """Means, paired difference and its standard error, and whether that is above two of them.
-
-    lower: of scores where less is better.
-    """
-    d = np.asarray(with_it) - np.asarray(without)
-    error = float(d.std(ddof=1) / np.sqrt(len(d))) if len(d) > 1 else None
-    return {
-        "with": list(with_it),
-        "without": list(without),
-        "mean_with": float(np.mean(with_it)),
-        "mean_without": float(np.mean(without)),
-        "difference": float(d.mean()),
-        "se": error,
-        "helps": bool(error is not None and (-d.mean() if lower else d.mean()) > 2 * error),
-    }
 
 
 def drops(sets: Found, metric: str, read_out: str | None) -> list[float]:

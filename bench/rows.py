@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from camae.inference.inference_linear import InferenceLinear
@@ -65,6 +66,24 @@ def append_row(file: str, row: dict[str, Any], *, full: bool, device: str = "cpu
     about = {"load_average": os.getloadavg()[0]} | machine(device)
     with place.open("a") as stream:
         stream.write(json.dumps(about | row) + "\n")
+
+
+def difference(with_it: Sequence[float], without: Sequence[float], *, lower: bool = False) -> dict[str, Any]:
+    """Means, paired difference and its standard error, and whether that is above two of them.
+
+    lower: of scores where less is better.
+    """
+    d = np.asarray(with_it) - np.asarray(without)
+    error = float(d.std(ddof=1) / np.sqrt(len(d))) if len(d) > 1 else None
+    return {
+        "with": list(with_it),
+        "without": list(without),
+        "mean_with": float(np.mean(with_it)),
+        "mean_without": float(np.mean(without)),
+        "difference": float(d.mean()),
+        "se": error,
+        "helps": bool(error is not None and (-d.mean() if lower else d.mean()) > 2 * error),
+    }
 
 
 def device_name(device: str) -> str:

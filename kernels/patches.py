@@ -60,6 +60,13 @@ def gather_patches(
     return out_MPP.flatten(1).view(planes_KHW.dtype)
 
 
+def planes_of_patches(patches_MP2: torch.Tensor, H: int, W: int) -> torch.Tensor:
+    """Planes (K, H, W) of their patches (K*N, P*P), row-major within a plane: the inverse of `gather_patches`."""
+    P = patch_side(patches_MP2.shape[1])
+    tiles = patches_MP2.reshape(-1, H // P, W // P, P, P)
+    return tiles.transpose(2, 3).reshape(-1, H, W)
+
+
 def standardized_patches(
     planes_KHW: torch.Tensor,
     plane_M: torch.Tensor,

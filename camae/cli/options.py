@@ -87,7 +87,7 @@ Backend = Annotated[
 _ALIASES = {"tiles": ("--tile",)}
 _SINGULAR = {"negative_controls": "--negative-control"}
 # Options of several texts that may also stand in one, between commas.
-_LISTS = {"channels"}
+_LISTS = {"channels", "impute"}
 
 
 def with_options(

@@ -17,6 +17,7 @@ from camae.embedding.plan import EmbedPlan
 from camae.embedding.regions import Regions, is_one_array, regions_per_image
 from camae.embedding.validate import check_layers
 from camae.errors import CamaeError
+from camae.inference.imputed_channels import ImputedChannels
 from camae.model.backends import BackendSettings, using_backends
 from camae.model.interface import ChannelNames, Config, Images, Model, TransformerConfig
 from camae.model.pooling import MAPS, MOMENTS, PER_CHANNEL
@@ -38,6 +39,7 @@ def embed(
     dtype: torch.dtype | str | None = EmbedConfig.dtype,
     tokens_per_pass: int | None = EmbedConfig.tokens_per_pass,
     intensity: bool = EmbedConfig.intensity,
+    impute: Sequence[str] = EmbedConfig.impute,
     backends: BackendSettings = None,
 ) -> Vectors:
     """Embed images of any channel set.
@@ -54,6 +56,8 @@ def embed(
     region_size: side in px of the square that a row of a table stands for; default the whole window.
     pool, tiles (or tile), overlap, layers, value_range, dtype, tokens_per_pass, backends: as in `EmbedConfig`. A tile
         with a constant plane is left out, with a warning.
+    impute: channels that are predicted from an image's others where it lacks them, and encoded with it; their vectors
+        come after those of its own, in this order.
     intensity: statistics of stored values after each vector (`camae.embedding.intensity_names`), averaged over tiles.
 
     Returns float32 of the input's kind and device: (D,) for one image, (B, D) for a batch or a list of equal
@@ -67,12 +71,15 @@ def embed(
     """
     chosen: EmbedOptions = {"tiles": tiles, "tile": tile, "overlap": overlap, "value_range": value_range}
     chosen |= {"pool": pool, "layers": layers, "dtype": dtype, "tokens_per_pass": tokens_per_pass}
-    chosen["intensity"] = intensity
+    chosen |= {"intensity": intensity, "impute": impute}
     config = EmbedConfig.of(**(chosen | EmbedOptions(backends=backends)))
     _check_region_options(config, region, region_size)
     source = resolve_model(model)
     config = with_chosen_layer(config, source)
-    plan, net = _planned(ImageSet.of(images, channels), source, config, region, region_size)
+    inputs = ImageSet.of(images, channels)
+    if config.impute:
+        source = _imputing(source, inputs, config.impute)
+    plan, net = _planned(inputs, source, config, region, region_size)
     computed, blocks = (
         compute_type(net, config.dtype, net.device.type),
         check_layers(config.layers, net.config),
@@ -98,11 +105,20 @@ def _planned(
     return plan, net
 
 
+def _imputing(model: Model, inputs: ImageSet, impute: Sequence[str]) -> Model:
+    """The model with imputed channels. Raises CamaeError for a channel that every image has."""
+    if shown := [name for name in impute if all(name in names for names in inputs.names)]:
+        raise CamaeError(f"every image has the channel {shown[0]!r}; leave it out of impute")
+    return ImputedChannels(model, impute)
+
+
 def _check_region_options(config: EmbedConfig, region: Regions | None, region_size: int | None) -> None:
     if config.pool in MAPS and (region is not None or config.intensity):
         raise CamaeError(
             f"pool={config.pool!r} gives a map of whole images; leave out region= and intensity="
         )
+    if region is not None and config.impute:
+        raise CamaeError("impute= takes whole images; leave out region=")
     if region is None and region_size is not None:
         raise CamaeError("region_size needs region=, a table of centers")
     if region is not None and config.tiles not in (None, "cover"):

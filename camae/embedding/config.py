@@ -134,6 +134,7 @@ class EmbedOptions(TypedDict, total=False):
     overlap: float
     pool: str
     intensity: bool
+    impute: Sequence[str]
     layers: int | str | Sequence[int] | None
     value_range: tuple[float, float] | None
     dtype: torch.dtype | str | None
@@ -182,6 +183,11 @@ class EmbedConfig(ReadOptions):
     intensity: bool = _option(
         False,
         "also mean, standard deviation and quantiles of each plane before standardization, in the images' units",
+    )
+    impute: tuple[str, ...] = _option(
+        (),
+        "channels that are predicted from the others by the decoders where an image lacks them, and encoded with it; "
+        "training with mask_channels prepares for it",
     )
     layers: int | str | tuple[int, ...] | None = _option(
         None,
@@ -275,6 +281,15 @@ class EmbedConfig(ReadOptions):
                 "number in layers",
             ),
             (
+                not self.impute or not (self.intensity or self.interpolate or self.bag_of_channels),
+                "an imputed channel has no intensities, takes crops of the model's size, and is encoded with the "
+                "others: leave out impute, or intensity, tiles='interpolate' and bag_of_channels",
+            ),
+            (
+                len(set(self.impute)) == len(self.impute) and "" not in self.impute,
+                f"impute is {self.impute}; give each channel once, by its name",
+            ),
+            (
                 self.value_range is None or self.value_range[0] < self.value_range[1],
                 f"value_range {self.value_range} is empty: give the lowest and the highest possible value, in this "
                 "order",
@@ -302,7 +317,7 @@ class EmbedConfig(ReadOptions):
             ),
             (
                 not (with_ray and self.rewritten),
-                "Ray workers load the model as it is: leave out linear, compile and bag_of_channels",
+                "Ray workers load the model as it is: leave out linear, compile, bag_of_channels and impute",
             ),
             (
                 not (with_ray and self.backends),
@@ -325,7 +340,7 @@ class EmbedConfig(ReadOptions):
     @property
     def rewritten(self) -> bool:
         """Whether another form of the model than its own is asked for."""
-        return self.linear is not None or self.compile or self.bag_of_channels
+        return self.linear is not None or self.compile or self.bag_of_channels or bool(self.impute)
 
     @property
     def interpolate(self) -> bool:

@@ -148,7 +148,7 @@ def encode_windows(
         return window.height, window.width, images[window.image].dtype
 
     def tokens(window: Window) -> tuple[int, int]:
-        n_channels = len(names[window.image])
+        n_channels = len(model.encoded_channels(names[window.image]))
         return cost(n_channels, window.height, window.width, patch, window.n_visible(patch))
 
     first: dict[Hashable, int] = {}

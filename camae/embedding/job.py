@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from camae.dataloader.manifest import Manifest
@@ -84,7 +85,7 @@ def prepare(
             "pool='mean'"
         )
     by_channel = f"pool={config.pool!r}" if config.pool in PER_CHANNEL else "intensity=True"
-    if (config.intensity or config.pool in PER_CHANNEL) and not _same_channels(manifest):
+    if (config.intensity or config.pool in PER_CHANNEL) and not _same_channels(manifest, model):
         pool = "moments" if config.pool in MOMENTS else "mean"
         instead = f"use pool={pool!r}" if config.pool in PER_CHANNEL else "leave it out"
         raise CamaeError(f"{by_channel} needs sites with the same channels; select them or {instead}")
@@ -127,7 +128,8 @@ def _check_wells(manifest: Manifest) -> None:
     check_wells_agree(metadata.assign(Metadata_Well=metadata["Metadata_Well"].map(normal_well)))
 
 
-def _same_channels(manifest: Manifest) -> bool:
-    """Whether all sites have the same channels."""
+def _same_channels(manifest: Manifest, model: Model) -> bool:
+    """Whether the vectors of all sites are of the same channels."""
     present = (manifest.table[list(manifest.channels)] != "").to_numpy()
-    return bool((present == present[0]).all())
+    first = np.unique(present, axis=0, return_index=True)[1]
+    return len({tuple(model.encoded_channels(manifest.site_channels(int(row)))) for row in first}) == 1

@@ -26,6 +26,7 @@ from camae.embedding_table import write_table
 from camae.errors import CamaeError
 from camae.inference.accelerate import accelerate
 from camae.inference.bag_of_channels import BagOfChannels
+from camae.inference.imputed_channels import ImputedChannels
 from camae.locks import writing
 from camae.model.backends import using_backends
 from camae.model.ca_mae import CAMAE
@@ -44,7 +45,7 @@ def embed_screen(
     """Embed every site of a screen and return the table of its wells.
 
     manifest: object, file, or a folder a reader knows; None beside jump_lite. model: as in `camae.embed`.
-    options: the fields of `EmbedConfig`, which change `config` where it is given: tiles, overlap, pool, layers,
+    options: the fields of `EmbedConfig`, which change `config` where it is given: tiles, overlap, pool, impute, layers,
         value_range, dtype, level, backends; linear, compile, bag_of_channels; sites_per_shard, tokens_per_pass; device,
         rank, world, ray_workers, ray_gpus, ray_cpus, reader, threads; anndata, jump_lite, quiet; format, incomplete,
         pattern, channels, z, time, variant, metadata, negative_controls.
@@ -70,7 +71,11 @@ def embed_screen(
     config = EmbedConfig.of(config, **options)
     source = resolve_model(model, config.device)
     config = with_chosen_layer(config, source)
-    net = _in_form(source, config)
+    if config.impute:
+        manifest = config.read(manifest)
+        config = config.without_labels()
+        _check_lacking(manifest, config.impute)
+    net = _in_form(source, config, manifest.channels if isinstance(manifest, Manifest) else ())
     with using_backends(net, config.backends):
         if isinstance(net, PlateAdaptive) and net.adapts_to_plates:
             table = _embed_by_plate(manifest, net, Path(out), config)
@@ -82,14 +87,28 @@ def embed_screen(
     return table
 
 
-def _in_form(model: Model, config: EmbedConfig) -> Model:
-    """The model as asked for: rewritten for speed, seeing one channel at a time, or as it is."""
+def _check_lacking(manifest: Manifest, impute: Sequence[str]) -> None:
+    """Raise CamaeError for a channel to be imputed that every site has."""
+    for name in impute:
+        if name in manifest.channels and (manifest.table[name] != "").all():
+            raise CamaeError(f"all {len(manifest):,} sites have the channel {name!r}; leave it out of impute")
+
+
+def _in_form(model: Model, config: EmbedConfig, channels: Sequence[str]) -> Model:
+    """The model as asked for: rewritten for speed, seeing one channel at a time, imputing others, or as it is.
+
+    channels: of the screen, in the order of their vectors.
+    """
     if not config.rewritten:
         return model
     if not isinstance(model, CAMAE):
-        raise CamaeError(f"linear, compile and bag_of_channels need a CA-MAE, not a {type(model).__name__}")
+        raise CamaeError(
+            f"linear, compile, bag_of_channels and impute need a CA-MAE, not a {type(model).__name__}"
+        )
     if config.linear is not None or config.compile:
         model = accelerate(model, config.linear or "float32", compile=config.compile)
+    if config.impute:
+        return ImputedChannels(model, config.impute, channels)
     return BagOfChannels(model) if config.bag_of_channels else model
 
 

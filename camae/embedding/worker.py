@@ -149,7 +149,7 @@ class ShardWorker:
         if ledger.intensity:
             both = zip(vectors, rows, strict=True)
             vectors = tuple(with_intensity(v, intensities.pop(row)[0], ledger.pool) for v, row in both)
-        channels = self.manifest.site_channels(rows[0])
+        channels = self.model.encoded_channels(self.manifest.site_channels(rows[0]))
         columns = vector_columns(
             ledger.pool, channels, vectors[0].numel(), layers=ledger.layers, intensity=ledger.intensity
         )
@@ -177,10 +177,15 @@ class ShardWorker:
     def _passes(self, shards: list[int], readers: ThreadPoolExecutor) -> Iterator[_Pass]:
         """Tiles packed by tokens. No pass crosses a shard, and tiles without signal keep their place."""
         patch = self.model.config.patch
+
+        def tokens(tile: _Tile) -> tuple[int, int]:
+            n_channels = len(self.model.encoded_channels(tile.names))
+            return cost(n_channels, tile.window.height, tile.window.width, patch)
+
         for tiles in pack(
             self._tiles(shards, readers),
             lambda tile: (tile.shard, tile.dtype, tile.window.height, tile.window.width),
-            lambda tile: cost(len(tile.names), tile.window.height, tile.window.width, patch),
+            tokens,
             self.ledger.tokens_per_pass,
         ):
             yield _Pass(tiles, self._batch(tiles))

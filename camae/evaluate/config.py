@@ -47,6 +47,7 @@ class ChannelsOptions(EvaluateOptions, total=False):
     pairs: str | os.PathLike[str] | None
     layers: int | str | Sequence[int] | None
     nested: bool
+    imputed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,4 +123,8 @@ class ChannelsConfig(EvaluateConfig):
     )
     nested: bool = option(
         False, "also leave out two, three ... channels, in the order in which they can be spared"
+    )
+    imputed: bool = option(
+        False,
+        "also impute each channel left out from the others, as in `camae embed --impute`, and score that",
     )

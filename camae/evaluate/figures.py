@@ -74,7 +74,8 @@ def channel_figure(table: pd.DataFrame) -> Figure:
             )
             axes.axvline(table[name].iloc[0], color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
             axes.set_xlabel(_LABELS[name])
-        panels[0].set_yticks(place, [_set_label(left_out) for left_out in table["left_out"]])
+        labels = [_set_label(*names) for names in zip(table["left_out"], table["imputed"], strict=True)]
+        panels[0].set_yticks(place, labels)
         panels[0].invert_yaxis()
     return figure
 
@@ -104,5 +105,7 @@ def imputed_figure(imputed: Sequence[Imputed]) -> Figure:
     return figure
 
 
-def _set_label(left_out: str) -> str:
-    return f"without {left_out}" if left_out else "all channels"
+def _set_label(left_out: str, imputed: bool) -> str:
+    if not left_out:
+        return "all channels"
+    return f"{left_out} imputed" if imputed else f"without {left_out}"

@@ -10,6 +10,7 @@ import torch
 
 from camae.dataloader.plane_batch import ValueRange
 from camae.errors import CamaeError
+from camae.kernels.patches import planes_of_patches
 from camae.model.ca_mae import CAMAE
 from camae.model.eval_mode import eval_mode
 from camae.model.image_arrays import image_batch
@@ -63,7 +64,6 @@ def impute(
     plane = batch.planes_KHW[place].double()
     eps = model.eps(batch)
     original = (plane - plane.mean()) / (plane.var(correction=0) + eps**2).sqrt()
-    (H, W), P = plane.shape, model.config.patch
-    own = patches.unflatten(0, (len(channels), -1))[place].float()
-    grid = own.reshape(H // P, W // P, P, P).permute(0, 2, 1, 3).reshape(H, W)
-    return Imputed(hidden, original.float().cpu().numpy(), grid.cpu().numpy())
+    own_NP2 = patches.unflatten(0, (len(channels), -1))[place].float()
+    imputed = planes_of_patches(own_NP2, *plane.shape)[0]
+    return Imputed(hidden, original.float().cpu().numpy(), imputed.cpu().numpy())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -46,11 +47,12 @@ def channels(
 ) -> pd.DataFrame:
     """Leave-one-channel-out scores of a model's embedding on a labeled screen.
 
-    The screen is embedded with all channels and without each of them; with `nested` also without two, three ..., in the
-    order in which the first scores say that channels can be spared. All sets are scored alike, on the same wells.
+    The screen is embedded with all channels and without each of them; with `imputed` also with each imputed from the
+    others; with `nested` also without two, three ..., in the order in which the first scores say that channels can be
+    spared. All sets are scored alike, on the same wells.
 
     data, model: as in `camae.embed_screen`. options: the fields of `ChannelsConfig`.
-    Returns one row per set: left_out (channels, "+" between them; "" for none), n_channels, separability,
+    Returns one row per set: left_out (channels, "+" between them; "" for none), n_channels, imputed, separability,
     separability_se, chance, consistency, consistency_se, with `pairs` recall and recall_se, and imputed_mse: the mean
     squared error of the channel's prediction from the others, over up to 16 center crops (1: no better than the mean),
     for models with decoders of these channels.
@@ -68,13 +70,16 @@ def channels(
     embedded = with_chosen_layer(config.embedding(), net)
     evaluation = _Evaluation(manifest, net, folder, config, embedded)
     rows = [evaluation.row((), left_out), *(evaluation.row((name,)) for name in manifest.channels)]
+    if config.imputed:
+        rows += [evaluation.row((name,), imputed=True) for name in manifest.channels]
     if config.nested:
         rows += [evaluation.row(names) for names in nested_sets(pd.DataFrame(rows))]
     table = pd.DataFrame(rows)
     imputed = _imputed(manifest, net, config)
     if imputed:
         errors = {field[0].channel: np.mean([i.mse for i in field]) for field in imputed}
-        single = table["n_channels"] == len(manifest.channels) - 1  # names may hold the "+" of sets
+        # Names may hold the "+" of sets.
+        single = (table["n_channels"] == len(manifest.channels) - 1) & ~table["imputed"]
         table["imputed_mse"] = table["left_out"].map(errors).where(single)
     remove_unfinished(folder)
     write_csv(folder / "channels.csv", table)
@@ -98,12 +103,19 @@ class _Evaluation:
         self.notes: tuple[str, ...] = ()
         self.pairs = None if config.pairs is None else _known_pairs(config.pairs, manifest, config.label)
 
-    def row(self, names: Sequence[str], left_out: Omissions | None = None) -> dict[str, object]:
-        """Scores without the channels `names`. left_out: gets the perturbations that are not scored."""
+    def row(
+        self, names: Sequence[str], left_out: Omissions | None = None, *, imputed: bool = False
+    ) -> dict[str, object]:
+        """Scores without the channels `names`, or with them imputed from the others.
+
+        left_out: gets the perturbations that are not scored.
+        """
         # A number, as names of channels may hold what folders may not.
         numbers = [str(self.manifest.channels.index(name)) for name in names]
-        where = self.folder / "embeddings" / ("without_" + "_".join(numbers) if names else "all")
-        table = embed_screen(without(self.manifest, names), self.model, where, config=self.embedded)
+        kind = "imputed_" if imputed else "without_"
+        where = self.folder / "embeddings" / (kind + "_".join(numbers) if names else "all")
+        config = replace(self.embedded, impute=tuple(names)) if imputed else self.embedded
+        table = embed_screen(without(self.manifest, names), self.model, where, config=config)
         if not table.attrs["complete"]:
             raise CamaeError(f"{where}: other ranks still embed; run it again when all are done")
         wells = labeled_wells(table, self.config, _NEEDED, Omissions() if left_out is None else left_out)
@@ -111,6 +123,7 @@ class _Evaluation:
         found: dict[str, object] = {
             "left_out": "+".join(names),
             "n_channels": len(self.manifest.channels) - len(names),
+            "imputed": imputed,
         }
         return found | score(standardized(features_of(table), wells), wells).row() | self._recall(table)
 
@@ -137,7 +150,7 @@ def nested_sets(scores: pd.DataFrame) -> Iterator[tuple[str, ...]]:
     scores: rows of all channels and without each. What a channel is worth is the mean of its ranks in separability and
     consistency.
     """
-    single = scores[scores["left_out"] != ""]
+    single = scores[(scores["left_out"] != "") & ~scores["imputed"]]
     ranks = single[["separability", "consistency"]].rank(ascending=False).mean(axis=1)
     order = single.loc[ranks.sort_values(kind="stable").index, "left_out"].tolist()
     for count in range(2, len(order)):
@@ -185,7 +198,8 @@ def _imputed(manifest: Manifest, model: Model, config: ChannelsConfig) -> list[l
 
 def _note(table: pd.DataFrame) -> str:
     """One sentence: the channel without which most is left, and what that is."""
-    whole, single = table.iloc[0], table[table["n_channels"] == table["n_channels"].iloc[0] - 1]
+    whole = table.iloc[0]
+    single = table[(table["n_channels"] == whole["n_channels"] - 1) & ~table["imputed"]]
     ranks = single[["separability", "consistency"]].rank(ascending=False).mean(axis=1)
     spared = single.loc[ranks.idxmin()]
     # The sets share their wells, so two standard errors of one score are more than their difference needs.

@@ -182,6 +182,10 @@ class Model(BackendModule, ABC):
         """
         return {"tokenize": (self.config.patch,), "loss": (self.config.patch,)}
 
+    def encoded_channels(self, names: Sequence[str]) -> list[str]:
+        """Channels that the vectors of an image are of, in order, from the names of its own."""
+        return list(names)
+
     @abstractmethod
     def check_channels(self, names: Sequence[str]) -> None:
         """Raise CamaeError where the model cannot be trained on images of these channels."""

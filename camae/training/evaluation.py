@@ -19,6 +19,7 @@ from camae.dataloader.plane_batch import PlaneBatch, ValueRange
 from camae.embedding_table import make_table
 from camae.errors import CamaeError
 from camae.files import write_atomic
+from camae.kernels.patches import planes_of_patches
 from camae.model.eval_mode import eval_mode
 from camae.model.interface import Model, Reconstructs
 from camae.training.run_log import LogRow
@@ -153,8 +154,9 @@ def reconstruct_rows(
         patches, mask = model.reconstruct(
             planes_BCHW, batch.channels, noise, mask_ratio, value_range=batch.value_range
         )
-    pixels = _unpatchify(patches.float(), (B, C, H, W), P)
-    hidden = _unpatchify(mask.float()[..., None].expand(-1, -1, P * P), (B, C, H, W), P) > 0
+    pixels = planes_of_patches(patches.float().flatten(0, 1), H, W).reshape(B, C, H, W)
+    masked = mask.float().flatten()[:, None].expand(-1, P * P)
+    hidden = planes_of_patches(masked, H, W).reshape(B, C, H, W) > 0
     return Reconstructions(
         torch.where(hidden, torch.nan, original).cpu().numpy(),
         torch.where(hidden, pixels, original).cpu().numpy(),
@@ -162,13 +164,6 @@ def reconstruct_rows(
         labels,
         list(batch.channels),
     )
-
-
-def _unpatchify(patches: torch.Tensor, shape: tuple[int, int, int, int], P: int) -> torch.Tensor:
-    """(B, C*N, P*P) -> (B, C, H, W)."""
-    B, C, H, W = shape
-    grid = patches.reshape(B, C, H // P, W // P, P, P)
-    return grid.permute(0, 1, 2, 4, 3, 5).reshape(B, C, H, W)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def test_each_set_scores_as_a_screen_of_those_channels(labeled, model_file, tmp_
     ],
 )
 def test_note_says_whether_losses_are_above_their_errors(value, end):
-    scores = pd.DataFrame({"left_out": ["", "DNA", "ER"], "n_channels": [3, 2, 2]})
+    scores = pd.DataFrame({"left_out": ["", "DNA", "ER"], "n_channels": [3, 2, 2], "imputed": False})
     for name in ("separability", "consistency"):
         scores = scores.assign(**{name: [0.9, value, 0.85], f"{name}_se": 0.1})
     assert _note(scores).startswith("ER can be spared best")
@@ -59,6 +59,7 @@ def test_nested_sets_begin_with_what_can_be_spared():
     scores = pd.DataFrame(
         {
             "left_out": ["", "DNA", "ER", "RNA", "Mito"],
+            "imputed": False,
             "separability": [0.9, 0.1, 0.8, 0.7, 0.2],
             "consistency": [0.9, 0.1, 0.8, 0.7, 0.2],
         }
@@ -83,6 +84,24 @@ def test_imputed_channel_is_that_of_reconstruct(model_file):
     np.testing.assert_allclose(found.original_HW, original, atol=1e-6)
     np.testing.assert_allclose(found.error_HW, np.abs(found.imputed_HW - original), atol=1e-5)
     assert found.mse == pytest.approx(np.mean((found.imputed_HW - original) ** 2), rel=1e-5)
+
+
+def test_imputed_sets_score_as_screens_with_that_channel_imputed(labeled, model_file, tmp_path):
+    manifest, out = labeled(), tmp_path / "out"
+    table = evaluate.channels(manifest, model_file, out, nested=True, imputed=True, quiet=True)
+    assert table["imputed"].tolist() == [False] * 4 + [True] * 3 + [False]
+    assert table["left_out"].tolist()[4:7] == ["DNA", "ER", "Mito"]
+    assert table["imputed_mse"].notna().tolist() == [False] + [True] * 3 + [False] * 4
+    sites = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+    sites.drop(columns="ER").to_csv(manifest.with_name("part.csv"), index=False)
+    part = manifest.with_name("part.csv")
+    alone = embed_screen(part, model_file, tmp_path / "alone", impute=["ER"], quiet=True)
+    wells = labeled_wells(alone, evaluate.EvaluateConfig(), 2, Omissions())
+    expected = score(standardized(features_of(alone), wells), wells).row()
+    for key, value in expected.items():
+        assert table.iloc[5][key] == pytest.approx(value, abs=1e-6), key
+    plain = evaluate.channels(manifest, model_file, tmp_path / "plain", nested=True, quiet=True)
+    assert plain.attrs["notes"] == table.attrs["notes"]
 
 
 def test_a_channel_without_a_decoder_is_embedded_and_not_imputed(labeled, model_file, tmp_path):
