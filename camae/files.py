@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from camae.errors import OutputError
+from camae.errors import CamaeError, OutputError
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries written in Rust name errno
 _TEMPORARY = re.compile(r"\..+\.\d+(\.[^.]*)?")
@@ -33,6 +33,22 @@ _REASONS = {
     errno.ESTALE: "the network file system has lost it; try again, or choose a folder on another",
     errno.EMFILE: "this process has too many open files; raise the limit (ulimit -n)",
 }
+
+
+def path_of(value: object, what: str) -> Path:
+    """Path that an argument names. what: the argument, for the error.
+
+    Raises CamaeError for a value of another kind than text or a path, and for an empty text.
+    """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        raise CamaeError(
+            f"{what} is a value of type {type(value).__name__}; give the path of a file or folder"
+        )
+    if not value:
+        raise CamaeError(f"{what} is empty; give the path of a file or folder")
+    return Path(value)
 
 
 def local_path(path: str | Path) -> Path:

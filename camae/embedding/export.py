@@ -10,7 +10,7 @@ import pandas as pd
 from camae.anndata_form import as_anndata, h5ad_bytes, import_anndata, table_of
 from camae.embedding_table import read_table, write_table
 from camae.errors import CamaeError, MissingFileError
-from camae.files import write_atomic
+from camae.files import path_of, write_atomic
 from camae.omissions import Omissions
 from camae.workspace_dl import SiteForm, read_workspace, write_workspace
 
@@ -34,7 +34,7 @@ def to_anndata(table: pd.DataFrame | str | Path, out: str | Path | None = None) 
         table, about = read_table(table)
     result = as_anndata(table, about)
     if out is not None:
-        path = Path(out)
+        path = path_of(out, "out")
         if path.suffix != ".h5ad":
             raise CamaeError(f"{path}: an AnnData file is written as .h5ad")
         write_atomic(path, lambda temporary: temporary.write_bytes(h5ad_bytes(result)))
@@ -51,7 +51,7 @@ def from_anndata(data: AnnData | str | Path, out: str | Path | None = None) -> p
     import_anndata("reading AnnData")
     table, about = table_of(_h5ad(Path(data)) if isinstance(data, str | Path) else data)
     if out is not None:
-        if Path(out).suffix != ".parquet":
+        if path_of(out, "out").suffix != ".parquet":
             raise CamaeError(f"{out}: an embeddings table is written as .parquet")
         write_table(out, table, about)
     return table
@@ -83,7 +83,7 @@ def export_table(
     Every form keeps rows, names, numbers and what the table says about model and preprocessing.
     Raises CamaeError for a table that does not fit the form, MissingBackendError for AnnData without anndata.
     """
-    source, out = Path(source), Path(out)
+    source, out = Path(source), path_of(out, "out")
     if source.is_dir():
         table, about = read_workspace(source, omitted)
     elif source.suffix == ".h5ad":

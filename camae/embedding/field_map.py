@@ -16,6 +16,7 @@ from camae.embedding.config import EmbedConfig, EmbedOptions
 from camae.embedding.default_model import ModelSource, resolve_model
 from camae.embedding.windows import tile_corners
 from camae.errors import CamaeError
+from camae.files import path_of
 from camae.maps.patches import Array, PatchControls, pca_colors
 from camae.model.interface import Model
 from camae.reporting.patch_map import PATCH_MAP, PatchMap
@@ -77,7 +78,7 @@ def patch_map(
         controls=len(controls),
     )
     if out is not None:
-        _write(made, Path(out))
+        _write(made, path_of(out, "out"))
     return made
 
 

@@ -67,7 +67,7 @@ class EmbedJob:
 def prepare(
     data: Manifest | str | os.PathLike[str] | None,
     model: Model,
-    out: str | Path,
+    out: Path,
     config: EmbedConfig,
     home: Path | None = None,
 ) -> EmbedJob:
@@ -87,7 +87,8 @@ def prepare(
     by_channel = f"pool={config.pool!r}" if config.pool in PER_CHANNEL else "intensity=True"
     if (config.intensity or config.pool in PER_CHANNEL) and not _same_channels(manifest, model):
         pool = "moments" if config.pool in MOMENTS else "mean"
-        instead = f"use pool={pool!r}" if config.pool in PER_CHANNEL else "leave it out"
+        impute = "" if config.intensity else "name what some lack in impute, or "
+        instead = f"{impute}use pool={pool!r}" if config.pool in PER_CHANNEL else "leave it out"
         raise CamaeError(f"{by_channel} needs sites with the same channels; select them or {instead}")
     on_ray_gpus = config.ray_workers > 0 and config.ray_gpus > 0
     device = "cuda" if on_ray_gpus else model.device.type
@@ -116,8 +117,8 @@ def prepare(
         origin=model.origin,
     )
     name = model.config.name
-    gallery = None if config.jump_lite is None else GalleryFiles.of(home or Path(out), name, manifest)
-    return EmbedJob(model, manifest, Path(out), config, wanted, InputStates(manifest), gallery)
+    gallery = None if config.jump_lite is None else GalleryFiles.of(home or out, name, manifest)
+    return EmbedJob(model, manifest, out, config, wanted, InputStates(manifest), gallery)
 
 
 def _check_wells(manifest: Manifest) -> None:

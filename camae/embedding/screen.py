@@ -24,6 +24,7 @@ from camae.embedding.store.shards import read_shards, shard_states, table_path
 from camae.embedding.worker import Meter, ShardWorker
 from camae.embedding_table import write_table
 from camae.errors import CamaeError
+from camae.files import path_of
 from camae.inference.accelerate import accelerate
 from camae.inference.bag_of_channels import BagOfChannels
 from camae.inference.imputed_channels import ImputedChannels
@@ -68,7 +69,7 @@ def embed_screen(
     Raises CamaeError when `out` belongs to another model, manifest or option or is being written by another
     process, and for images that cannot be embedded, naming row, file and channel.
     """
-    config = EmbedConfig.of(config, **options)
+    config, folder = EmbedConfig.of(config, **options), path_of(out, "out")
     source = resolve_model(model, config.device)
     config = with_chosen_layer(config, source)
     if config.impute:
@@ -78,11 +79,11 @@ def embed_screen(
     net = _in_form(source, config, manifest.channels if isinstance(manifest, Manifest) else ())
     with using_backends(net, config.backends):
         if isinstance(net, PlateAdaptive) and net.adapts_to_plates:
-            table = _embed_by_plate(manifest, net, Path(out), config)
+            table = _embed_by_plate(manifest, net, folder, config)
         else:
-            table = _embed(prepare(manifest, net, out, config), model)
+            table = _embed(prepare(manifest, net, folder, config), model)
     if config.anndata and table.attrs["complete"]:
-        path = table_path(Path(out), config.level)
+        path = table_path(folder, config.level)
         to_anndata(path, path.with_suffix(".h5ad"))
     return table
 

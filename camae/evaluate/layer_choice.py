@@ -16,7 +16,7 @@ from camae.errors import CamaeError
 from camae.evaluate.config import EvaluateConfig, EvaluateOptions
 from camae.evaluate.figures import layer_figure
 from camae.evaluate.scores import Wells, check_screen, labeled_wells, score, standardized
-from camae.files import remove_unfinished
+from camae.files import path_of, remove_unfinished
 from camae.model.chosen_layer import ChosenLayer, store_layer
 from camae.model.interface import Model, TokenModel, TransformerConfig
 from camae.omissions import Omissions
@@ -52,7 +52,7 @@ def layers(
     config = EvaluateConfig.of(config, **options)
     net = resolve_model(model, config.device)
     depth = _depth(net)
-    manifest, folder = config.read(data), Path(out)
+    manifest, folder = config.read(data), path_of(out, "out")
     check_screen(manifest, config)
     embedded = config.embedding(range(depth))
     wells_table = embed_screen(manifest, net, folder / "embeddings", config=embedded)

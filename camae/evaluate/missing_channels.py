@@ -24,7 +24,7 @@ from camae.evaluate.config import ChannelsConfig, ChannelsOptions
 from camae.evaluate.figures import channel_figure, imputed_figure
 from camae.evaluate.imputation import Imputed, impute
 from camae.evaluate.scores import check_screen, labeled_wells, score, standardized
-from camae.files import remove_unfinished
+from camae.files import path_of, remove_unfinished
 from camae.maps.pairs import match_pairs
 from camae.maps.profiles import column
 from camae.model.ca_mae import CAMAE
@@ -63,7 +63,7 @@ def channels(
     """
     config = ChannelsConfig.of(config, **options)
     net = resolve_model(model, config.device)
-    manifest, folder, left_out = config.read(data), Path(out), Omissions()
+    manifest, folder, left_out = config.read(data), path_of(out, "out"), Omissions()
     left_out.extend(manifest.left_out)
     check_screen(manifest, config, controls_needed=config.pairs is not None)
     _check(manifest)

@@ -66,7 +66,7 @@ def recall(
     Raises
     ------
     CamaeError
-        For duplicated names, tails outside 0..1, or when no pair is in the map.
+        For duplicated names, tails outside 0..1, a negative ``bootstrap``, or when no pair is in the map.
 
     Notes
     -----
@@ -81,6 +81,8 @@ def recall(
     Kraus et al. (CVPR 2024), section 5.1, Tables 2 and 3; Celik et al. 2024 (EFAAR); Aronow et al. 2015,
     "Cluster-Robust Variance Estimation for Dyadic Data".
     """
+    if bootstrap < 0:
+        raise CamaeError(f"bootstrap is {bootstrap}; leave it out, or give interval=True for the interval")
     known = match_sources(labels(names, v.shape[0], "names"), pairs)
     table = []
     for k, (hits,) in zip(known.values(), _found_by_source(v, known, [tails]), strict=True):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError
-from camae.files import write_text
+from camae.files import path_of, write_text
 from camae.reporting import figures, html
 from camae.reporting.html import Section
 from camae.reporting.ordering import cluster_order
@@ -54,7 +54,7 @@ def report(run: Paths, out: str | Path | None = None, *, title: str | None = Non
         sections,
         f"Written by camae on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}. This file needs no network.",
     )
-    target = Path(out) if out is not None else runs[0].path / "report.html"
+    target = path_of(out, "out") if out is not None else runs[0].path / "report.html"
     return write_text(target, page)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from camae.dataloader.mixture import Source
 from camae.errors import CamaeError
+from camae.files import path_of
 from camae.locks import writing
 from camae.model.backends import Backends
 from camae.model.interface import Model
@@ -152,7 +153,7 @@ def train(
         variant=variant,
     )
     (training, validation), (left_out, notes) = split_data(sources, resolved.val), _left_out(sources)
-    run, world = Path(out), World.join(resolved.device)
+    run, world = path_of(out, "out"), World.join(resolved.device)
     callbacks = _callbacks(resolved, run, (validation or training)[0], quiet)
     with writing(run, world.rank, world.size, required=False):
         trained = Trainer(resolved, training, validation, run, quiet=quiet, callbacks=callbacks).run(resume)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from camae.errors import CamaeError, MissingFileError
-from camae.files import write_text
+from camae.files import path_of, write_text
 from camae.training.run_log import read_log
 from camae.training.toml_file import read_toml
 
@@ -30,9 +30,10 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> p
     if out is not None:
         from camae.reporting.figures import loss_curves, save_png
 
-        Path(out).mkdir(parents=True, exist_ok=True)
-        write_text(Path(out) / "compare.csv", table.to_csv())
-        save_png(loss_curves(logs), Path(out) / "curves.png")
+        folder = path_of(out, "out")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "compare.csv", table.to_csv())
+        save_png(loss_curves(logs), folder / "curves.png")
     return table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,6 +16,7 @@ from camae.dataloader.mixture import Source
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.dataloader.read_pixels import read_site
 from camae.errors import CamaeError
+from camae.files import path_of
 from camae.training.toml_file import read_toml
 
 DataSet: TypeAlias = str | Path | Manifest
@@ -84,6 +85,10 @@ def _entries(data: Data) -> Iterator[tuple[str, DataSet, float | None]]:
     if isinstance(data, (str, Path, Manifest)):
         yield _name(data, 0), data, None
         return
+    if not isinstance(data, Iterable):
+        raise CamaeError(
+            f"the data is a value of type {type(data).__name__}; give a manifest, a folder, or several of them"
+        )
     items: Iterator[tuple[str | None, Weighted]]
     items = iter(data.items()) if isinstance(data, Mapping) else ((None, item) for item in data)
     for i, (name, item) in enumerate(items):
@@ -100,7 +105,7 @@ def _entries(data: Data) -> Iterator[tuple[str, DataSet, float | None]]:
 def _name(data_set: DataSet, i: int) -> str:
     if isinstance(data_set, Manifest):
         return data_set.root.name or f"data{i + 1}"
-    path = Path(data_set).absolute()
+    path = path_of(data_set, "the data set").absolute()
     return path.parent.name if path.suffix else path.name
 
 

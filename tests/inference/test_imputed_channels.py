@@ -89,7 +89,7 @@ def test_a_screen_whose_plate_lacks_a_channel(build, screen, tmp_path):
     first = table["Metadata_Plate"] == table["Metadata_Plate"].iloc[0]
     table.loc[first, "DNA"] = ""
     mixed = manifest.with_table(table)
-    with pytest.raises(CamaeError, match="needs sites with the same channels"):
+    with pytest.raises(CamaeError, match="select them or name what some lack in impute, or use pool='mean'"):
         camae.embed_screen(mixed, model, tmp_path / "a", pool="per_channel", quiet=True)
     options = {"pool": "per_channel", "level": "site", "tiles": "grid", "quiet": True}
     found = camae.embed_screen(mixed, model, tmp_path / "b", impute=["DNA"], **options)

@@ -157,6 +157,8 @@ def test_arguments_of_another_kind_are_one_sentence():
     for tails in ("ab", (0.05,), (0.05, "0.95")):
         with pytest.raises(CamaeError, match="tails must be two numbers or None, got"):
             maps.recall(v, names, [("a", "b")], tails=tails)
+    with pytest.raises(CamaeError, match="bootstrap is -1; leave it out, or give interval=True"):
+        maps.recall(v, names, [("a", "b")], bootstrap=-1)
 
 
 def test_long_doubles_give_what_doubles_give():

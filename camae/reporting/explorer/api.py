@@ -9,7 +9,7 @@ from pathlib import Path
 from camae.dataloader.datasets import read_manifest
 from camae.dataloader.manifest import Manifest
 from camae.errors import CamaeError, MissingFileError
-from camae.files import write_text
+from camae.files import path_of, write_text
 from camae.maps.pairs import PairSources, read_pairs_folder
 from camae.maps.perturbation_map import Components
 from camae.maps.profiles import ProfileTable
@@ -139,10 +139,11 @@ def _target(out: str | Path | None, first: Profiles, with_images: bool) -> Path:
                 "out= is missing: name the folder to write, because the profiles come from no file"
             )
         return Path(source).parent / "explore" / INDEX
-    if Path(out).suffix.lower() not in (".html", ".htm"):
-        return Path(out) / INDEX
+    target = path_of(out, "out")
+    if target.suffix.lower() not in (".html", ".htm"):
+        return target / INDEX
     if with_images:
         raise CamaeError(
             f"{out}: thumbnails need a folder beside the page; name a folder, or leave the images out"
         )
-    return Path(out)
+    return target

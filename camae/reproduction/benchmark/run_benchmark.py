@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from camae.errors import CamaeError
-from camae.files import remove_unfinished, write_json, write_text
+from camae.files import path_of, remove_unfinished, write_json, write_text
 from camae.maps.annotations import annotated
 from camae.maps.arrays import ArrayBackend, array_backend, to_numpy
 from camae.maps.distances import Distance
@@ -151,6 +151,8 @@ def run_benchmark(
     Returns benchmark.json.
     Raises CamaeError or MissingFileError for unusable input, MissingBackendError when CuPy cannot run.
     """
+    if repeated := sorted({name for name in condition if list(condition).count(name) > 1}):
+        raise CamaeError(f"condition names the column {repeated[0]!r} twice; give each once")
     sets, measured = read_gene_sets(gene_sets), read_cellprofiler(cellprofiler)
     genes, omitted = gene_tables(arms, expression, arm_correction, tvn), Omissions()
     known = None if pairs is None else read_pairs_folder(pairs, omitted, refchemdb_tier)
@@ -183,7 +185,9 @@ def run_benchmark(
             "compound= and dose= are of the table of mechanisms: give mechanism= too, or leave them out"
         )
     models = profiles_by_model(embeddings, plate, features)
-    results = _write(Path(out), *_benchmarked(models, settings, about_pairs, omitted), settings.arrays)
+    results = _write(
+        path_of(out, "out"), *_benchmarked(models, settings, about_pairs, omitted), settings.arrays
+    )
     omitted.write(out)
     return results
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tifffile
 
 from camae.errors import CamaeError
-from camae.files import is_running, output_errors
+from camae.files import is_running, output_errors, path_of
 from camae.processors import usable_cpus
 from camae.reproduction.demo.cells import sample_cells
 from camae.reproduction.demo.optics import acquire
@@ -199,7 +199,7 @@ def generate(
     `progress(done, total)` is called after every well. A folder that already holds this very screen is kept;
     one that holds anything else raises `CamaeError`. The folder appears only when complete.
     """
-    out = Path(out)
+    out = path_of(out, "out")
     if min(plates, sites) < 1 or size < 64:
         raise CamaeError(
             f"a demo screen needs at least 1 plate, 1 site and 64 pixels, got {plates}, {sites}, {size}"

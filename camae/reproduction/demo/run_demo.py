@@ -15,7 +15,7 @@ from camae.dataloader.manifest import Manifest
 from camae.embedding import embed_screen
 from camae.embedding_table import features_of, write_table
 from camae.errors import CamaeError
-from camae.files import write_json, write_text
+from camae.files import path_of, write_json, write_text
 from camae.kernels.op_table import op_backends
 from camae.maps.arrays import ArrayBackend, array_backend
 from camae.maps.pairs import read_pairs
@@ -72,7 +72,7 @@ def run_demo(
     backend: library of the maps, "numpy", "cupy", or "auto": CuPy where it runs.
     Raises CamaeError for numbers that cannot be.
     """
-    out, say = Path(out), plain_printer(console)
+    out, say = path_of(out, "out"), plain_printer(console)
     _check_numbers(seeds, screen_seed, screens)
     arrays = array_backend(backend)
     say(f"arrays: {arrays}")

@@ -16,6 +16,7 @@ from camae.dataloader.manifest import Manifest
 from camae.dataloader.plane_batch import ValueRange
 from camae.embedding.config import ReadOptions
 from camae.errors import CamaeError
+from camae.files import path_of
 from camae.maps.arrays import ArrayBackend, array_backend
 from camae.maps.pairs import read_pairs_folder
 from camae.progress import count_bar, plain_printer
@@ -100,7 +101,12 @@ def run_paper(
     quiet: a line for each system. Writes results.json, paper.html, tables, figures and models; a second call continues.
     """
     _check_checkpoints(checkpoints)
-    out, say, began, arrays = Path(out), plain_printer(console), time.perf_counter(), array_backend(backend)
+    out, say, began, arrays = (
+        path_of(out, "out"),
+        plain_printer(console),
+        time.perf_counter(),
+        array_backend(backend),
+    )
     say(f"arrays: {arrays}")
     todo, sets = chosen(size, systems), read_gene_sets(gene_sets)
     features, genes = read_cellprofiler(cellprofiler), gene_tables(arms, expression)

@@ -115,6 +115,11 @@ def test_conditions_are_evaluated_apart_and_averaged(results):
     assert "768 profiles met by Metadata_Plate" in said
 
 
+def test_a_condition_is_named_once(files, tmp_path):
+    with pytest.raises(CamaeError, match="condition names the column 'cell' twice; give each once"):
+        run_benchmark([files / "screen.parquet"], None, tmp_path / "out", condition=["cell", "cell"])
+
+
 def test_siblings_of_compounds_may_be_opposite_guides_are_alike_and_orfs_have_none(results):
     table = pd.read_csv(results[0] / "table4.csv")
     siblings = table[(table.task == "siblings") & (table.alignment == "as given")].set_index("condition")
