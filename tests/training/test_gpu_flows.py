@@ -53,6 +53,26 @@ def test_a_screen_is_embedded_as_on_a_cpu(make_screen, train, tmp_path):
         assert error < allowed, name
 
 
+@pytest.mark.parametrize("stored", ["uint8", "uint16", "float32"])
+def test_imputed_channels_are_those_of_a_cpu(stored):
+    """The first pass, the decoders and the stored plane on the device, beside float32 on a CPU."""
+    from camae.model import CAMAE, preset
+
+    torch.manual_seed(0)
+    names = ["DNA", "ER", "Mito"]
+    model = CAMAE(preset("ca_mae_vit_ti16", channels=names, crop=64, layer_scale=0.5)).eval()
+    images = torch.rand(3, 2, 64, 64, generator=torch.Generator().manual_seed(1))
+    span = (0.0, 1.0) if stored == "float32" else None
+    if span is None:
+        images = (images * torch.iinfo(getattr(torch, stored)).max).to(getattr(torch, stored))
+    options = {"pool": "per_channel", "impute": ["Mito"], "value_range": span}
+    truth = camae.embed(images.numpy(), names[:2], model, **options)
+    found = camae.embed(images, names[:2], model.cuda(), dtype="float32", **options)
+    # An 8-bit plane rounds to steps of 1/16 standard deviation, and a value near the middle may go either way.
+    error = np.linalg.norm(found.numpy() - truth) / np.linalg.norm(truth)
+    assert error < (1e-2 if stored == "uint8" else 1e-3)
+
+
 @pytest.mark.parametrize("stored", ["uint8", "uint16"])
 def test_embed_accelerated_and_plain(stored):
     """`camae.embed` of a released form: bf16 by default, float32, accelerated; cosines to float32 on a CPU."""
