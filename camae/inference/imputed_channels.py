@@ -20,8 +20,8 @@ from camae.model.interface import Model
 from camae.model.pooling import pool_tokens
 from camae.model.token_layout import TokenLayout
 
-# Where the mean and one standard deviation of an imputed plane lie, in shares of the value range: pixels from -4 to
-# +12 standard deviations are told apart. The encoder standardizes planes, so neither number is seen in a vector.
+# Where the mean and one standard deviation of an imputed plane lie, in shares of the range of values: pixels from -4
+# to +12 standard deviations are told apart. The encoder standardizes planes, so neither number is seen in a vector.
 _MEAN, _DEVIATION = 1 / 4, 1 / 16
 _LEAST_VARIANCE = 1e-12
 
@@ -102,7 +102,7 @@ class ImputedChannels(Model):
             )
 
     def completed(self, batch: PlaneBatch) -> PlaneBatch:
-        """The batch with the planes that its images lack, in the dtype and value range of the others."""
+        """The batch with the planes that its images lack, in the dtype of the others."""
         counts, names = batch.planes_per_sample, iter(batch.names_K)
         planes = batch.planes_KHW.split(counts)
         images = [
@@ -157,9 +157,11 @@ def _batch(images: Sequence[_Image], value_range: ValueRange | None) -> PlaneBat
 
 
 def _stored(planes_KHW: torch.Tensor, batch: PlaneBatch) -> torch.Tensor:
-    """Planes as values of the batch's dtype and range, each brought to `_MEAN` and `_DEVIATION` of it."""
+    """Planes as values of the batch's dtype, each brought to `_MEAN` and `_DEVIATION` of it."""
     dtype = batch.planes_KHW.dtype
-    low, high = batch.value_range or (0, torch.iinfo(dtype).max)
+    # An integer type is used whole: a narrow value range would leave too few gray levels.
+    float_range = batch.value_range if dtype.is_floating_point else None
+    low, high = float_range or (0, torch.iinfo(dtype).max)
     variance_K11, mean_K11 = torch.var_mean(planes_KHW, (1, 2), correction=0, keepdim=True)
     standardized_KHW = (planes_KHW - mean_K11) * (variance_K11 + _LEAST_VARIANCE).rsqrt()
     stored = (low + (high - low) * (_MEAN + _DEVIATION * standardized_KHW)).clamp(low, high)

@@ -54,6 +54,18 @@ def test_vectors_are_those_of_the_completed_image(build, dtype):
     np.testing.assert_allclose(found, expected, atol=tolerance)
 
 
+@pytest.mark.parametrize("value_range", [(0, 300), (0, 65535)])
+def test_a_narrow_value_range_takes_no_digits(build, value_range):
+    """Integer planes of few gray levels, and 8-bit planes of a wider range: vectors as without a range."""
+    model, images = build(), np.random.default_rng(0).integers(0, 255, (2, 2, 32, 32))
+    for dtype in (np.uint8, np.uint16):
+        options = {"pool": "per_channel", "impute": ["Mito"]}
+        found = camae.embed(images.astype(dtype), NAMES[:2], model, value_range=value_range, **options)
+        np.testing.assert_allclose(
+            found, camae.embed(images.astype(dtype), NAMES[:2], model, **options), atol=1e-4
+        )
+
+
 def test_other_channels_are_encoded_beside_the_imputed_one(build, picture):
     model, image = build(), picture(2)
     with_it = camae.embed(image, NAMES[:2], model, pool="per_channel", impute=["Mito"])
