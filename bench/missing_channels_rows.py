@@ -273,7 +273,7 @@ def main() -> None:
         "mean_recall_drop": "drop of recall, mean",
         "per_channel_recall_drop": "drop of recall, per channel",
         "per_channel_recall": "recall, per channel",
-        "per_channel_consistency_drop": "drop of consistency, per channel",
+        "per_channel_consistency_drop": "consistency's, per channel",
     }
     panels = [(row[key], title) for key, title in titles.items()]
     draw_pairs(panels, ("plain", "40%"), ROOT / "docs" / "figures" / "beyond_missing.png")
