@@ -50,12 +50,12 @@ def as_anndata(table: pd.DataFrame, about: Mapping[str, object], features: Seque
     Raises MissingBackendError without anndata, CamaeError for a table without features or with text that HDF5
     cannot hold.
     """
-    anndata = import_anndata("AnnData export")
     names = list(features) or feature_names(table)
     if not names:
         raise CamaeError("the table has no feature columns: nothing to export")
     if table.empty:
         raise CamaeError("the table has no rows: nothing to export")
+    anndata = import_anndata("AnnData export")
     table = table.reset_index(drop=True)
     matrix = table[names].to_numpy()
     other = [str(name) for name in table.columns if name not in set(names)]
