@@ -47,7 +47,7 @@ def path_of(value: object, what: str) -> Path:
             f"{what} is a value of type {type(value).__name__}; give the path of a file or folder"
         )
     if not value:
-        raise CamaeError(f"{what} is empty; give the path of a file or folder")
+        raise CamaeError(f"{what} is empty; is a variable of the shell unset?")
     return Path(value)
 
 

@@ -17,7 +17,7 @@ NO_PATHS = (None, 5, 1.5, b"x", [], {}, np.zeros(3), torch.zeros(2), type)
 def test_values_of_another_kind_are_named(value, tmp_path):
     kind = type(value).__name__
     said = f"is a value of type {kind}; give the path of a file or folder"
-    with pytest.raises(CamaeError, match=f"the manifest or folder {said}"):
+    with pytest.raises(CamaeError, match=f"the name of the manifest or folder {said}"):
         read_manifest(value)
     with pytest.raises(CamaeError, match=f"out {said}"):
         camae.embed_screen(tmp_path, None, value)
@@ -34,7 +34,7 @@ def test_data_in_lists_and_empty_texts(tmp_path):
         CamaeError, match="the data is a value of type float; give a manifest, a folder, or several"
     ):
         camae.train(1.5, out=tmp_path / "run", steps=1)
-    with pytest.raises(CamaeError, match="out is empty; give the path of a file or folder"):
+    with pytest.raises(CamaeError, match="out is empty; is a variable of the shell unset\\?"):
         camae.embed_screen(tmp_path, None, "")
 
 

@@ -43,6 +43,7 @@ def channels(data: Data, out: Out = Path("channels"), model: ModelName = None, *
 def _say(table: pd.DataFrame, path: Path) -> None:
     """Print the scores and the notes; standard errors, chance and ranks stay in the file."""
     shown = [name for name in table.columns if not name.endswith(_IN_THE_FILE)]
+    shown = [name for name in shown if table[name].dtype != bool or table[name].any()]
     rows = ([_cell(value) for value in values] for values in table[shown].itertuples(index=False))
     say_table(rows, [name.replace("_", " ") for name in shown])
     say_left_out(table.attrs["left_out"], table.attrs["notes"])

@@ -25,6 +25,7 @@ from camae.evaluate.figures import channel_figure, imputed_figure
 from camae.evaluate.imputation import Imputed, impute
 from camae.evaluate.scores import check_screen, labeled_wells, score, standardized
 from camae.files import path_of, remove_unfinished
+from camae.inference.imputed_channels import ImputedChannels
 from camae.maps.pairs import match_pairs
 from camae.maps.profiles import column
 from camae.model.ca_mae import CAMAE
@@ -67,6 +68,10 @@ def channels(
     left_out.extend(manifest.left_out)
     check_screen(manifest, config, controls_needed=config.pairs is not None)
     _check(manifest)
+    if config.imputed:
+        ImputedChannels(
+            net, manifest.channels
+        )  # refuses what cannot impute them, before anything is embedded
     embedded = with_chosen_layer(config.embedding(), net)
     evaluation = _Evaluation(manifest, net, folder, config, embedded)
     rows = [evaluation.row((), left_out), *(evaluation.row((name,)) for name in manifest.channels)]

@@ -118,7 +118,7 @@ class ImputedChannels(Model):
         """An image with its planes in the order of the vectors, and zeros for those that it lacks."""
         wanted, blank_HW = self.encoded_channels(names), torch.zeros_like(planes_CHW[0])
         planes = [planes_CHW[names.index(name)] if name in names else blank_HW for name in wanted]
-        return _Image(torch.stack(planes), wanted, [name not in names for name in wanted])
+        return _Image(planes, wanted, [name not in names for name in wanted])
 
     @torch.no_grad()
     def _imputed(self, images: Sequence[_Image], value_range: ValueRange | None) -> list[_Image]:
@@ -133,26 +133,29 @@ class ImputedChannels(Model):
         tokens_TD, _ = self.model.encode(batch, layout)
         predicted_MP2 = self.model.decoder(tokens_TD, layout, batch.names_K, layout.decoded)
         planes = iter(_stored(planes_of_patches(predicted_MP2.float(), H, W), batch))
-        found = []
-        for image in images:
-            pairs = zip(image.planes_CHW, image.hidden, strict=True)
-            completed = torch.stack([next(planes) if is_hidden else plane for plane, is_hidden in pairs])
-            found.append(replace(image, planes_CHW=completed))
-        return found
+        return [
+            replace(
+                image,
+                planes=[next(planes) if h else p for p, h in zip(image.planes, image.hidden, strict=True)],
+            )
+            for image in images
+        ]
 
 
 @dataclass(frozen=True)
 class _Image:
-    """Image in the order of its vectors. hidden: of each plane, whether it is predicted."""
+    """Image in the order of its vectors. planes: (H, W) each. hidden: of each plane, whether it is predicted."""
 
-    planes_CHW: torch.Tensor
+    planes: list[torch.Tensor]
     names: list[str]
     hidden: list[bool]
 
 
 def _batch(images: Sequence[_Image], value_range: ValueRange | None) -> PlaneBatch:
     return PlaneBatch.from_images(
-        [image.planes_CHW for image in images], [image.names for image in images], value_range=value_range
+        [torch.stack(image.planes) for image in images],
+        [image.names for image in images],
+        value_range=value_range,
     )
 
 

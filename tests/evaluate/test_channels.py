@@ -109,6 +109,9 @@ def test_a_channel_without_a_decoder_is_embedded_and_not_imputed(labeled, model_
     table = evaluate.channels(manifest, model_file, tmp_path / "out", quiet=True)
     assert "imputed_mse" not in table
     assert not (tmp_path / "out" / "imputed.png").exists()
+    with pytest.raises(CamaeError, match="no decoder for channel 'Actin'"):
+        evaluate.channels(manifest, model_file, tmp_path / "imputed", imputed=True, quiet=True)
+    assert not (tmp_path / "imputed").exists()
 
 
 def test_refusals(labeled, model_file, tmp_path):
