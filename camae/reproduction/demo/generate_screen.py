@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -173,8 +174,14 @@ def _write_images(
         done: Iterable[None] = map(_write_well, roots, settings, plates, wells)
         _count(done, len(jobs), progress)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        _count(pool.map(_write_well, roots, settings, plates, wells, chunksize=8), len(jobs), progress)
+    try:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            _count(pool.map(_write_well, roots, settings, plates, wells, chunksize=8), len(jobs), progress)
+    except BrokenProcessPool as error:
+        raise CamaeError(
+            "a process that draws the demo screen ended; in a script call this below `if __name__ == '__main__':`, "
+            "or draw with workers=1"
+        ) from error
 
 
 def _count(done: Iterable[None], total: int, progress: Callable[[int, int], None] | None) -> None:

@@ -203,3 +203,16 @@ def test_what_a_killed_run_left_of_a_screen_is_removed(tmp_path):
         (tmp_path / f".screen.{pid}.partial" / "images").mkdir(parents=True)
     generate(tmp_path / "screen", plates=1, sites=1, size=64, workers=1)
     assert [path.name for path in tmp_path.glob(".*")] == [f".screen.{os.getppid()}.partial"]
+
+
+def test_a_script_without_a_main_guard_is_told(tmp_path):
+    """Its processes import the script again, and would draw another screen each."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom camae.reproduction.demo.generate_screen import generate\n"
+        "generate(sys.argv[1], plates=1, sites=1, size=64, workers=2)\n"
+    )
+    run = subprocess.run([sys.executable, script, tmp_path / "s"], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "CamaeError: a process that draws the demo screen ended; in a script call this below" in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
