@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +17,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries written in Rust n
 _TEMPORARY = re.compile(r"\..+\.\d+(\.[^.]*)?")
 _UNFINISHED = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)(?P<suffix>\.[^.]*)?")
 _SUFFIXES = (".csv", ".html", ".json", ".parquet", ".png", ".safetensors", ".tif", ".toml")
+_FORMATS = (*_SUFFIXES, ".h5ad", ".npy", ".npz", ".tiff", ".yaml", ".yml")
 _REASONS = {
     errno.ENOSPC: "the disk is full; free space there, or choose a folder on another disk",
     errno.EDQUOT: "the disk quota is used up; free space there, or choose a folder on another disk",
@@ -49,6 +50,23 @@ def path_of(value: object, what: str) -> Path:
     if not value:
         raise CamaeError(f"{what} is empty; is a variable of the shell unset?")
     return Path(value)
+
+
+def check_outputs(outputs: Sequence[Path], suffix: str, inputs: Iterable[str | Path] = ()) -> None:
+    """Check that files to be written have no suffix of another format, and are none of the files that are read.
+
+    suffix: of what is written; any that means no other format here does too. Raises CamaeError, before anything is
+    replaced, also for one file named twice.
+    """
+    read = [Path(path) for path in inputs if Path(path).exists()]
+    for number, path in enumerate(outputs):
+        found = path.suffix.lower()
+        if found != suffix and found in _FORMATS:
+            raise CamaeError(f"{path}: this is written as {suffix}; end its name so")
+        if path.exists() and any(path.samefile(other) for other in read):
+            raise CamaeError(f"{path} is read here, and writing would replace it; name another file")
+        if path.absolute() in [other.absolute() for other in outputs[:number]]:
+            raise CamaeError(f"{path} is named for two outputs; name another file for one of them")
 
 
 def local_path(path: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from html import escape
@@ -152,6 +153,10 @@ class Manifest:
         if not len(rows):
             raise CamaeError("the selection leaves no site of the manifest")
         return self.with_table(self.table.iloc[rows])
+
+    def fingerprint(self) -> str:
+        """Hash of rows and paths, in order: 16 hexadecimal digits of the SHA-256 of the table as CSV."""
+        return hashlib.sha256(self.table.to_csv(index=False).encode()).hexdigest()[:16]
 
     def plates(self) -> np.ndarray:
         """Plate of every row, (sites,) text "batch/plate": plate names repeat between batches (`Metadata_Batch`).

@@ -13,6 +13,7 @@ import pytest
 from camae.embedding_table import is_own_file, read_table, write_table
 from camae.errors import CamaeError, OutputError
 from camae.files import (
+    check_outputs,
     open_lines,
     output_errors,
     read_json_lines,
@@ -128,3 +129,18 @@ def test_a_relative_path_with_a_colon_is_no_address(tmp_path, monkeypatch, folde
     assert read_text_table(path).to_dict("list") == {"a": ["1"]}
     assert column_names(path) == ["a"]
     assert is_own_file(path)
+
+
+def test_an_output_is_no_input_and_no_other_format(tmp_path):
+    table, link = tmp_path / "wells.csv", tmp_path / "link.csv"
+    table.write_text("a\n1\n")
+    link.symlink_to(table)
+    for path in (table, link, tmp_path / "." / "wells.csv"):
+        with pytest.raises(CamaeError, match="is read here, and writing would replace it; name another file"):
+            check_outputs([path], ".csv", [tmp_path / "absent.csv", table])
+    with pytest.raises(CamaeError, match=r"wells.parquet: this is written as .csv; end its name so"):
+        check_outputs([tmp_path / "wells.parquet"], ".csv")
+    with pytest.raises(CamaeError, match=r"new.csv is named for two outputs"):
+        check_outputs([tmp_path / "new.csv", tmp_path / "new.csv"], ".csv", [table])
+    check_outputs([tmp_path / "new.csv", tmp_path / "page"], ".csv", [table])
+    assert table.read_text() == "a\n1\n"

@@ -10,6 +10,7 @@ import typer
 from camae.cli.console import say, say_left_out, say_table
 from camae.cli.options import Data, Reader, with_options
 from camae.embedding.config import ReadKeywords, ReadOptions
+from camae.files import check_outputs
 
 _ROWS_SHOWN = 100
 
@@ -31,6 +32,8 @@ def check(
     from camae.progress import count_bar
     from camae.text_table import write_csv
 
+    if out is not None:
+        check_outputs([out], ".csv", [data])
     manifest = ReadOptions(**reading).read(data)
     with count_bar("checking planes") as progress:
         problems = checker.check(manifest, progress=progress, reader=reader, known=known)

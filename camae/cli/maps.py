@@ -29,6 +29,7 @@ from camae.cli.options import (
     parse_shrinkage,
     parse_unit,
 )
+from camae.files import check_outputs
 
 if TYPE_CHECKING:
     from camae.maps.arrays import ArrayBackend
@@ -89,9 +90,12 @@ def map_screen(
     from camae.maps import perturbation_map
     from camae.maps.arrays import array_backend
     from camae.omissions import Omissions
-    from camae.reproduction.benchmark.model_files import profiles_by_model
+    from camae.reproduction.benchmark.model_files import model_and_file, profiles_by_model
     from camae.text_table import write_csv
 
+    read = [model_and_file(item)[1] for item in profiles]
+    read += sorted(pairs.iterdir()) if pairs.is_dir() else [pairs]
+    check_outputs([path for path in (out, activity) if path is not None], ".csv", read)
     arrays = array_backend(backend)
     say(f"arrays: {arrays}")
     strength, ranked_by = parse_shrinkage(shrinkage), parse_distance(distance)

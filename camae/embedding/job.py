@@ -14,7 +14,7 @@ from camae.embedding.config import EmbedConfig
 from camae.embedding.encode import MOST_TOKENS, compute_type, default_tokens_per_pass
 from camae.embedding.store.gallery_files import GalleryFiles
 from camae.embedding.store.inputs import InputStates
-from camae.embedding.store.ledger import LEDGER, Ledger, claim, manifest_hash
+from camae.embedding.store.ledger import LEDGER, Ledger, claim
 from camae.embedding.store.shards import merge_shards
 from camae.embedding.validate import check_layers
 from camae.embedding_table import check_wells_agree
@@ -98,7 +98,7 @@ def prepare(
     wanted = Ledger(
         model=model.config.name,
         model_hash=model_hash(model),
-        manifest_hash=manifest_hash(manifest),
+        manifest_hash=manifest.fingerprint(),
         sites=len(manifest),
         standardization=model.config.standardization,
         crop=model.config.crop,

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from camae.embedding_table import Kind, feature_columns, select_features
 from camae.errors import CamaeError, MissingFileError
-from camae.files import local_path, output_errors, write_atomic
+from camae.files import check_outputs, local_path, output_errors, path_of, write_atomic
 from camae.maps.affine import EVERY, Alignment
 from camae.maps.arrays import Array, ArrayBackend, HostTable, array_backend, groups, namespace, to_numpy
 from camae.maps.arrays import rows as take_rows
@@ -144,6 +144,7 @@ def transform_parquet(
         For a batch unseen at fit, or missing columns; MissingFileError for no file.
     """
 
+    check_outputs([path_of(out, "out")], ".parquet", files)
     arrays, of = array_backend(backend), perturbation if aligner.folds_ else None
 
     def write(path: Path) -> None:
@@ -209,6 +210,7 @@ def align_parquet(
     CamaeError
         As `fit_parquet` and `transform_parquet`.
     """
+    check_outputs([path_of(out, "out")], ".parquet", files)
     arrays = array_backend(backend)
     fit_parquet(aligner, files, batch, control, negative, rows, arrays, perturbation)
     transform_parquet(aligner, files, out, batch, rows, arrays, perturbation)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError
-from camae.files import path_of, write_text
+from camae.files import check_outputs, path_of, write_text
 from camae.reporting import figures, html
 from camae.reporting.html import Section
 from camae.reporting.ordering import cluster_order
@@ -36,6 +36,8 @@ def report(run: Paths, out: str | Path | None = None, *, title: str | None = Non
     if not paths:
         raise CamaeError("there is no run to report: name at least one run folder")
     runs = [RunFolder.open(path) for path in paths]
+    target = path_of(out, "out") if out is not None else runs[0].path / "report.html"
+    check_outputs([target], ".html")
     sections = [Section("recall", "Known relationships", _each(runs, _recall))]
     if not all(run.summary.get("screens") for run in runs):  # each screen has a report of its own with these
         sections += [
@@ -54,7 +56,6 @@ def report(run: Paths, out: str | Path | None = None, *, title: str | None = Non
         sections,
         f"Written by camae on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}. This file needs no network.",
     )
-    target = path_of(out, "out") if out is not None else runs[0].path / "report.html"
     return write_text(target, page)
 
 

@@ -13,7 +13,13 @@ from camae.training.config import TrainConfig
 from camae.training.distributed import World
 from camae.training.optimization import EMA
 from camae.training.run_log import log_event
-from camae.training.run_record import CheckpointState, DataSetRecord, check_same_config, config_record
+from camae.training.run_record import (
+    CheckpointState,
+    DataSetRecord,
+    check_same_config,
+    config_record,
+    is_same_data,
+)
 from camae.training.stability import SpikeGuard
 
 _MOST_ROLL_BACKS = 3
@@ -57,9 +63,10 @@ class CheckpointManager:
         self.spikes.restore(state["spikes"])
         self._keep_passes(state)
         self.precision = state.get("precision")
-        if state["data"] != self.data:
+        if not is_same_data(state["data"], self.data):
             self._log(
-                f"{folder} was trained on other data than now: crops come in a new order from here",
+                f"{folder} was trained on other sites than now, or on these in another order: crops may come in "
+                "a new order from here",
                 state["step"],
             )
         return state["step"]

@@ -122,8 +122,13 @@ class Reconstructions:
 
 
 def picture_rows(manifest: Manifest, count: int = 4) -> list[int]:
-    """Rows of one plate, negative control and perturbation alternating; any rows when nothing is known."""
-    table = manifest.table.reset_index(drop=True)
+    """Rows of one plate and of the same channels, negative control and perturbation alternating; any rows when nothing
+    is known. The channels are those that most sites have.
+    """
+    has_NC = (manifest.table[list(manifest.channels)] != "").to_numpy()
+    kinds, kind_N, counts = np.unique(has_NC, axis=0, return_inverse=True, return_counts=True)
+    commonest = max(range(len(kinds)), key=lambda kind: (counts[kind], kinds[kind].sum()))
+    table = manifest.table.reset_index(drop=True)[kind_N.reshape(-1) == commonest]
     if "Metadata_Plate" in table:
         table = table[table["Metadata_Plate"] == table["Metadata_Plate"].iloc[0]]
     is_control = table.get("Metadata_control_type", table.index.to_series() * 0 != 0) == "negcon"
@@ -137,13 +142,18 @@ def reconstruct_rows(
 ) -> Reconstructions:
     """Masked input, reconstruction (visible patches as they are) and original of each sample of `batch`.
 
-    All samples must show the same channels; the mask is the same at every call. Raises CamaeError for a model that
-    does not reconstruct.
+    The mask is the same at every call. Raises CamaeError for a model that does not reconstruct, and for samples of
+    different channels.
     """
     if not isinstance(model, Reconstructs):
         raise CamaeError(f"{model.config.name} does not reconstruct images")
     C, (H, W), P = len(batch.channels), batch.planes_KHW.shape[1:], model.config.patch
     B, N = batch.n_samples, model.n_patches(batch)
+    if len(batch.planes_KHW) != B * C:
+        raise CamaeError(
+            f"{B} samples of {len(batch.planes_KHW)} planes do not all have the {C} channels "
+            f"{', '.join(batch.channels)}: only samples of the same channels are drawn side by side"
+        )
     images = batch.planes_KHW.float().reshape(B, C, H, W)
     eps = model.eps(batch)
     mean = images.mean((2, 3), keepdim=True)

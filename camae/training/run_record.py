@@ -21,10 +21,11 @@ from camae.versions import versions
 
 
 class DataSetRecord(TypedDict):
-    """One data set of a run."""
+    """One data set of a run. fingerprint: of the manifest; absent from runs of earlier versions."""
 
     name: str
     sites: int
+    fingerprint: NotRequired[str]
     weight: float
     channels: list[str]
 
@@ -116,11 +117,17 @@ def data_record(sources: Sequence[Source]) -> list[DataSetRecord]:
         {
             "name": s.name,
             "sites": len(s.manifest),
+            "fingerprint": s.manifest.fingerprint(),
             "weight": s.weight,
             "channels": list(s.manifest.channels),
         }
         for s in sources
     ]
+
+
+def is_same_data(before: Sequence[DataSetRecord], now: Sequence[DataSetRecord]) -> bool:
+    """Whether a run goes on with the sites that it began with, in the same order, as far as its record says."""
+    return len(before) == len(now) and all(new | old == new for old, new in zip(before, now, strict=True))
 
 
 def config_record(config: TrainConfig) -> dict[str, object]:

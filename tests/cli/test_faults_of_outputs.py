@@ -147,3 +147,24 @@ def test_fault_30_plain_lines_of_progress(shell, every, tmp_path, monkeypatch, n
     assert code == 0
     assert len(re.findall(words, said)) >= 2
     assert "\x1b" not in said
+
+
+def test_no_output_replaces_what_is_read(shell, profiles, pairs, screen, model_file):
+    table = profiles()
+    inputs = [table, pairs, screen, model_file]
+    before = [path.read_bytes() for path in inputs]
+    one_sentence(shell("map", table, pairs, "--out", table), table, "this is written as .csv")
+    one_sentence(shell("map", table, pairs, "--out", pairs), pairs, "is read here")
+    one_sentence(shell("map", table, pairs.parent, "--activity", pairs), pairs, "is read here")
+    new = table.with_name("new.csv")
+    one_sentence(shell("map", table, pairs, "--out", new, "--activity", new), new, "is named for two outputs")
+    one_sentence(shell("data", "check", screen, "--out", screen), screen, "is read here")
+    assert [path.read_bytes() for path in inputs] == before
+    assert not new.exists()
+
+
+def test_a_report_replaces_no_model(shell, every, model_file):
+    _, run, _ = every["report"]
+    before = model_file.read_bytes()
+    one_sentence(shell("report", run, "--out", model_file), model_file, "this is written as .html")
+    assert model_file.read_bytes() == before

@@ -173,3 +173,16 @@ def test_memory_stays_under_a_cap_smaller_than_the_table(tmp_path):
     rows, rank, size = map(int, done.stdout.split())
     assert (rows, rank) == (200_000, 256)
     assert size > 204e6
+
+
+def test_an_aligned_file_replaces_none_that_is_read(tmp_path):
+    table = pd.DataFrame({"Metadata_Plate": ["a"] * 4, "emb_0000": np.arange(4.0), "emb_0001": 1.0})
+    path = tmp_path / "wells.parquet"
+    table.to_parquet(path)
+    before = path.read_bytes()
+    with pytest.raises(CamaeError, match=r"wells.parquet is read here, and writing would replace it"):
+        maps.align_parquet([path], path, maps.Center(), control=None)
+    fitted = maps.fit_parquet(maps.Center(), [path], control=None)
+    with pytest.raises(CamaeError, match="is read here"):
+        maps.transform_parquet(fitted, [path], str(path))
+    assert path.read_bytes() == before

@@ -9,7 +9,7 @@ from camae.errors import CamaeError
 from camae.training.callbacks import Callback
 from camae.training.config import TrainConfig
 from camae.training.data import open_data
-from camae.training.evaluation import Probe, linear_accuracy
+from camae.training.evaluation import CenterCrops, Probe, linear_accuracy, picture_rows, reconstruct_rows
 from camae.training.run_log import read_log
 from camae.training.trainer import Trainer
 
@@ -131,3 +131,25 @@ def test_pictures_are_drawn_by_request_and_at_the_end(screen, tmp_path, train):
     with np.load(drawn.path / "reconstructions.npz") as arrays:
         assert arrays["original"].shape == (4, 3, 32, 32)
         assert 0.7 < np.isnan(arrays["masked"]).mean() < 0.8
+
+
+def mixed_screen(make_screen):
+    """A screen of 12 sites, of which the first and three others lack a channel."""
+    manifest = Manifest.read(make_screen("mixed", wells=6))
+    table = manifest.table.copy()
+    table.loc[table.index % 3 == 0, "Mito"] = ""
+    return Manifest(table, manifest.root)
+
+
+def test_pictures_of_a_screen_of_mixed_channel_sets(make_screen, tmp_path, train):
+    manifest = mixed_screen(make_screen)
+    rows = picture_rows(manifest)
+    assert [manifest.site_channels(row) for row in rows] == [["DNA", "ER", "Mito"]] * 4
+    assert len(set(manifest.table["Metadata_Plate"].iloc[rows])) == 1
+    assert set(manifest.table["Metadata_control_type"].iloc[rows]) == {"negcon", ""}
+    run = train(manifest, tmp_path / "run", 2, picture_every=1)
+    with np.load(run.path / "reconstructions.npz") as drawn:
+        assert drawn["original"].shape == (4, 3, 32, 32)
+    batch, labels = CenterCrops(manifest).batch([0, 1], 32)
+    with pytest.raises(CamaeError, match="2 samples of 5 planes do not all have the 3 channels"):
+        reconstruct_rows(run.model, batch, labels, mask_ratio=0.75)

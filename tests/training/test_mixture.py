@@ -169,7 +169,7 @@ def test_a_mixture_resumes_bitwise(screens, train, tmp_path, interrupt):
         train(data, tmp_path / "parts", checkpoint_every=3)
     resumed = train(data, tmp_path / "parts", checkpoint_every=3)
     assert [r["loss"] for r in resumed.history] == [r["loss"] for r in whole.history]
-    with pytest.warns(UserWarning, match="other data than now"):
+    with pytest.warns(UserWarning, match="other sites than now"):
         train([(screens[0], 2), (screens[1], 1)], tmp_path / "parts", checkpoint_every=3)
 
 

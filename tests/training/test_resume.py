@@ -1,5 +1,9 @@
 """Moving averages and new channels across a stop; mask ratios by step and recomputed activations in a run."""
 
+import hashlib
+import json
+import warnings
+
 import pytest
 import torch
 
@@ -26,6 +30,29 @@ def test_average_resumes_exactly_and_is_the_model_when_asked(screen, tmp_path, t
     state = whole.model.state_dict()
     same = [torch.equal(state[n], a) for n, a in averages[0].items() if n != "updates"]
     assert all(same) if final else not any(same)
+
+
+def test_other_sites_or_another_order_are_said_on_resume(make_screen, tmp_path, train, interrupt):
+    manifest = Manifest.read(make_screen("screen", wells=6))
+    half, other = manifest.select(range(0, 12, 2)), manifest.select(range(1, 12, 2))
+    for name, then in (("others", other), ("sorted", half.select(range(5, -1, -1)))):
+        with interrupt(3):
+            train(half, tmp_path / name, checkpoint_every=2)
+        with pytest.warns(UserWarning, match="trained on other sites than now, or on these in another order"):
+            train(then, tmp_path / name, checkpoint_every=2)
+    with interrupt(3):
+        train(half, tmp_path / "same", checkpoint_every=2)
+    # What a checkpoint of an earlier version says of its data has no fingerprint.
+    folder = checkpoints.checkpoint_folders(tmp_path / "same")[-1]
+    state = json.loads((folder / "state.json").read_text())
+    del state["data"][0]["fingerprint"]
+    (folder / "state.json").write_text(json.dumps(state))
+    sums = json.loads((folder / "checksums.json").read_text())
+    sums["state.json"] = hashlib.sha256((folder / "state.json").read_bytes()).hexdigest()
+    (folder / "checksums.json").write_text(json.dumps(sums))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(half, tmp_path / "same", checkpoint_every=2)
 
 
 def test_average_does_not_change_training(screen, tmp_path, train):

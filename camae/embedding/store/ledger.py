@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from camae.dataloader.manifest import Manifest
 from camae.dataloader.plane_batch import ValueRange
 from camae.errors import CamaeError
 from camae.files import write_json
@@ -74,12 +72,6 @@ class Ledger:
         """Manifest rows of every shard."""
         step = self.sites_per_shard
         return [range(i, min(i + step, self.sites)) for i in range(0, self.sites, step)]
-
-
-def manifest_hash(manifest: Manifest) -> str:
-    """Fingerprint of rows and paths, in order."""
-    text = manifest.table.to_csv(index=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def claim(folder: Path, wanted: Ledger, *, any_tokens_per_pass: bool) -> Ledger:

@@ -30,7 +30,7 @@ def profiles_by_model(
         listed = [embeddings] if isinstance(embeddings, str | Path) else list(embeddings)
         if not listed:
             raise CamaeError("no embeddings are given; name at least one profile file")
-        named = [_model_and_file(item) for item in listed]
+        named = [model_and_file(item) for item in listed]
         if not all(model for model, _ in named):
             if any(model for model, _ in named):
                 raise CamaeError(
@@ -47,7 +47,7 @@ def profiles_by_model(
     return out
 
 
-def _model_and_file(item: ProfileFile) -> tuple[str, Path]:
+def model_and_file(item: ProfileFile) -> tuple[str, Path]:
     """Model, "" where none is named, and file of "model=file"."""
     model, separator, path = str(item).partition("=")
     return (model, Path(path)) if separator and not Path(item).is_file() else ("", Path(item))
