@@ -195,7 +195,7 @@ def features_of(table: pd.DataFrame) -> np.ndarray:
 
 
 def by_well(sites: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the sites of every well; metadata that is the same for all its sites is kept.
+    """Mean over the sites of every well; metadata that is the same for all its sites is kept, but for Metadata_Site.
 
     Wells go by their normal name ("a1" and "A01" are one), plates as they are written. Time points and depths
     (Metadata_Time, Metadata_Z) are rows of their own.
@@ -209,7 +209,8 @@ def by_well(sites: pd.DataFrame) -> pd.DataFrame:
     sites = sites.assign(Metadata_Well=sites["Metadata_Well"].astype(str).map(normal_well))
     keys = [c for c in (*WELL, *MOMENT) if c in sites]
     features = feature_names(sites)
-    metadata = [c for c in sites.columns if c not in features and c not in keys]
+    # Also where each well has one site: a table of wells names none, however many there are.
+    metadata = [c for c in sites.columns if c not in features and c not in (*keys, "Metadata_Site")]
     check_wells_agree(sites)
     groups = sites.groupby(keys, sort=False, dropna=False, observed=True)
     constant = [c for c in metadata if (groups[c].nunique(dropna=False) == 1).all()]

@@ -65,8 +65,8 @@ def write_workspace(
     table: of sites or their cells (Metadata_Site), of wells (Metadata_Well), else of treatments. network: name of
         the model and its hash. form: of sites' files.
     Files of the same network that are there already stay or are replaced. Each is written whole or not at all.
-    Raises CamaeError without a batch, plate, well or site in a row, for names that make no folder, for a network
-    that is there by another model, and for npz files of wells or treatments.
+    Raises CamaeError without a plate, well or site in a row, or a batch in some, for names that make no folder, for a
+    network that is there by another model or read-out, and for npz files of wells or treatments.
     """
     folder = Path(folder)
     _check_name(network, "network")
@@ -80,7 +80,7 @@ def write_workspace(
             f"npz files hold the rows of a site, and this table is one of {kind}s; write form='parquet'"
         )
     with writing(folder):
-        _refuse_other_models(folder, network, about)
+        _refuse_other_vectors(folder, network, about)
         if kind == "treatment":
             return [write_table(folder / "consensus" / network / "consensus.parquet", table, about)]
         if kind == "well":
@@ -106,7 +106,9 @@ def _by_place(table: pd.DataFrame, depth: int) -> Iterator[tuple[tuple[str, ...]
     for name in _PLACE[:depth]:
         if name not in table and name != "Metadata_Batch":
             raise CamaeError(f"the table has no column {name}, which names a folder of the layout; add it")
-        keys[name] = spelled(text_as_given(table[name]), name) if name in table else "batch"
+        keys[name] = spelled(text_as_given(table[name]), name) if name in table else ""
+        if name == "Metadata_Batch" and (keys[name] == "").all():
+            keys[name] = "batch"
         for value in keys[name].unique():
             _check_name(value, name)
     for place, rows in table.groupby([keys[name] for name in keys], sort=False):
@@ -120,18 +122,37 @@ def _check_name(name: str, what: str) -> None:
         )
 
 
-def _refuse_other_models(folder: Path, network: str, about: Mapping[str, object]) -> None:
-    """Raise CamaeError where a file of the network says that another model made it."""
+# What a file says of its vectors, beside the model.
+_OF_VECTORS = (
+    "standardization",
+    "crop",
+    "tiles",
+    "overlap",
+    "pool",
+    "layers",
+    "value_range",
+    "dtype",
+    "intensity",
+)
+
+
+def _refuse_other_vectors(folder: Path, network: str, about: Mapping[str, object]) -> None:
+    """Raise CamaeError where a file of the network says that another model, or another read-out, made it."""
     for kind in ("embeddings", "profiles", "collated", "consensus"):
         for suffix in ("parquet", "npz"):
             first = next((folder / kind / network).rglob(f"[!.]*.{suffix}"), None)
             if first is None:
                 continue
-            hashes = (_read(first, Omissions())[1] or {}).get("model_hash"), about.get("model_hash")
-            if hashes[0] != hashes[1]:
+            there = _read(first, Omissions())[1] or {}
+            if there.get("model_hash") != about.get("model_hash"):
                 raise CamaeError(
-                    f"{first} is of another model ({hashes[0] or 'not named'}, here {hashes[1] or 'not named'}); "
-                    "choose another network name, output is never mixed"
+                    f"{first} is of another model ({there.get('model_hash') or 'not named'}, here "
+                    f"{about.get('model_hash') or 'not named'}); choose another network name, output is never mixed"
+                )
+            if changed := [name for name in _OF_VECTORS if there.get(name) != about.get(name)]:
+                raise CamaeError(
+                    f"{first} holds vectors made with another {', '.join(changed)}; choose another network name, "
+                    "output is never mixed"
                 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 
 from camae.dataloader.identity import check_sites, check_wells, normal_columns
 from camae.errors import CamaeError
-from camae.files import write_atomic
+from camae.files import path_of, write_atomic
 from camae.omissions import Omissions
 from camae.text_table import as_text, column_names, read_text_table
 
@@ -56,6 +57,11 @@ class Manifest:
         left_out: Omissions | None = None,
         notes: Sequence[str] = (),
     ) -> None:
+        if not isinstance(table, pd.DataFrame):
+            raise CamaeError(
+                f"a manifest is made of a DataFrame, not of a value of type {type(table).__name__}; give the path of a "
+                "file to read_manifest"
+            )
         if table.empty:
             raise CamaeError("the manifest is empty: it needs one row per site")
         repeated = table.columns[table.columns.duplicated()].tolist()
@@ -63,6 +69,8 @@ class Manifest:
             raise CamaeError(
                 f"the manifest has the column {repeated[0]!r} twice: column names must be unique"
             )
+        if others := [name for name in table.columns if not isinstance(name, str)]:
+            raise CamaeError(f"the manifest has a column named {others[0]!r}, which is no text; rename it")
         _check_width(table.columns)
         table = table.reset_index(drop=True)
         for column in table.columns:
@@ -80,12 +88,22 @@ class Manifest:
             raise CamaeError(
                 "the manifest has no channel column: beside Metadata_* it needs one path column per channel"
             )
+        unknown = [c for c in table.columns if c.startswith(ILLUMINATION) and c not in self._illumination()]
+        if unknown:
+            warnings.warn(
+                f"the column {unknown[0]} is of no channel ({', '.join(self.channels)}): it corrects nothing",
+                stacklevel=2,
+            )
         self._cells = table[list(self.channels)].to_numpy(dtype=object)
         bare = np.flatnonzero((self._cells == "").all(axis=1))
         if len(bare):
             raise CamaeError(f"{self.where(int(bare[0]))} names no file for any channel")
         check_sites(table, self.channels)
         check_wells(table)
+
+    def _illumination(self) -> set[str]:
+        """Names of columns of illumination functions that channels of the manifest can have."""
+        return {ILLUMINATION + name for name in self.channels}
 
     def __len__(self) -> int:
         return len(self.table)
@@ -130,7 +148,7 @@ class Manifest:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write to `.csv` or `.parquet`, atomically; paths stay valid from the new folder."""
-        path = Path(path).absolute()
+        path = path_of(path, "the name of the manifest").absolute()
         table = self.table
         if path.parent != self.root:
             table = table.copy()
@@ -147,16 +165,24 @@ class Manifest:
     def select(self, mask_or_rows: Sequence[bool] | Sequence[int] | np.ndarray | pd.Series) -> Manifest:
         """Manifest of some rows: a boolean mask over all rows, or row numbers in the wanted order."""
         chosen = np.asarray(mask_or_rows)
+        if chosen.ndim != 1 or (len(chosen) and chosen.dtype.kind not in "biu"):
+            raise CamaeError("sites are selected by a mask of booleans, or by a list of row numbers")
         if chosen.dtype == bool and len(chosen) != len(self):
             raise CamaeError(f"the mask has {len(chosen)} entries, the manifest {len(self)} rows")
         rows = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
         if not len(rows):
             raise CamaeError("the selection leaves no site of the manifest")
+        for row in (int(rows.min()), int(rows.max())):
+            self._check_row(row)
         return self.with_table(self.table.iloc[rows])
 
     def fingerprint(self) -> str:
         """Hash of rows and paths, in order: 16 hexadecimal digits of the SHA-256 of the table as CSV."""
         return hashlib.sha256(self.table.to_csv(index=False).encode()).hexdigest()[:16]
+
+    def _check_row(self, row: int) -> None:
+        if not 0 <= row < len(self):
+            raise CamaeError(f"the manifest has no row {row}: its rows are 0 to {len(self) - 1}")
 
     def plates(self) -> np.ndarray:
         """Plate of every row, (sites,) text "batch/plate": plate names repeat between batches (`Metadata_Batch`).
@@ -170,14 +196,17 @@ class Manifest:
         return (self.table.get("Metadata_Batch", "") + "/" + self.table["Metadata_Plate"]).to_numpy(str)
 
     def site_channels(self, row: int) -> list[str]:
-        """Names of the channels this site has, in the manifest's order."""
+        """Names of the channels this site has, in the manifest's order. Raises CamaeError for a row that is not there."""
+        self._check_row(row)
         return [name for name, cell in zip(self.channels, self._cells[row], strict=True) if cell]
 
     def path(self, row: int, channel: str) -> str:
         """Absolute path (or s3:// address) of one plane, with its `#` part if it has one.
 
-        Raises CamaeError when the site lacks the channel or a relative path leaves the root.
+        Raises CamaeError for a row that is not there, when the site lacks the channel, or when a relative path leaves
+        the root.
         """
+        self._check_row(row)
         if channel not in self.channels:
             raise CamaeError(f"the manifest has no channel {channel!r}: it has {', '.join(self.channels)}")
         cell = str(self._cells[row, self.channels.index(channel)])

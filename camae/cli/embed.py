@@ -35,7 +35,7 @@ def embed(
     config = EmbedConfig.of(**options)
     manifest = config.read(data)
     try:
-        table = camae.embed_screen(manifest, model, out, config=config.without_labels())
+        table = camae.embed_screen(manifest, model, out, config=config.of_manifest())
     except KeyboardInterrupt:
         say(f"stopped: shards in {out} are whole; the same command goes on from there")
         raise typer.Exit(_STOPPED) from None

@@ -81,9 +81,12 @@ class ReadOptions:
         """Whether sites are labeled while they are read."""
         return bool(self.metadata or self.negative_controls)
 
-    def without_labels(self: R) -> R:
-        """The same options for sites that are labeled, and whose planes are chosen, already."""
-        return replace(self, metadata=(), negative_controls=(), channels=(), z=None, time=None, variant=None)
+    def of_manifest(self: R) -> R:
+        """The same options for sites that are found and labeled, and whose planes are chosen, already."""
+        labeled = replace(
+            self, metadata=(), negative_controls=(), channels=(), z=None, time=None, variant=None
+        )
+        return replace(labeled, format=None, pattern=None)
 
     def read(self, data: Manifest | str | os.PathLike[str]) -> Manifest:
         """The manifest of `data`: itself, a file, or a folder read with these options."""
@@ -270,6 +273,10 @@ class EmbedConfig(ReadOptions):
                 f"tiles {self.tiles!r} is not {', '.join(others)} or {last}",
             ),
             (0 <= self.overlap < 1, f"overlap {self.overlap} is not a share of a tile in [0, 1)"),
+            (
+                self.overlap == 0 or self.tiles == "cover",
+                f"overlap {self.overlap} is of tiles='cover' alone: give that, or leave it out",
+            ),
             (self.pool in POOLS, f"pool {self.pool!r} is not one of {', '.join(POOLS)}"),
             (
                 not isinstance(self.layers, str) or self.layers == "best",

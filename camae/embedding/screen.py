@@ -74,7 +74,7 @@ def embed_screen(
     config = with_chosen_layer(config, source)
     if config.impute:
         manifest = config.read(manifest)
-        config = config.without_labels()
+        config = config.of_manifest()
         _check_lacking(manifest, config.impute)
     net = _in_form(source, config, manifest.channels if isinstance(manifest, Manifest) else ())
     with using_backends(net, config.backends):
@@ -181,7 +181,7 @@ def _embed_by_plate(
 ) -> pd.DataFrame:
     """Each plate by the model adapted to it; one table in `out`, plates in `plates/`."""
     assert isinstance(model, PlateAdaptive)
-    sites, config = config.read(data), config.without_labels()
+    sites, config = config.read(data), config.of_manifest()
     plates, tables = sites.plates(), []
     for number, plate in enumerate(np.unique(plates)):
         part = sites.select(plates == plate)

@@ -287,6 +287,16 @@ MAY_CHANGE_ON_RESUME = frozenset(
 )
 
 
+# Settings that change nothing without another one.
+_NEEDS = {
+    "teacher_weight": "teacher",
+    "cross_well_label": "cross_well",
+    "cross_well_group": "cross_well",
+    "cross_well_prototypes": "cross_well",
+    "val_every": "val",
+}
+
+
 def _joint_checks(c: TrainConfig) -> Iterator[Check]:
     """Checks of several settings together, and of one whose values are more than a range."""
     yield (
@@ -300,7 +310,7 @@ def _joint_checks(c: TrainConfig) -> Iterator[Check]:
     yield (
         c.mask_ratio is None or is_mask_schedule(c.mask_ratio),
         f"mask_ratio {c.mask_ratio} is not in (0, 1), where something is masked and something is not, nor a list of "
-        "such numbers or of pairs (share of the run, ratio) in order",
+        "such numbers or of pairs (share of the run from 0 to 1, ratio) in order",
     )
     yield (
         c.cross_well_group % 2 == 0,
@@ -323,6 +333,12 @@ def _joint_checks(c: TrainConfig) -> Iterator[Check]:
     )
     yield len(set(c.channels)) == len(c.channels), f"channels {', '.join(c.channels)}: a name occurs twice"
     yield c.ema > 0 or not c.ema_final, "ema_final needs ema, the decay of the average"
+    for setting in fields(TrainConfig):
+        needs = _NEEDS.get(setting.name)
+        yield (
+            needs is None or bool(getattr(c, needs)) or getattr(c, setting.name) == setting.default,
+            f"{setting.name} needs {needs}, which is not set; without it, it would change nothing",
+        )
     yield (
         c.parallel == "ddp" or not c.ema,
         "ema needs parallel='ddp': averages of sharded weights are not kept",
@@ -334,7 +350,7 @@ def _joint_checks(c: TrainConfig) -> Iterator[Check]:
 
 
 def is_mask_schedule(schedule: MaskSchedule) -> bool:
-    """Whether every ratio is in (0, 1), and the shares of pairs are in order."""
+    """Whether every ratio is in (0, 1), and the shares of pairs are in [0, 1] and in order."""
     if isinstance(schedule, (int, float)):
         return 0 < schedule < 1
     if len({isinstance(s, tuple) for s in schedule}) > 1:
@@ -342,7 +358,8 @@ def is_mask_schedule(schedule: MaskSchedule) -> bool:
     ratios = [s[1] if isinstance(s, tuple) else s for s in schedule]
     shares = [s[0] for s in schedule if isinstance(s, tuple)]
     in_order = all(a < b for a, b in itertools.pairwise(shares))
-    return bool(ratios) and in_order and all(0 < ratio < 1 for ratio in ratios)
+    within = all(0 <= share <= 1 for share in shares)
+    return bool(ratios) and in_order and within and all(0 < ratio < 1 for ratio in ratios)
 
 
 def resolve(config: str | Path | None = None, **arguments: object) -> TrainConfig:

@@ -158,7 +158,10 @@ def check_fits(found: MemoryEstimate, tokens: int, free: float, where: str, conf
     needed = found.total(tokens)
     if needed <= free:
         return
-    if found.total(found.largest_crop) > free:
+    one_crop = found.total(found.largest_crop)
+    if one_crop > free and one_crop - found.batch <= free:
+        advice = f"the images of batch_size = {config.batch_size:,} crops, read ahead, do not fit: lower batch_size"
+    elif one_crop > free:
         advice = "even a single crop does not fit: take a smaller model or crop"
         if found.fixed < free and not config.recompute:
             advice = "even a single crop does not fit: set recompute = 1, or take a smaller model or crop"
@@ -169,8 +172,8 @@ def check_fits(found: MemoryEstimate, tokens: int, free: float, where: str, conf
         advice = f"set {names} to at most {number}, or lower batch_size, or set recompute = 1"
     raise CamaeError(
         f"training would take about {needed / 1e9:,.1f} GB of memory and {where} has {free / 1e9:,.1f} GB free "
-        f"({found.state / 1e9:,.1f} GB for weights, gradients and optimizer, the rest for the activations of "
-        f"{max(1, tokens // found.largest_crop)} crops in one pass); {advice}"
+        f"({found.state / 1e9:,.1f} GB for weights, gradients and optimizer, {found.batch / 1e9:,.1f} GB for images "
+        f"read ahead, the rest for the activations of {max(1, tokens // found.largest_crop)} crops in one pass); {advice}"
     )
 
 

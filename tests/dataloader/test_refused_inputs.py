@@ -267,3 +267,70 @@ def test_columns_nearly_called_metadata_are_no_files(tmp_path):
     )
     with pytest.raises(CamaeError, match=r"has both METADATA_x and Metadata_x: remove one"):
         read_manifest(path)
+
+
+def test_manifests_of_other_values(tmp_path):
+    manifest = Manifest(pd.DataFrame([ROW, ROW | {"Metadata_Well": "A02"}]))
+    with pytest.raises(
+        CamaeError, match="a manifest is made of a DataFrame, not of a value of type NoneType"
+    ):
+        Manifest(None)
+    with pytest.raises(CamaeError, match="has a column named 3, which is no text; rename it"):
+        Manifest(pd.DataFrame([ROW]).assign(**{"x": ""}).rename(columns={"x": 3}))
+    for chosen in (0, ["a"], [1.7], [[True, False]]):
+        with pytest.raises(CamaeError, match="selected by a mask of booleans, or by a list of row numbers"):
+            manifest.select(chosen)
+    for refused in (lambda: manifest.select([0, 2]), lambda: manifest.path(2, "DNA")):
+        with pytest.raises(CamaeError, match="the manifest has no row 2: its rows are 0 to 1"):
+            refused()
+    for refused in (lambda: manifest.select([-1]), lambda: manifest.path(-1, "DNA")):
+        with pytest.raises(CamaeError, match="the manifest has no row -1"):
+            refused()
+    with pytest.raises(CamaeError, match="the name of the manifest is a value of type NoneType"):
+        manifest.write(None)
+    with pytest.warns(
+        UserWarning, match=r"the column Illum_ER is of no channel \(DNA\): it corrects nothing"
+    ):
+        Manifest(pd.DataFrame([ROW | {"Illum_ER": "er.npy", "Illum_DNA": "dna.npy"}]))
+
+
+def test_what_reads_folders_is_refused_where_a_table_names_the_files(tmp_path):
+    write(tmp_path / "dna.tif")
+    path = table(tmp_path / "m.csv", "Metadata_Plate,Metadata_Well,DNA\nP,A01,dna.tif\n")
+    for data, options in (
+        (path, {"format": "folder"}),
+        (path, {"pattern": "(?P<well>.*)"}),
+        (Manifest.read(path), {"format": "gallery"}),
+    ):
+        with pytest.raises(
+            CamaeError, match="names its files itself: format and pattern are of folders of images"
+        ):
+            read_manifest(data, **options)
+    for data in (path, tmp_path):
+        with pytest.raises(CamaeError, match="format='nope': unknown, choose one of gallery"):
+            read_manifest(data, format="nope")
+    with pytest.raises(
+        CamaeError, match="format='rxrx1' has file names of its own: leave out pattern, or format"
+    ):
+        read_manifest(tmp_path, format="rxrx1", pattern="(?P<well>.*)")
+    with pytest.raises(CamaeError, match="pattern is a value of type int; give a regular expression"):
+        read_manifest(tmp_path, pattern=3)
+
+
+@pytest.mark.parametrize("name", ["", "Metadata_X", "Illum_DNA", 3])
+def test_names_that_channels_cannot_have(tmp_path, name):
+    path = table(tmp_path / "m.csv", "Metadata_Plate,Metadata_Well,DNA,ER\nP,A01,dna.tif,er.tif\n")
+    with pytest.raises(CamaeError, match=f"{name!r} is no name for a channel; give a text"):
+        read_manifest(path, channel_names={"ER": name})
+
+
+def test_a_screen_is_the_same_from_wherever_it_is_named(tmp_path, monkeypatch):
+    """A table of the Gallery names its images by absolute paths."""
+    folder = tmp_path / "screen"
+    write(folder / "images" / "r01c01f01.tiff")
+    load_data(folder, "PL1", str(folder / "images"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    plain, dotted = read_manifest(folder), read_manifest("../screen")
+    assert dotted.fingerprint() == plain.fingerprint()
+    assert dotted.path(0, "DNA") == str(folder / "images" / "r01c01f01.tiff")

@@ -81,7 +81,7 @@ def test_outputs_are_never_mixed(screen, model, tmp_path):
     with pytest.raises(CamaeError, match="another tiles"):
         embed(screen, model, tmp_path / "emb", tiles="center")
     model.encoder.cls_D.data += 1
-    with pytest.raises(CamaeError, match="another model_hash"):
+    with pytest.raises(CamaeError, match=r"another model_hash \(model_hash is of the weights\);"):
         embed(screen, model, tmp_path / "emb")
 
 
@@ -215,6 +215,8 @@ def test_anndata(screen, model, tmp_path):
     [
         ({"tiles": "mosaic"}, "tiles 'mosaic'"),
         ({"overlap": 1}, "overlap 1"),
+        ({"overlap": 0.5}, "overlap 0.5 is of tiles='cover' alone: give that, or leave it out"),
+        ({"overlap": 0.5, "tiles": "grid"}, "overlap 0.5 is of tiles='cover' alone"),
         ({"level": "plate"}, "level 'plate'"),
         ({"pool": "max"}, "pool 'max'"),
         ({"dtype": "float16"}, "dtype float16"),

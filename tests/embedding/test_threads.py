@@ -82,4 +82,6 @@ def test_fault_27_a_refused_embedding_has_not_claimed_its_folder(screen, tmp_pat
         camae.embed_screen(screen, model, tmp_path / "emb", quiet=True)
     assert not (tmp_path / "emb").exists()
     missing.with_suffix(".away").rename(missing)
-    assert len(camae.embed_screen(screen, model, tmp_path / "emb", quiet=True, overlap=0.1)) == 8
+    assert (
+        len(camae.embed_screen(screen, model, tmp_path / "emb", quiet=True, tiles="cover", overlap=0.1)) == 8
+    )

@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import camae
 from camae.anndata_form import as_anndata
+from camae.dataloader import Manifest
 from camae.embedding import export_table
 from camae.embedding_table import read_table, write_table
 from camae.errors import CamaeError
@@ -191,6 +193,10 @@ def test_refusals(tmp_path):
         CamaeError, match=r"is of another model .*choose another network name, output is never mixed"
     ):
         write_workspace(sites, ABOUT | {"model_hash": "9"}, tmp_path, "net")
+    with pytest.raises(
+        CamaeError, match=r"npz holds vectors made with another pool, layers; choose another network"
+    ):
+        write_workspace(sites, ABOUT | {"pool": "other", "layers": [1]}, tmp_path, "net")
     write_workspace(sites, ABOUT, tmp_path / "copy", "net", "npz")
     with pytest.raises(CamaeError, match=r"npz and .*npz are both of B P A01 1; name the folder of one"):
         read_workspace(tmp_path)
@@ -221,3 +227,20 @@ def _read_alone(folder, name):
     alone.mkdir(parents=True)
     (folder / name).rename(alone / name)
     return read_workspace(folder / f"only_{name}")
+
+
+def test_a_plain_folder_of_wells_of_one_site_is_a_table_of_wells(model, screen, tmp_path):
+    """Its batch is empty, and no row of it is a site."""
+    manifest = Manifest.read(screen)
+    unnamed = Manifest(manifest.table.assign(Metadata_Batch=""), manifest.root)
+    wells = camae.embed_screen(unnamed, model, tmp_path / "emb", quiet=True)
+    assert "Metadata_Site" not in wells
+    files = export_table(tmp_path / "emb" / "wells.parquet", tmp_path / "out", "net")
+    assert [str(path.relative_to(tmp_path / "out")) for path in files] == [
+        "profiles/net/batch/P1/P1.parquet",
+        "profiles/net/batch/P2/P2.parquet",
+        "collated/net/collated.parquet",
+    ]
+    half = wells.assign(Metadata_Batch=["", *["B"] * (len(wells) - 1)])
+    with pytest.raises(CamaeError, match="Metadata_Batch '' makes no name of a folder"):
+        write_workspace(half, ABOUT, tmp_path / "half", "net")

@@ -90,6 +90,15 @@ def test_fault_22_a_batch_set_by_hand_is_refused_with_the_setting_to_lower(
         train(screen, tmp_path / "run", 1, batch_size=20_000, token_budget=20_000 * 48)
 
 
+def test_images_read_ahead_that_do_not_fit_are_named(screen, train, tmp_path):
+    with pytest.raises(
+        CamaeError,
+        match=r"GB for images read ahead, .*the images of batch_size = 10,000,000 crops.*lower batch_size$",
+    ):
+        train(screen, tmp_path / "run", batch_size=10_000_000)
+    assert not (tmp_path / "run").exists()
+
+
 def test_fault_22_wide_and_deep_models_are_refused_before_they_are_allocated(screen, train, tmp_path):
     options = {"crop": 32, "patch": 8, "width": 2**15, "heads": 2, "depth": 1000}
     with pytest.raises(CamaeError, match=r"GB of memory .* take a smaller model or crop"):

@@ -74,6 +74,9 @@ class Ledger:
         return [range(i, min(i + step, self.sites)) for i in range(0, self.sites, step)]
 
 
+_HASHES = {"model_hash": "of the weights", "manifest_hash": "of rows and paths in their order"}
+
+
 def claim(folder: Path, wanted: Ledger, *, any_tokens_per_pass: bool) -> Ledger:
     """The ledger of an output folder, written at the first start.
 
@@ -89,8 +92,10 @@ def claim(folder: Path, wanted: Ledger, *, any_tokens_per_pass: bool) -> Ledger:
         wanted = replace(wanted, tokens_per_pass=found.tokens_per_pass)
     compared = [f.name for f in fields(Ledger) if f.name not in ("backends", "origin")]
     if changed := [name for name in compared if getattr(found, name) != getattr(wanted, name)]:
+        hashes = [f"{name} is {text}" for name, text in _HASHES.items() if name in changed]
+        meaning = f" ({', '.join(hashes)})" if hashes else ""
         raise CamaeError(
-            f"{folder} holds embeddings made with another {', '.join(changed)}; "
+            f"{folder} holds embeddings made with another {', '.join(changed)}{meaning}; "
             "choose another folder, output is never mixed"
         )
     return found
