@@ -20,8 +20,11 @@ from camae.reporting.style import (
     CYCLE,
     INK,
     color,
+    dashes,
     house_style,
+    legend_below,
     legend_label,
+    log_axis,
     new_figure,
     plain_axes,
     save_png,
@@ -46,35 +49,34 @@ def loss_curves(logs: Mapping[str, Log], *, x: str = "step", y: str = "loss") ->
     logs: by run name, rows with the columns `x` and `y` (a `log.jsonl`). Rows with `val_<y>` add a dashed line.
     A faint line shows every row, a strong one the mean over the last tenth of steps seen so far.
     """
+    shades = [CYCLE[i % len(CYCLE)] for i in range(len(logs))]
     with house_style():
         figure = new_figure(6.4, 3.6)
         axes = plain_axes(figure, grid="both")
-        for i, (name, rows) in enumerate(logs.items()):
+        for (name, rows), shade, dash in zip(logs.items(), shades, dashes(shades), strict=True):
             table = pd.DataFrame(rows)
             if not {x, y} <= set(table.columns):
                 raise CamaeError(
                     f"the log of {name} has no columns {x} and {y}: it has {list(table.columns)}"
                 )
             step, value = table[x].to_numpy(float), table[y].to_numpy(float)
-            axes.plot(step, value, color=CYCLE[i % len(CYCLE)], alpha=0.25, linewidth=0.8)
+            axes.plot(step, value, color=shade, alpha=0.25, linewidth=0.8)
             axes.plot(
                 step,
                 _smooth(step, value),
-                color=CYCLE[i % len(CYCLE)],
+                color=shade,
+                linestyle=dash,
                 linewidth=1.6,
+                marker="o" if len(step) == 1 else "",  # a line of one point is not seen
                 label=legend_label(name),
             )
             if f"val_{y}" in table:
                 held = table.dropna(subset=[f"val_{y}"])
-                axes.plot(
-                    held[x], held[f"val_{y}"], "--o", color=CYCLE[i % len(CYCLE)], markersize=3, linewidth=1
-                )
-        axes.set(xscale="log", yscale="log", xlabel=x, ylabel=f"reconstruction {y}")
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.yaxis.set_minor_formatter("{x:.2g}")
-        axes.yaxis.set_major_formatter("{x:.2g}")
-        axes.tick_params(axis="y", which="minor", labelsize=7)
-        axes.legend(fontsize=8)
+                axes.plot(held[x], held[f"val_{y}"], "--o", color=shade, markersize=3, linewidth=1)
+        axes.set(xlabel=x, ylabel=f"reconstruction {y}")
+        log_axis(axes, "x")
+        log_axis(axes, "y")
+        legend_below(figure, axes)
     return figure
 
 
@@ -127,17 +129,20 @@ def recall_against_percentile(curves: pd.DataFrame, *, mark: float = 0.10) -> Fi
     vertical line marks the share at which recall is reported (5 % in either tail).
     """
     with house_style():
-        figure = new_figure(4.8, 4.0)
+        figure = new_figure(5.0, 4.0)
         axes = plain_axes(figure, grid="both")
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle=":")
-        for i, (name, rows) in enumerate(curves.groupby("system", sort=False)):
-            rows = rows.sort_values("percentile")
+        systems = [str(name) for name in curves["system"].unique()]
+        shades = [color(name, i) for i, name in enumerate(systems)]
+        for name, shade, dash in zip(systems, shades, dashes(shades), strict=True):
+            rows = curves[curves["system"].astype(str) == name].sort_values("percentile")
             axes.plot(
                 rows["percentile"],
                 rows["recall"],
-                color=color(str(name), i),
+                color=shade,
+                linestyle=dash,
                 linewidth=1.7,
-                label=legend_label(str(name)),
+                label=legend_label(name),
             )
         axes.axvline(mark, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set(
@@ -145,7 +150,7 @@ def recall_against_percentile(curves: pd.DataFrame, *, mark: float = 0.10) -> Fi
         )
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.legend(fontsize=8, loc="lower right")
+        legend_below(figure, axes)
     return figure
 
 

@@ -21,7 +21,7 @@ from camae.reporting.figures import (
     save_png,
 )
 from camae.reporting.ordering import cluster_order
-from camae.reporting.style import svg
+from camae.reporting.style import SYSTEM_COLORS, svg
 
 
 def lines_of(figure):
@@ -48,6 +48,45 @@ def test_recall_curve_draws_one_line_per_system_beside_chance():
     np.testing.assert_array_equal(lines[0].get_xydata(), [[0, 0], [1, 1]])
     np.testing.assert_allclose(lines[1].get_xydata(), [[0.1, 0.01], [0.5, 0.25], [0.9, 0.81]])
     assert lines[2].get_xdata()[0] == 0.10
+
+
+def test_eleven_curves_are_told_apart_and_the_legend_lies_below_them():
+    """Seven colors come again with other line styles, also the grays of the demo; no curve lies under the legend."""
+    shares = np.array([0.1, 0.5, 1.0])
+    for systems in ([f"system {i}, with a long name" for i in range(11)], list(SYSTEM_COLORS)):
+        rows = {"percentile": np.tile(shares, len(systems)), "recall": np.tile(shares, len(systems))}
+        figure = recall_against_percentile(pd.DataFrame({"system": np.repeat(systems, 3), **rows}))
+        looks = [(line.get_color(), line._unscaled_dash_pattern) for line in lines_of(figure)[1:-1]]
+        assert len(looks) == len(set(looks)) == len(systems)
+        figure.canvas.draw()
+        legend = figure.legends[0]
+        assert [text.get_text() for text in legend.get_texts()] == systems
+        box = legend.get_window_extent()
+        assert not box.overlaps(figure.axes[0].get_window_extent())
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.98, 1.1), (0.88, 1.37), (1.001, 1.002), (0.1, 3), (2e-4, 9e-4), (0.003, 10)]
+)
+def test_loss_axes_have_several_different_labels_whatever_their_range(low, high):
+    rows = [{"step": 1, "loss": high}, {"step": 200, "loss": low}]
+    figure = loss_curves({"a": rows})
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    for axis, (first, last) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        shown = [t.label1.get_text() for t in axis.get_major_ticks() if first <= t.get_loc() <= last]
+        assert len(shown) >= 3
+        assert len(shown) == len(set(shown))
+        assert not any(t.label1.get_text() for t in axis.get_minor_ticks())
+
+
+def test_runs_beyond_seven_are_told_apart_and_a_single_step_is_seen():
+    rows = [{"step": 1, "loss": 2.0}]
+    lines = lines_of(loss_curves({str(i): rows for i in range(9)}))[1::2]
+    assert len({(line.get_color(), line._unscaled_dash_pattern) for line in lines}) == 9
+    assert {line.get_marker() for line in lines} == {"o"}
 
 
 def test_bars_have_the_values_and_cope_without_a_standard_error():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 from camae import maps
 from camae.embedding_table import features_of
@@ -17,9 +17,22 @@ from camae.files import read_json_lines
 from camae.maps.pairs import Pairs
 from camae.maps.probes import CATEGORIES
 from camae.reporting.figures import loss_curves, recall_against_percentile, save_png
-from camae.reporting.style import CYCLE, INK, house_style, new_figure, plain_axes
+from camae.reporting.style import (
+    CYCLE,
+    INK,
+    dashes,
+    house_style,
+    legend_below,
+    log_axis,
+    new_figure,
+    plain_axes,
+)
 from camae.reproduction.benchmark.feature_table import category_scores
 from camae.reproduction.paper.evaluate_system import Outcome, Plan
+from camae.reproduction.paper.paper_systems import System
+
+_MARKERS = "os^Dv<>pPXh*"
+_HATCHES = ("", "////", "....", "xxxx")
 
 
 def write_figures(
@@ -78,9 +91,10 @@ def _recall_figures(outcomes: Sequence[Outcome], plan: Plan) -> dict[str, str]:
 
 def _recall_curves(outcomes: Sequence[Outcome], pairs: Pairs) -> pd.DataFrame:
     """Recall against percentile of every outcome that has a map; columns of `maps.recall_curve` and system."""
+    names = figure_names([o.system for o in outcomes])
     return pd.concat(
         [
-            maps.recall_curve(o.mapped.vectors, o.mapped.names, pairs).assign(system=o.label)
+            maps.recall_curve(o.mapped.vectors, o.mapped.names, pairs).assign(system=names[o.system.name])
             for o in outcomes
             if o.mapped is not None
         ]
@@ -98,39 +112,60 @@ def _features(final: Sequence[Outcome], out: Path, cellprofiler: pd.DataFrame | 
 
 
 def scaling_plot(outcomes: Sequence[Outcome], source: str) -> Figure:
-    """Recall of `source` against training FLOPs, one color per family; whiskers are standard errors.
+    """Recall of `source` against training FLOPs: a color per family, a marker per system; whiskers: standard errors.
 
-    Systems without training are dotted lines.
+    Saved steps of a system are joined by a line. Systems without training are horizontal lines. Names stand below, so
+    that systems of nearly the same recall or cost stay readable.
     """
     with house_style():
         figure = new_figure(5.4, 4.0)
         axes = plain_axes(figure, grid="both")
         shown = [o for o in outcomes if source in o.recall]
+        names = figure_names([o.system for o in shown])
         families = list(dict.fromkeys(o.system.family for o in shown if o.system.trains))
         for i, family in enumerate(families):
-            points = [o for o in shown if o.system.family == family]
-            _family_points(axes, points, source, CYCLE[i % len(CYCLE)])
-        for o in shown:
-            if not o.system.trains:
-                height = o.recall[source]["value"]
-                axes.axhline(height, color=INK, linewidth=0.7, linestyle=":")
-                axes.annotate(o.label, (0.01, height), xycoords=("axes fraction", "data"), fontsize=6)
-        axes.set(xscale="log", xlabel="training FLOPs", ylabel=f"recall, {source}")
-        axes.xaxis.set_major_formatter("{x:.0e}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        if families:
-            axes.legend(fontsize=7, loc="lower right")
+            of_family = dict.fromkeys(o.system.name for o in shown if o.system.family == family)
+            for marker, system in zip(cycle(_MARKERS), of_family, strict=False):
+                points = [o for o in shown if o.system.name == system]
+                _points(axes, points, source, CYCLE[i % len(CYCLE)], marker, names[system])
+        flat = [o for o in shown if not o.system.trains]
+        for o, dash in zip(flat, dashes([INK] * (len(flat) + 1))[1:], strict=True):
+            axes.axhline(
+                o.recall[source]["value"],
+                color=INK,
+                linewidth=0.9,
+                linestyle=dash,
+                label=names[o.system.name],
+            )
+        axes.set(xlabel="training FLOPs", ylabel=f"recall, {source}")
+        log_axis(axes, "x")
+        legend_below(figure, axes)
     return figure
 
 
-def _family_points(axes: Axes, points: Sequence[Outcome], source: str, color: str) -> None:
-    flops = [o.facts["training_flops"] for o in points]
-    value = [o.recall[source]["value"] for o in points]
-    error = [o.recall[source]["se"] for o in points]
-    family = points[0].system.family
-    axes.errorbar(flops, value, error, fmt="o", color=color, markersize=4, linewidth=1, label=family)
-    for o, x, y in zip(points, flops, value, strict=True):
-        axes.annotate(o.label, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6)
+def _points(axes: Axes, points: Sequence[Outcome], source: str, color: str, marker: str, label: str) -> None:
+    """The outcomes of one system, from the fewest training FLOPs to the most."""
+    points = sorted(points, key=lambda o: o.facts["training_flops"])
+    axes.errorbar(
+        [o.facts["training_flops"] for o in points],
+        [o.recall[source]["value"] for o in points],
+        [o.recall[source]["se"] for o in points],
+        marker=marker,
+        color=color,
+        markersize=6,
+        markeredgecolor="white",  # tells markers apart that lie on one another
+        linewidth=1,
+        label=label,
+    )
+
+
+def figure_names(systems: Sequence[System]) -> dict[str, str]:
+    """The name of each system in figures, by `System.name`: its backbone, with the group where two share that."""
+    backbones = {s.name: s.backbone for s in systems}
+    shared = list(backbones.values())
+    return {
+        s.name: f"{s.backbone}, {s.group}" if shared.count(s.backbone) > 1 else s.backbone for s in systems
+    }
 
 
 def feature_scores(outcomes: Sequence[Outcome], features: pd.DataFrame) -> dict[str, pd.Series]:
@@ -138,12 +173,13 @@ def feature_scores(outcomes: Sequence[Outcome], features: pd.DataFrame) -> dict[
 
     features: `Metadata_Plate`, `Metadata_Well` and CellProfiler columns.
     """
+    names = figure_names([o.system for o in outcomes])
     scores = {}
     for o in outcomes:
         if o.wells is not None:
             found = category_scores(o.wells, features_of(o.wells), features)
             if found is not None:
-                scores[o.label] = found
+                scores[names[o.system.name]] = found
     return scores
 
 
@@ -154,9 +190,19 @@ def feature_bars(scores: Mapping[str, pd.Series]) -> Figure:
         axes = plain_axes(figure, grid="y")
         width = 0.8 / max(1, len(scores))
         for i, (name, values) in enumerate(scores.items()):
+            hatch = _HATCHES[i // len(CYCLE) % len(_HATCHES)]  # colors come again, with another pattern
             at = np.arange(len(CATEGORIES)) + (i - (len(scores) - 1) / 2) * width
-            axes.bar(at, values.to_numpy(float), width, color=CYCLE[i % len(CYCLE)], label=name)
+            axes.bar(
+                at,
+                values.to_numpy(float),
+                width,
+                color=CYCLE[i % len(CYCLE)],
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=0,
+                label=name,
+            )
         axes.set_xticks(range(len(CATEGORIES)), list(CATEGORIES))
         axes.set(ylabel="median R²", ylim=(min(0.0, *(s.min() for s in scores.values())), 1))
-        axes.legend(fontsize=7)
+        legend_below(figure, axes)
     return figure
