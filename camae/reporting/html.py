@@ -43,10 +43,15 @@ def image(address: str, alt: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Sequence[int] = ()) -> str:
-    """Cells are plain text. numeric: columns set flush right."""
+    """Cells are plain text, broken into lines where the table is wide. numeric: columns set flush right, not broken."""
 
     def cell(tag: str, position: int, text: str) -> str:
-        return f"<{tag}{' class=number' if position in numeric else ''}>{escape(text)}</{tag}>"
+        if position in numeric:
+            return f"<{tag} class=number>{escape(text)}</{tag}>"
+        shown = escape(text).replace(" ± ", "\u00a0±\u00a0")
+        if len(text) > 16 and " " not in text:  # a path or a preset's name; "CA-MAE ViT-B/16" stays whole
+            shown = shown.replace("/", "/<wbr>").replace("_", "_<wbr>")
+        return f"<{tag}>{shown}</{tag}>"
 
     head = "".join(cell("th", i, text) for i, text in enumerate(header))
     body = "".join(

@@ -123,10 +123,18 @@ def _table(table: PaperTable) -> str:
 
 
 def _settings(rows: Sequence[Mapping[str, str]]) -> str:
-    """Resolved settings of every trained system."""
+    """Resolved settings of every trained system: those that differ as a table, the others once."""
     if not rows:
         return html.paragraph("No system was trained.")
-    return html.table(list(rows[0]), [list(row.values()) for row in rows])
+    first = next(iter(rows[0]))
+    shared = {name: text for name, text in rows[0].items() if name != first and _same(rows, name)}
+    differing = [name for name in rows[0] if name not in shared]
+    table = html.table(differing, [[row[name] for name in differing] for row in rows])
+    return f"{table}<h3>The same for every trained system</h3>{html.facts(shared)}" if shared else table
+
+
+def _same(rows: Sequence[Mapping[str, str]], name: str) -> bool:
+    return len({row[name] for row in rows}) == 1
 
 
 def _figures(out: Path, files: Mapping[str, str]) -> str:

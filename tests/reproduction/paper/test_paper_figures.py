@@ -1,4 +1,4 @@
-"""Figures of `camae paper`: systems are told apart, named as the tables name them, and nothing covers them."""
+"""Figures and settings of `camae paper`: systems are told apart and named as in the tables, and nothing covers them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from camae.maps.probes import CATEGORIES
 from camae.reproduction.paper.evaluate_system import Outcome
 from camae.reproduction.paper.paper_figures import feature_bars, figure_names, scaling_plot
+from camae.reproduction.paper.paper_page import _settings
 from camae.reproduction.paper.paper_systems import PAPER, SIZES
 
 
@@ -59,3 +60,16 @@ def test_bars_of_features_come_in_other_patterns_when_colors_come_again():
     figure = feature_bars({str(i): pd.Series(np.linspace(0.1, 0.9, len(CATEGORIES))) for i in range(11)})
     looks = [(bars[0].get_facecolor(), bars[0].get_hatch()) for bars in figure.axes[0].containers]
     assert len(set(looks)) == 11
+
+
+def test_settings_that_are_the_same_everywhere_are_said_once():
+    """A table of all fifteen would be wider than a page."""
+    rows = [
+        {"Model backbone": "A", "crop": "128 px", "steps": "12"},
+        {"Model backbone": "B", "crop": "128 px", "steps": "24"},
+    ]
+    page = _settings(rows)
+    table, _, rest = page.partition("The same for every trained system")
+    assert "128 px" in rest
+    assert "128 px" not in table
+    assert all(text in table for text in ("<td>A</td>", "<td>12</td>", "<td>24</td>"))
