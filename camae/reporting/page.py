@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -16,16 +17,17 @@ from camae.reporting import figures, html
 from camae.reporting.html import Section
 from camae.reporting.ordering import cluster_order
 from camae.reporting.patch_map import PATCH_MAP, patch_map_section
-from camae.reporting.run_folder import RunFolder, RunSummary, Score
+from camae.reporting.run_folder import RunFolder, RunSummary, Score, last_tenth
 from camae.reporting.style import data_uri, png, svg
 from camae.reporting.verdict import SYSTEM_MEANING, verdict
 
 Paths = str | Path | Sequence[str | Path]
 MAP_ROWS = 400  # of the heat map
+TAIL = "mean loss of the last tenth"
 
 
 def report(run: Paths, out: str | Path | None = None, *, title: str | None = None) -> Path:
-    """Write one self-contained HTML file about a run, or about several side by side, and return its path.
+    """Write one self-contained HTML file about a run, or about several one below the other, and return its path.
 
     run: a run folder or a list of them; see `RunFolder` for the files that are looked for. A missing piece leaves
     its place with a line that says so. out: the HTML file (default: `report.html` in the first run folder).
@@ -35,7 +37,7 @@ def report(run: Paths, out: str | Path | None = None, *, title: str | None = Non
     paths = [run] if isinstance(run, str | Path) else list(run)
     if not paths:
         raise CamaeError("there is no run to report: name at least one run folder")
-    runs = [RunFolder.open(path) for path in paths]
+    runs = _with_different_names([RunFolder.open(path) for path in paths])
     target = path_of(out, "out") if out is not None else runs[0].path / "report.html"
     check_outputs([target], ".html")
     sections = [Section("recall", "Known relationships", _each(runs, _recall))]
@@ -51,12 +53,21 @@ def report(run: Paths, out: str | Path | None = None, *, title: str | None = Non
     names = ", ".join(run.name for run in runs)
     page = html.page(
         title or f"camae report: {names}",
-        _subtitle(runs[0]),
-        "".join(_headline(run, run.name if len(runs) > 1 else "") for run in runs),
+        _subtitle(runs[0]) if len(runs) == 1 else f"{len(runs)} runs",
+        _headlines(runs),
         sections,
         f"Written by camae on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}. This file needs no network.",
     )
     return write_text(target, page)
+
+
+def _with_different_names(runs: list[RunFolder]) -> list[RunFolder]:
+    """Runs named by as many of the folders above as make the names differ."""
+    for depth in range(1, 8):
+        names = ["/".join(run.path.resolve().parts[-depth:]) for run in runs]
+        if len(set(names)) == len(names):
+            return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+    return runs
 
 
 def _each(runs: list[RunFolder], body: Callable[[RunFolder], str]) -> str:
@@ -64,6 +75,18 @@ def _each(runs: list[RunFolder], body: Callable[[RunFolder], str]) -> str:
     if len(runs) == 1:
         return body(runs[0])
     return "".join(f"<h3>{html.escape(run.name)}</h3>{body(run)}" for run in runs)
+
+
+def _headlines(runs: list[RunFolder]) -> str:
+    """What each run found, under its name, model and channels when there are several."""
+    if len(runs) == 1:
+        return _headline(runs[0])
+    return "".join(
+        f"<h3>{html.escape(run.name)}</h3>"
+        + (html.paragraph(words, "remark") if (words := _subtitle(run)) else "")
+        + _headline(run)
+        for run in runs
+    )
 
 
 def _subtitle(run: RunFolder) -> str:
@@ -91,11 +114,11 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
-def _headline(run: RunFolder, name: str) -> str:
-    """What follows from the numbers, in words, and the numbers. name: of the run, where there are several."""
+def _headline(run: RunFolder) -> str:
+    """What follows from the numbers, in words, and the numbers."""
     summary = run.summary
     sentence = verdict(summary)
-    words = html.paragraph(f"{name}: {sentence}" if name else sentence, "verdict") if sentence else ""
+    words = html.paragraph(sentence, "verdict") if sentence else ""
     cells: list[tuple[str, str, str]] = []
     recall = summary.get("recall", {})
     if "trained" in recall:
@@ -277,20 +300,20 @@ def _training(runs: list[RunFolder]) -> str:
         "Reconstruction loss on masked patches, logarithmic axes. Faint: every logged step. Dashed: held out."
     )
     curves = html.figure(svg(figures.loss_curves(logs), "loss"), caption)
-    header = ["run", "steps", "crops", "first loss", "last loss", "held-out loss", "crops/s"]
+    header = ["run", "steps", "crops", "first loss", "last loss", TAIL, "held-out loss", "crops/s"]
     rows = [[name, *_log_row(log)] for name, log in logs.items()]
-    return curves + html.table(header, rows, numeric=range(1, 7))
+    return curves + html.table(header, rows, numeric=range(1, 8))
 
 
 def _log_row(log: pd.DataFrame) -> list[str]:
     last = log.iloc[-1]
     held = log["val_loss"].dropna() if "val_loss" in log else pd.Series(dtype=float)
-    tail = log["loss"].tail(max(1, len(log) // 20)).mean()
     return [
         f"{int(last['step']):,}",
         f"{int(last['crops']):,}" if "crops" in log else "",
         f"{log['loss'].iloc[0]:.4f}",
-        f"{tail:.4f}",
+        f"{last['loss']:.4f}",
+        f"{last_tenth(log)['loss'].mean():.4f}",
         f"{held.iloc[-1]:.4f}" if len(held) else "",
         f"{log['crops_per_second'].median():.1f}" if "crops_per_second" in log else "",
     ]

@@ -208,6 +208,11 @@ def _json(path: Path) -> dict[str, object]:
     return value
 
 
+def last_tenth(log: pd.DataFrame) -> pd.DataFrame:
+    """Tail of a training log: its last tenth of rows, at least one, over which a loss at the end is averaged."""
+    return log.tail(max(1, len(log) // 10))
+
+
 def _log(path: Path) -> pd.DataFrame:
     return pd.DataFrame(read_json_lines(path))
 

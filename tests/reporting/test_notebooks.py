@@ -58,7 +58,7 @@ def test_curves_of_a_run_and_of_several(run, model, tmp_path):
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), [row["loss"] for row in run.history])
     other = Run(tmp_path / "b" / "<a>", model, run.history[:20])
     (axes,) = run.curves(other, y="mse").axes
-    assert [t.get_text() for t in axes.get_legend().get_texts()] == [str(run.path), str(other.path)]
+    assert [t.get_text() for t in axes.figure.legends[0].get_texts()] == [str(run.path), str(other.path)]
     assert (drawn(run.curves()._repr_png_()) < 128).any()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 
 import camae
 from camae.errors import CamaeError, MissingFileError
-from camae.reporting.run_folder import RunFolder
+from camae.reporting.html import table
+from camae.reporting.run_folder import RunFolder, last_tenth
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -94,16 +96,53 @@ def test_a_missing_piece_is_named_in_its_place(run_folder, piece, line):
     assert f"Not shown: {line}" in parsed(camae.report(run_folder))
 
 
-def test_several_runs_stand_side_by_side(run_folder, tmp_path):
-    other = tmp_path / "other-run"
-    other.mkdir()
-    (other / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+def log_of(folder, losses, **record):
+    folder.mkdir(parents=True)
+    rows = [{"step": i + 1, "loss": loss, "crops_per_second": 60.8} for i, loss in enumerate(losses)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "run.json").write_text(json.dumps({"model": record}))
+    return folder
+
+
+def test_several_runs_stand_one_below_the_other_each_with_its_name_and_channels(run_folder, tmp_path):
+    other = log_of(tmp_path / "other-run", [2.0, 1.0], name="ca_mae_vit_s16", channels=["DNA", "Mito"])
     page = camae.report([run_folder, other], tmp_path / "both.html", title="Two runs")
     text = parsed(page)
     assert page.name == "both.html"
-    assert "Two runs" in text
+    assert "Two runs 2 runs Known relationships" in text
     assert "my-run seed-0" in text
-    assert "other-run" in text
+    lead = text[: text.index("Not shown")] if "Not shown" in text else text
+    first, second = (
+        lead.index("wells embedded"),
+        lead.index("other-run ca_mae_vit_s16 · DNA, Mito 60.8 training"),
+    )
+    assert lead.index("my-run") < first < second
+
+
+def test_runs_of_one_folder_name_are_named_with_the_folder_above(tmp_path):
+    folders = [log_of(tmp_path / name / "run", [3.0, value]) for name, value in (("a", 2.0), ("b", 1.0))]
+    text = parsed(camae.report(folders, tmp_path / "both.html"))
+    assert "camae report: a/run, b/run" in text
+    assert "a/run 2 3.0000 2.0000" in text.replace("  ", " ")
+    assert "b/run 2 3.0000 1.0000" in text.replace("  ", " ")
+
+
+def test_the_last_loss_is_the_last_row_and_the_mean_over_the_last_tenth_says_so(tmp_path):
+    """The last row is what the console shows; the mean is that of `camae runs compare`."""
+    run = log_of(tmp_path / "run", [1.0] * 18 + [0.5, 0.25])
+    text = parsed(camae.report(run))
+    assert "first loss last loss mean loss of the last tenth" in text
+    assert "1.0000 0.2500 0.3750" in text
+    compared = RunFolder.open(run).logs["run"]
+    assert len(last_tenth(compared)) == 2
+    assert len(last_tenth(compared.head(3))) == 1
+
+
+def test_wide_tables_break_text_and_paths_but_no_number():
+    shown = table(["a", "b"], [["runs/ca_mae_vit_b16_plus", "0.1 ± 0.2"], ["CA-MAE ViT-B/16", "x"]])
+    assert "runs/<wbr>ca_<wbr>mae_<wbr>vit_<wbr>b16_<wbr>plus" in shown
+    assert "0.1\u00a0±\u00a00.2" in shown
+    assert "CA-MAE ViT-B/16" in shown
 
 
 def test_a_folder_without_a_run_and_damaged_files_are_refused(run_folder, tmp_path):
