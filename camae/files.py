@@ -69,6 +69,24 @@ def check_outputs(outputs: Sequence[Path], suffix: str, inputs: Iterable[str | P
             raise CamaeError(f"{path} is named for two outputs; name another file for one of them")
 
 
+def output_folder(out: object, data: object) -> Path:
+    """Path of an output folder. data: what is read, of which a path is looked at.
+
+    Raises CamaeError for a value that is no path, and for the folder that the data is in.
+    """
+    folder = path_of(out, "out")
+    if (
+        isinstance(data, str | os.PathLike)
+        and folder.is_dir()
+        and os.path.isdir(data)
+        and folder.samefile(data)
+    ):
+        raise CamaeError(
+            f"{folder} is the folder that is read; name another for what is written, or one in it"
+        )
+    return folder
+
+
 def local_path(path: str | Path) -> Path:
     """The absolute form of a path, for libraries that take a relative one with a colon (run:1/t.parquet) for a URI.
 

@@ -31,8 +31,16 @@ def function_window(path: str, y: int, x: int, shape: tuple[int, ...], symmetry:
     """
     h, w = shape[::-1] if symmetry & 4 else shape
     part = _window(path, y, x, h, w)
-    if part.shape != (h, w) or not (part > 0).all():
-        raise CamaeError(f"{path}: the illumination function must cover the image and be positive")
+    if part.shape != (h, w):
+        raise CamaeError(
+            f"{path}: the illumination function must cover the image, and ends before its rows {y} to {y + h} or "
+            f"columns {x} to {x + w} do; give one of the image's size"
+        )
+    if not (part > 0).all():
+        raise CamaeError(
+            f"{path}: the illumination function must be positive, and has a value that is 0, negative or NaN; "
+            "make it anew, or leave its column out of the manifest"
+        )
     return symmetric(part[None], symmetry)[0]
 
 

@@ -196,7 +196,7 @@ class Manifest:
         return (self.table.get("Metadata_Batch", "") + "/" + self.table["Metadata_Plate"]).to_numpy(str)
 
     def site_channels(self, row: int) -> list[str]:
-        """Names of the channels this site has, in the manifest's order. Raises CamaeError for a row that is not there."""
+        """Names of the channels this site has, in the manifest's order. Raises CamaeError for a row out of range."""
         self._check_row(row)
         return [name for name, cell in zip(self.channels, self._cells[row], strict=True) if cell]
 

@@ -50,6 +50,12 @@ def checked_reader(reader: str | None) -> str:
     return name
 
 
+def _address(path: object) -> str:
+    if not isinstance(path, str | os.PathLike):
+        raise CamaeError(f"the path of a plane is a value of type {type(path).__name__}; give text or a path")
+    return os.fspath(path)
+
+
 def read_plane(path: Path, reader: str | None = None) -> np.ndarray:
     """One whole plane (H, W), uint8, uint16 or float32 as stored.
 
@@ -57,12 +63,12 @@ def read_plane(path: Path, reader: str | None = None) -> np.ndarray:
     reader: "native" (default), "tifffile" or "dali".
     Raises MissingFileError or CamaeError with one sentence naming the file.
     """
-    name = checked_reader(reader)
+    name, address = checked_reader(reader), _address(path)
     if name == "dali":
-        return _through_dali([os.fspath(path)], 0, 0, None)[0]
-    pages = _planes(os.fspath(path), None, name)
+        return _through_dali([address], 0, 0, None)[0]
+    pages = _planes(address, None, name)
     if len(pages) != 1:
-        raise _several_planes(os.fspath(path), len(pages))
+        raise _several_planes(address, len(pages))
     return pages[0]
 
 
@@ -107,23 +113,18 @@ def read_crops(
     the image.
     """
     name = checked_reader(reader)
-    named = [os.fspath(paths)] if isinstance(paths, str | os.PathLike) else [os.fspath(p) for p in paths]
+    given = [paths] if isinstance(paths, str | os.PathLike) else paths
+    named = [_address(path) for path in given]
     if not named:
         raise CamaeError("no path was given: one per channel is needed")
+    _check_window(y, x, size)
+    if len(named) > 1:
+        _check_equal_kinds(named, name)
     if name == "native" and len(named) > 1 and all(map(is_tiff, named)):
         return _native_windows(named, y, x, size)
     if name == "dali":
         return _through_dali(named, y, x, size)
-    planes: list[np.ndarray] = []
-    names: list[str] = []
-    for path in named:
-        pages = _planes(path, (y, x, size), name)
-        if len(named) > 1 and len(pages) != 1:
-            raise _several_planes(path, len(pages))
-        planes.extend(pages)
-        names += [path] * len(pages)
-        _check_equal_kinds(planes, names)
-    return np.stack(planes)
+    return np.concatenate([_planes(path, (y, x, size), name) for path in named])
 
 
 def _through_dali(named: list[str], y: int, x: int, size: int | None) -> np.ndarray:
@@ -136,15 +137,10 @@ def _through_dali(named: list[str], y: int, x: int, size: int | None) -> np.ndar
 
 
 def _native_windows(named: list[str], y: int, x: int, size: int) -> np.ndarray:
-    for path in named:
-        refuse_remote(path)
     first = plane_kind(named[0])
     check_window(named[0], y, x, size, first.height, first.width)
     out = np.empty((len(named), size, size), first.dtype)
-    for job, error in native.read_windows(named, [y] * len(named), [x] * len(named), out):
-        other = plane_kind(named[job])
-        if not other.matches(first):
-            raise differs(named[job], other, named[0], first)
+    for _, error in native.read_windows(named, [y] * len(named), [x] * len(named), out):
         raise error
     return out
 
@@ -188,13 +184,19 @@ def differs(path: str, kind: PlaneKind, sibling: str, other: PlaneKind) -> Camae
     return CamaeError(f"{path}: is {kind} but {sibling} of the same site is {other}")
 
 
-def _check_equal_kinds(planes: Sequence[np.ndarray], names: Sequence[str]) -> None:
-    """Raises CamaeError when the planes of one site differ in size or dtype."""
-    first = _kind_of(planes[0])
-    for plane, name in zip(planes, names, strict=True):
-        kind = _kind_of(plane)
+def _check_equal_kinds(paths: Sequence[str], reader: str) -> None:
+    """Raises CamaeError when the planes of one site, a file each, differ in size or dtype."""
+    first = plane_kind(paths[0], reader)
+    for path in paths[1:]:
+        kind = plane_kind(path, reader)
         if not kind.matches(first):
-            raise differs(name, kind, names[0], first)
+            raise differs(path, kind, paths[0], first)
+
+
+def _check_window(*numbers: object) -> None:
+    for number in numbers:
+        if not isinstance(number, int | np.integer):
+            raise CamaeError(f"y, x and size of a window are numbers of pixels, not {number!r}")
 
 
 def read_site(

@@ -10,7 +10,7 @@ import typer
 from camae.cli.console import say, say_left_out, say_table
 from camae.cli.options import Data, Reader, with_options
 from camae.embedding.config import ReadKeywords, ReadOptions
-from camae.files import check_outputs
+from camae.files import check_outputs, output_folder
 
 _ROWS_SHOWN = 100
 
@@ -79,6 +79,7 @@ def pack(
     from camae.dataloader.screen_tools import pack as packer
     from camae.progress import count_bar
 
+    output_folder(out, data)
     manifest = ReadOptions(**reading).read(data)
     with count_bar("packing planes") as progress:
         result = packer.pack(manifest, out, codec, progress=progress, reader=reader)

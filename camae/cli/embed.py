@@ -10,6 +10,7 @@ import typer
 from camae.cli.console import say, say_left_out
 from camae.cli.options import DATA_HELP, with_options
 from camae.embedding.config import EmbedConfig, EmbedOptions
+from camae.files import output_folder
 
 _STOPPED = 130  # as shells have it after Ctrl-C
 
@@ -33,6 +34,7 @@ def embed(
     from camae.embedding.store.shards import table_path
 
     config = EmbedConfig.of(**options)
+    output_folder(out, data)
     manifest = config.read(data)
     try:
         table = camae.embed_screen(manifest, model, out, config=config.of_manifest())

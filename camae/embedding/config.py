@@ -243,6 +243,7 @@ class EmbedConfig(ReadOptions):
     @classmethod
     def of(cls, base: EmbedConfig | None = None, **options: Unpack[EmbedOptions]) -> EmbedConfig:
         """`base` with changed options, in any form of `EmbedOptions`; `tile` and `tiles` are the same option."""
+        check_base(base, cls)
         known = {f.name for f in fields(cls)}
         if unknown := sorted(options.keys() - known - {"tile"}):
             raise CamaeError(
@@ -353,6 +354,14 @@ class EmbedConfig(ReadOptions):
     def interpolate(self) -> bool:
         """Whether images are encoded whole, with positions interpolated to their size."""
         return self.tiles == "interpolate"
+
+
+def check_base(base: object, kind: type) -> None:
+    """Raise CamaeError where the configuration that options change is of another kind."""
+    if base is not None and not isinstance(base, kind):
+        raise CamaeError(
+            f"config is a value of type {type(base).__name__}; give {kind.__name__}, or options by name"
+        )
 
 
 def _plain(options: EmbedOptions) -> dict[str, Any]:

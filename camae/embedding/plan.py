@@ -61,14 +61,14 @@ class EmbedPlan:
         """Windows of an image. Raises CamaeError where it is not of the model's crop, without `tiles`."""
         crop = self.config.crop
         height, width = self.images.tensors[i].shape[1:]
-        if tiles is None and (height, width) != (crop, crop):
+        if tiles is None and min(height, width) >= crop and (height, width) != (crop, crop):
             raise CamaeError(
                 f"image {i} is {height} x {width} px but the model's crop is {crop} x {crop} px; tile it "
                 "(tiles='cover' or 'grid') or ask for interpolated positions (tiles='interpolate')"
             )
         whole = Window(i, self.n_vectors, 0, 0, height, width)
         try:
-            return tile_windows(whole, crop, tiles or "interpolate", overlap)
+            return tile_windows(whole, crop, self.config.patch, tiles or "grid", overlap)
         except CamaeError as error:
             raise CamaeError(f"image {i}: {error}") from None
 

@@ -159,8 +159,8 @@ def _warn_of_pieces(mask_HW: np.ndarray, what: str) -> None:
 
 def _from_table(table: pd.DataFrame, shape: tuple[int, int], where: str, size: int | None) -> list[Region]:
     x_name, y_name = _center_columns(table, where)
-    if size is not None and size < 1:
-        raise CamaeError(f"region_size {size} is not a number of pixels above 0")
+    if size is not None and not (isinstance(size, int | np.integer) and size >= 1):
+        raise CamaeError(f"region_size {size} is not a whole number of pixels above 0")
     try:
         centers = table[[y_name, x_name]].to_numpy(np.float64)
     except (TypeError, ValueError) as error:

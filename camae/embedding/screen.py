@@ -24,7 +24,7 @@ from camae.embedding.store.shards import read_shards, shard_states, table_path
 from camae.embedding.worker import Meter, ShardWorker
 from camae.embedding_table import write_table
 from camae.errors import CamaeError
-from camae.files import path_of
+from camae.files import output_folder
 from camae.inference.accelerate import accelerate
 from camae.inference.bag_of_channels import BagOfChannels
 from camae.inference.imputed_channels import ImputedChannels
@@ -69,7 +69,7 @@ def embed_screen(
     Raises CamaeError when `out` belongs to another model, manifest or option or is being written by another
     process, and for images that cannot be embedded, naming row, file and channel.
     """
-    config, folder = EmbedConfig.of(config, **options), path_of(out, "out")
+    config, folder = EmbedConfig.of(config, **options), output_folder(out, manifest)
     source = resolve_model(model, config.device)
     config = with_chosen_layer(config, source)
     if config.impute:

@@ -43,16 +43,28 @@ class Window:
         return (self.height // patch) * (self.width // patch) if self.patches is None else len(self.patches)
 
 
-def tile_windows(whole: Window, crop: int, tiles: str, overlap: float = 0.0) -> list[Window]:
+def tile_windows(whole: Window, crop: int, patch: int, tiles: str, overlap: float = 0.0) -> list[Window]:
     """Windows that stand for the image `whole`: tiles of `crop` px, or the image itself.
 
     tiles, overlap: as in `EmbedConfig`. An image of the model's crop is taken as it is.
-    Raises CamaeError for an image smaller than a tile.
+    Raises CamaeError for an image smaller than a tile, and for one taken whole whose sides patches do not divide.
     """
-    if tiles == "interpolate" or (whole.height, whole.width) == (crop, crop):
+    if (whole.height, whole.width) == (crop, crop):
+        return [whole]
+    if tiles == "interpolate":
+        if whole.height % patch or whole.width % patch:
+            raise CamaeError(
+                f"planes of {whole.height} x {whole.width} px are not a multiple of the patch, {patch} px; crop or pad "
+                f"them, for example to {_multiple(whole.height, patch)} x {_multiple(whole.width, patch)} px"
+            )
         return [whole]
     corners = tile_corners(whole.height, whole.width, crop, tiles, overlap)
     return [replace(whole, y=y, x=x, height=crop, width=crop) for y, x in corners]
+
+
+def _multiple(length: int, patch: int) -> int:
+    """Largest multiple of the patch in a length, at least one."""
+    return max(1, length // patch) * patch
 
 
 def tile_corners(height: int, width: int, size: int, tiles: str, overlap: float = 0.0) -> list[Corner]:
@@ -65,7 +77,8 @@ def tile_corners(height: int, width: int, size: int, tiles: str, overlap: float 
     """
     if height < size or width < size:
         raise CamaeError(
-            f"the image is {height} x {width} px, smaller than the model's crop of {size} x {size} px"
+            f"the image is {height} x {width} px, smaller than the model's crop of {size} x {size} px; pad it, "
+            "or give tiles='interpolate' where the patch divides its sides"
         )
     if tiles == "center":
         return [((height - size) // 2, (width - size) // 2)]

@@ -167,7 +167,7 @@ class ShardWorker:
         image, names = read_site(self.manifest, row, reader=self.reader)
         planes_CHW = torch.from_numpy(image)
         windows = tile_windows(
-            Window(0, row, 0, 0, *image.shape[1:]), config.crop, ledger.tiles, ledger.overlap
+            Window(0, row, 0, 0, *image.shape[1:]), config.crop, config.patch, ledger.tiles, ledger.overlap
         )
         suspects = suspect_channels(
             self.model, planes_CHW, names, windows, self.options, ledger.tokens_per_pass, ledger.value_range
@@ -232,7 +232,7 @@ class ShardWorker:
         whole = Window(0, row, 0, 0, *planes_CHW.shape[1:])
         try:
             check_values(planes_CHW, "the site", names, config.standardization, ledger.value_range)
-            windows = tile_windows(whole, config.crop, ledger.tiles, ledger.overlap)
+            windows = tile_windows(whole, config.crop, config.patch, ledger.tiles, ledger.overlap)
         except CamaeError as error:
             raise CamaeError(f"{self.manifest.where(row)}: {error}") from None
         reasons = constant_windows(planes_CHW, windows, names, ledger.value_range, self.manifest.where(row))

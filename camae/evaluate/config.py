@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from camae.embedding.config import EmbedConfig, ReadKeywords, ReadOptions
+from camae.embedding.config import EmbedConfig, ReadKeywords, ReadOptions, check_base
 from camae.errors import CamaeError
 from camae.typed_settings import frozen, option
 
@@ -88,6 +88,7 @@ class EvaluateConfig(ReadOptions):
     @classmethod
     def of(cls, base: Self | None = None, **options: object) -> Self:
         """`base` with changed options, in the forms that `camae.embed_screen` takes."""
+        check_base(base, cls)
         known = {f.name for f in fields(cls)}
         if unknown := sorted(options.keys() - known):
             raise CamaeError(

@@ -51,10 +51,14 @@ def impute(
     """Predict one channel of an image from all its others.
 
     image: (C, H, W) of the model's crop. channels: C names. hidden: the channel to predict.
-    Raises CamaeError as `model.reconstruct`, and for a model that does not reconstruct.
+    Raises CamaeError as `model.reconstruct`, for another shape, and for a model that does not reconstruct.
     """
     if not isinstance(model, CAMAE):
         raise CamaeError("a channel is imputed by the decoders of a CA-MAE; give one")
+    if isinstance(channels, str):
+        raise CamaeError(f"channels is the single string {channels!r}; give a list of names, one per plane")
+    if np.ndim(image) != 3:
+        raise CamaeError("one image (C, H, W) is imputed at a time, as an array or tensor")
     with eval_mode(model):
         patches, _ = model.reconstruct(
             image, list(channels), mask_ratio=0.0, hidden=[hidden], value_range=value_range

@@ -289,7 +289,7 @@ def _planes_of(batch: PlaneBatch, hidden: Sequence[str]) -> np.ndarray | None:
     """(K,) bool, planes that show a channel of `hidden`; None where none is to be hidden."""
     if isinstance(hidden, str):
         raise CamaeError(f"hidden is the single string {hidden!r}; give a list of channel names")
-    if len(hidden) == 0:
+    if hidden is None or len(hidden) == 0:
         return None
     if unknown := [name for name in hidden if name not in batch.names_K]:
         shown = ", ".join(map(repr, dict.fromkeys(batch.names_K)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import numpy as np
@@ -22,12 +22,14 @@ def split_images(images: Images) -> list[Image]:
         if not images:
             raise CamaeError("the list of images is empty")
         for i, image in enumerate(images):
+            _check_array(image, f"image {i} of the list is")
             refuse_masked(image, f"image {i}")
             if image.ndim != 3:
                 raise CamaeError(
                     f"image {i} of the list has shape {tuple(image.shape)}; each must be (C, H, W)"
                 )
         return list(images)
+    _check_array(images, "images are")
     array = cast(Image, images)
     refuse_masked(array, "the image")
     if array.ndim == 3:
@@ -37,6 +39,11 @@ def split_images(images: Images) -> list[Image]:
     raise CamaeError(
         f"images have shape {tuple(array.shape)}; give (C, H, W), (B, C, H, W) or a list of (C, H, W)"
     )
+
+
+def _check_array(value: object, what: str) -> None:
+    if not hasattr(value, "ndim"):
+        raise CamaeError(f"{what} a value of type {type(value).__name__}; give NumPy arrays or tensors")
 
 
 def refuse_masked(array: object, what: str) -> None:
@@ -55,6 +62,10 @@ def channel_lists(channels: ChannelNames, samples: Sequence[Image]) -> list[list
     """
     if isinstance(channels, str):
         raise CamaeError(f"channels is the single string {channels!r}; give a list of names, one per plane")
+    if not isinstance(channels, Iterable):
+        raise CamaeError(
+            f"channels is a value of type {type(channels).__name__}; give a list of names, one per plane"
+        )
     if all(isinstance(name, str) for name in channels):
         lists = [list(cast(Sequence[str], channels))] * len(samples)
     else:
@@ -97,7 +108,12 @@ def packed_noise(noise: Images | None, total: int, device: torch.device) -> torc
     if noise is None:
         return torch.rand(total, device=device)
     parts = noise if isinstance(noise, (list, tuple)) else [noise]
-    flat = torch.cat([torch.as_tensor(n).reshape(-1) for n in parts]).to(device)
+    try:
+        flat = torch.cat([torch.as_tensor(n).reshape(-1) for n in parts]).to(device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CamaeError(f"noise is not numbers ({error}); give one for each patch") from None
     if len(flat) != total:
         raise CamaeError(f"noise has {len(flat)} values but the images have {total} patches")
+    if flat.isnan().any():
+        raise CamaeError("noise has values that are NaN, from which no order of patches follows")
     return flat

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from camae.dataloader.backends.native import plane_moments
@@ -29,6 +30,10 @@ def standardization_eps(mode: str, dtype: torch.dtype, value_range: ValueRange |
     Raises CamaeError where the contract asks for an explicit `value_range=(lo, hi)`: float planes always,
     uint16 for models that were trained on [0, 1] values.
     """
+    if value_range is not None and not (
+        len(value_range) == 2 and all(isinstance(value, (int, float, np.number)) for value in value_range)
+    ):
+        raise CamaeError(f"value_range {value_range!r} is not two numbers, (lowest, highest) possible value")
     if value_range is not None and not value_range[1] > value_range[0]:
         raise CamaeError(f"value_range {tuple(value_range)} is empty: give (lowest, highest) possible value")
     if dtype not in _INTEGER and not dtype.is_floating_point:

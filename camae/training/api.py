@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from camae.dataloader.mixture import Source
 from camae.errors import CamaeError
-from camae.files import path_of
+from camae.files import output_folder
 from camae.locks import writing
 from camae.model.backends import Backends
 from camae.model.interface import Model
@@ -138,6 +138,7 @@ def train(
     `events.jsonl`, `bad_sites.json` for sites that could not be read, `checkpoints/`, `model.safetensors`,
     `reconstructions.npz` and pictures. Raises CamaeError for bad data or settings, and for outputs and memory it lacks.
     """
+    run = output_folder(out, data)
     given = {"steps": steps, "model": model, "channels": channels if len(channels) else None}
     resolved = _resolved(config, given, settings)
     sources = open_data(
@@ -153,7 +154,7 @@ def train(
         variant=variant,
     )
     (training, validation), (left_out, notes) = split_data(sources, resolved.val), _left_out(sources)
-    run, world = path_of(out, "out"), World.join(resolved.device)
+    world = World.join(resolved.device)
     callbacks = _callbacks(resolved, run, (validation or training)[0], quiet)
     with writing(run, world.rank, world.size, required=False):
         trained = Trainer(resolved, training, validation, run, quiet=quiet, callbacks=callbacks).run(resume)

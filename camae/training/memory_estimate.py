@@ -173,7 +173,7 @@ def check_fits(found: MemoryEstimate, tokens: int, free: float, where: str, conf
     raise CamaeError(
         f"training would take about {needed / 1e9:,.1f} GB of memory and {where} has {free / 1e9:,.1f} GB free "
         f"({found.state / 1e9:,.1f} GB for weights, gradients and optimizer, {found.batch / 1e9:,.1f} GB for images "
-        f"read ahead, the rest for the activations of {max(1, tokens // found.largest_crop)} crops in one pass); {advice}"
+        f"read ahead, the rest for activations of {max(1, tokens // found.largest_crop)} crops in one pass); {advice}"
     )
 
 

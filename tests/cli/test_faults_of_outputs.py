@@ -18,6 +18,9 @@ from shell_commands import (
     output_of,
 )
 
+import camae
+from camae.errors import CamaeError
+
 
 @pytest.mark.parametrize("name", MARKUP)
 def test_fault_18_names_are_printed_as_they_are_by_every_command(shell, name, tmp_path):
@@ -168,3 +171,17 @@ def test_a_report_replaces_no_model(shell, every, model_file):
     before = model_file.read_bytes()
     one_sentence(shell("report", run, "--out", model_file), model_file, "this is written as .html")
     assert model_file.read_bytes() == before
+
+
+def test_no_output_goes_among_the_images(shell, screen, model_file):
+    folder = screen.parent
+    before = sorted(folder.rglob("*"))
+    for command in (
+        ["train", folder, "--out", folder],
+        ["embed", folder, "--model", model_file, "--out", folder / "."],
+        ["pack", folder, "--out", folder],
+    ):
+        one_sentence(shell(*command), folder, "is the folder that is read; name another for what is written")
+    with pytest.raises(CamaeError, match="is the folder that is read"):
+        camae.embed_screen(folder, model_file, folder)
+    assert sorted(folder.rglob("*")) == before

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from screen_files import load_data, platemap, table, write
@@ -276,7 +277,7 @@ def test_manifests_of_other_values(tmp_path):
     ):
         Manifest(None)
     with pytest.raises(CamaeError, match="has a column named 3, which is no text; rename it"):
-        Manifest(pd.DataFrame([ROW]).assign(**{"x": ""}).rename(columns={"x": 3}))
+        Manifest(pd.DataFrame([ROW]).assign(x="").rename(columns={"x": 3}))
     for chosen in (0, ["a"], [1.7], [[True, False]]):
         with pytest.raises(CamaeError, match="selected by a mask of booleans, or by a list of row numbers"):
             manifest.select(chosen)
@@ -334,3 +335,36 @@ def test_a_screen_is_the_same_from_wherever_it_is_named(tmp_path, monkeypatch):
     plain, dotted = read_manifest(folder), read_manifest("../screen")
     assert dotted.fingerprint() == plain.fingerprint()
     assert dotted.path(0, "DNA") == str(folder / "images" / "r01c01f01.tiff")
+
+
+@pytest.mark.parametrize("reader", ["native", "tifffile"])
+def test_windows_of_planes_of_another_size(tmp_path, reader):
+    """The window is in both, and not at the same place of the site."""
+    large = tmp_path / "b.tif"
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((32, 32), np.uint16))
+    tifffile.imwrite(large, np.zeros((40, 48), np.uint16))
+    with pytest.raises(
+        CamaeError, match=r"b\.tif: is 40x48 uint16 but .*a\.tif of the same site is 32x32 uint16"
+    ):
+        read_crops([tmp_path / "a.tif", large], 0, 0, 16, reader)
+    with pytest.raises(CamaeError, match="y, x and size of a window are numbers of pixels, not 'a'"):
+        read_crops([tmp_path / "a.tif"], "a", 0, 16, reader)
+    for refused in (lambda: read_plane(None, reader), lambda: read_crops([None], 0, 0, 16, reader)):
+        with pytest.raises(CamaeError, match="the path of a plane is a value of type NoneType"):
+            refused()
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        (np.ones((8, 8)), "must cover the image, and ends before its rows 0 to 32 or columns 0 to 32 do"),
+        (np.zeros((32, 32)), "must be positive, and has a value that is 0, negative or NaN; make it anew"),
+        (np.full((32, 32), np.nan), "has a value that is 0, negative or NaN"),
+    ],
+)
+def test_illumination_functions_that_cannot_be(tmp_path, function, sentence):
+    tifffile.imwrite(tmp_path / "dna.tif", np.ones((32, 32), np.uint16))
+    np.save(tmp_path / "dna.npy", function)
+    manifest = Manifest(pd.DataFrame([ROW | {"Illum_DNA": "dna.npy"}]), tmp_path)
+    with pytest.raises(CamaeError, match=sentence):
+        read_site(manifest, 0)

@@ -1,6 +1,7 @@
 """Sentences of refusals of models, embedding and training that no other test reads."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -194,3 +195,51 @@ def test_files_of_too_many_tensors(tmp_path, monkeypatch):
     monkeypatch.setattr(tensor_files, "_MOST_TENSORS", 1)
     with pytest.raises(CamaeError, match=r"model\.safetensors: it lists 2 tensors; at most 1 are read"):
         camae.load(tmp_path)
+
+
+def test_values_of_another_kind(tiny, image, tmp_path):
+    model, names = tiny(), ["DNA", "ER"]
+    with pytest.raises(CamaeError, match="images are a value of type NoneType; give NumPy arrays or tensors"):
+        model.reconstruct(None, names)
+    with pytest.raises(CamaeError, match="image 0 of the list is a value of type str"):
+        model.reconstruct(["a"], names)
+    with pytest.raises(CamaeError, match="channels is a value of type NoneType; give a list of names"):
+        model.reconstruct(image(2), None)
+    with pytest.raises(CamaeError, match=r"noise is not numbers \(.*\); give one for each patch"):
+        model.reconstruct(image(2), names, "a")
+    with pytest.raises(
+        CamaeError, match="noise has values that are NaN, from which no order of patches follows"
+    ):
+        model.reconstruct(image(2), names, torch.full((1, 32), torch.nan))
+    with pytest.raises(CamaeError, match=r"value_range \(0, 'a'\) is not two numbers"):
+        model.reconstruct(image(2), names, value_range=(0, "a"))
+    with pytest.raises(CamaeError, match="channels is the single string 'DNA'"):
+        impute(model, image(2), "DNA", "DNA")
+    with pytest.raises(CamaeError, match=r"one image \(C, H, W\) is imputed at a time"):
+        impute(model, image(2)[None], names, "DNA")
+    with pytest.raises(
+        CamaeError, match="config is a value of type int; give EmbedConfig, or options by name"
+    ):
+        camae.embed_screen(tmp_path, model, tmp_path / "out", config=3)
+    with pytest.raises(
+        CamaeError, match="config is a value of type int; give EvaluateConfig, or options by name"
+    ):
+        camae.evaluate.layers(tmp_path, model, tmp_path / "out", config=3)
+    table = pd.DataFrame({"Location_Center_X": [16], "Location_Center_Y": [16]})
+    with pytest.raises(CamaeError, match=r"region_size 2\.5 is not a whole number of pixels above 0"):
+        camae.embed(image(2), names, model=model, region=table, region_size=2.5)
+
+
+def test_images_smaller_than_the_crop_are_told_what_to_do(tiny, image):
+    model, names = tiny(), ["DNA", "ER"]
+    for tiles in (None, "cover", "grid"):
+        with pytest.raises(
+            CamaeError, match=r"image 0: the image is 24 x 20 px, smaller .*; pad it, or give tiles='i"
+        ):
+            camae.embed(image(2, size=24)[..., :20], names, model=model, tiles=tiles)
+    with pytest.raises(
+        CamaeError,
+        match=r"image 0: planes of 24 x 20 px are not .* 8 px; crop or pad them, for example to 24 x 16",
+    ):
+        camae.embed(image(2, size=24)[..., :20], names, model=model, tiles="interpolate")
+    assert camae.embed(image(2, size=24), names, model=model, tiles="interpolate").ndim == 1
