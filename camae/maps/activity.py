@@ -11,7 +11,19 @@ import pandas as pd
 from camae.errors import CamaeError
 from camae.maps.arrays import Array, Labels, Mask, groups, rows, takes_tensors, to_numpy
 from camae.maps.distances import Distance
-from camae.maps.inputs import control_rows, embeddings, labels, listing
+from camae.maps.inputs import (
+    COUNT,
+    batches,
+    check_metadata,
+    check_result,
+    check_seed,
+    check_threshold,
+    control_rows,
+    embeddings,
+    is_number,
+    labels,
+    listing,
+)
 from camae.maps.label_exchange import MEASURES, Pool
 from camae.maps.nulls import draws_needed, q_values
 from camae.maps.replicates import ReplicateUnit, independent_rows
@@ -95,13 +107,13 @@ def activity(
     ----------
     Phipson and Smyth 2010 (permutation p values); Ledoit and Wolf 2004; Szekely and Rizzo 2013; Kalinin et al. 2025.
     """
-    check_activity_options(threshold, permutations)
-    if min(max_controls, max_replicates) < 1:
+    check_activity_options(threshold, permutations, seed)
+    if not (is_number(max_controls, COUNT, whole=True) and is_number(max_replicates, COUNT, whole=True)):
         raise CamaeError(f"max_controls {max_controls} and max_replicates {max_replicates} must be 1 or more")
     x = embeddings(x)
     n = x.shape[0]
     by_N, chosen = labels(by, n, "by"), control_rows(control, n)
-    batch_N = np.zeros(n, dtype=np.intp) if batch is None else pd.factorize(labels(batch, n, "batch"))[0]
+    batch_N = np.zeros(n, dtype=np.intp) if batch is None else pd.factorize(batches(batch, n))[0]
     is_control = np.isin(np.arange(n), chosen)
     if meta is not None:
         x, by_N, is_control, batch_N = _by_well(x, by_N, is_control, batch_N, meta, unit)
@@ -117,12 +129,12 @@ def activity(
     return _with_decisions(table, threshold)
 
 
-def check_activity_options(threshold: float, permutations: int) -> None:
-    """Raise CamaeError for a threshold that is no rate, or no permutations."""
-    if not 0 < threshold < 1:
-        raise CamaeError(f"threshold {threshold} is not a false-discovery rate; give one between 0 and 1")
-    if permutations < 1:
-        raise CamaeError(f"permutations {permutations} choose no labels; give 1 or more")
+def check_activity_options(threshold: float, permutations: int, seed: int = 0) -> None:
+    """Raise CamaeError for a threshold that is no rate, or numbers that cannot count or seed permutations."""
+    check_threshold(threshold)
+    if not is_number(permutations, COUNT, whole=True):
+        raise CamaeError(f"permutations {permutations} choose no labels; give 1 or more, whole")
+    check_seed(seed)
 
 
 def exchange_tests(
@@ -200,10 +212,7 @@ def _by_well(
     meta: pd.DataFrame,
     unit: ReplicateUnit,
 ) -> tuple[Array, npt.NDArray[np.str_], npt.NDArray[np.bool_], npt.NDArray[np.intp]]:
-    if len(meta) != len(by_N):
-        raise CamaeError(
-            f"the metadata has {len(meta)} rows and the embeddings {len(by_N)}; they must correspond"
-        )
+    check_metadata(meta, len(by_N))
     values = dict(zip(_COLUMNS, (by_N, is_control, batch_N), strict=True))
     table = meta.reset_index(drop=True).assign(**values)
     x, table, _ = independent_rows(x, table, list(_COLUMNS), unit, np.ones(len(by_N), dtype=bool))
@@ -246,6 +255,7 @@ def activity_agreement(table: pd.DataFrame, examples: int = 3) -> pd.DataFrame:
     DataFrame
         active_by, n, share and examples, in the order all, two measures, one, none; rows without one are there with 0.
     """
+    check_result(table, ["perturbation", "active_by"], "maps.activity")
     flags = [np.array([i >> k & 1 for k in (2, 1, 0)], dtype=bool) for i in range(8)]
     order = [_named(row) for row in sorted(flags, key=lambda row: -int(row.sum()))]
     found = []

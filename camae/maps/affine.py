@@ -19,10 +19,15 @@ import numpy.typing as npt
 
 from camae.errors import CamaeError
 from camae.maps.arrays import Array, Labels, Mask, beside, groups, namespace, rows, takes_tensors, to_numpy
-from camae.maps.inputs import check_finite, control_rows, embeddings, labels, listing, mask
+from camae.maps.inputs import batches, check_finite, control_rows, embeddings, labels, listing, mask
 from camae.maps.spectral import is_rounding, mean_magnitude
 
-EVERY = ""  # the batch label of a map that holds for all rows
+EVERY = ""  # key of a map that holds for all rows; no batch may be named so
+
+
+def batch_name(name: str) -> str:
+    """What a message calls a batch by its label, or the table as a whole."""
+    return "the table" if name == EVERY else f"batch '{name}'"
 
 
 @dataclass
@@ -152,11 +157,12 @@ class Alignment(abc.ABC):
         Raises
         ------
         CamaeError
-            For rows that are not finite, labels of another length, a missing or too small control set.
+            For rows that are not finite, labels of another length, a batch without a name, a missing or too small
+            control set.
         """
         x = embeddings(x)
-        batch_N, control_N = _arguments(x, batch, control)
-        self._constant, self._perturbation = {}, _perturbation(x, perturbation)
+        batch_N, control_N, name_N = check_arguments(x, batch, control, perturbation)
+        self._constant, self._perturbation = {}, name_N
         self.maps_ = dict(self._learn(x, batch_N, control_N, _magnitude(x, batch_N, magnitudes)))
         self._perturbation = None
         self._warn_of_constant(x.shape[1])
@@ -202,7 +208,7 @@ class Alignment(abc.ABC):
         Raises
         ------
         CamaeError
-            When not fitted, when the features differ in number, or for a batch unseen at fit.
+            When not fitted, when the features differ in number, or for a batch that is empty or unseen at fit.
         """
         if not self.maps_:
             raise CamaeError(f"{type(self).__name__} is not fitted; call fit(x, batch=, control=) first")
@@ -212,12 +218,12 @@ class Alignment(abc.ABC):
             raise CamaeError(
                 f"the aligner was fitted on {first.offset.shape[0]} features, x has {x.shape[1]}"
             )
-        name_N = _perturbation(x, perturbation)
+        batch_N, _, name_N = check_arguments(x, batch, None, perturbation)
         if EVERY in self.maps_:
             return check_finite(self._apply(self.maps_[EVERY], x, name_N), self.method)
-        if batch is None:
+        if batch_N is None:
             raise CamaeError(f"{self.method} was fitted by batch; give batch= for the rows to transform")
-        names, members = groups(labels(batch, x.shape[0], "batch"))
+        names, members = groups(batch_N)
         unseen = [name for name in names.tolist() if name not in self.maps_]
         if unseen:
             raise CamaeError(
@@ -246,13 +252,12 @@ class Alignment(abc.ABC):
         Parameters, result and errors are those of `fit` and `transform`.
         """
         x = embeddings(x)
-        batch_N, control_N = _arguments(x, batch, control)
+        batch_N, control_N, name_N = check_arguments(x, batch, control, perturbation)
         xp, out = namespace(x), None
         members = {}
         if batch_N is not None:
             names, index = groups(batch_N)
             members = dict(zip(names.tolist(), index, strict=True))
-        name_N = _perturbation(x, perturbation)
         self._constant, self._perturbation = {}, name_N
         for name, affine in self._learn(x, batch_N, control_N, _magnitude(x, batch_N)):
             if name == EVERY:
@@ -297,18 +302,16 @@ def _magnitude(x: Array, batch: np.ndarray | None, known: Mapping[str, Array] | 
     return magnitude
 
 
-def _arguments(
-    x: Array, batch: Labels | None, control: Mask | None
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+def check_arguments(
+    x: Array, batch: Labels | None, control: Mask | None, perturbation: Labels | None
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """Batches, mask of controls and perturbations of the rows of x. Raises CamaeError as `camae.maps.inputs` does."""
     n = x.shape[0]
     return (
-        None if batch is None else labels(batch, n, "batch"),
+        None if batch is None else batches(batch, n),
         None if control is None else mask(control, n, "control"),
+        None if perturbation is None else labels(perturbation, n, "perturbation"),
     )
-
-
-def _perturbation(x: Array, perturbation: Labels | None) -> np.ndarray | None:
-    return None if perturbation is None else labels(perturbation, x.shape[0], "perturbation")
 
 
 def fit_rows(
@@ -325,9 +328,8 @@ def fit_rows(
     chosen = [index if control is None else index[control[index]] for index in members]
     for name, index in zip(names.tolist(), chosen, strict=True):
         if len(index) < needed:
-            where = f"batch '{name}'" if name != EVERY else "the table"
             raise CamaeError(
-                f"{where} has {len(index)} {kind}, at least {needed} are needed; leave the batch out, or align "
-                "by a larger unit such as the experiment"
+                f"{batch_name(name)} has {len(index)} {kind}, at least {needed} are needed; leave the batch out, or "
+                "align by a larger unit such as the experiment"
             )
     yield from zip(names.tolist(), chosen, strict=True)

@@ -5,18 +5,20 @@ All methods are fitted in fp64 and applied in the precision of the table.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from camae.errors import CamaeError
-from camae.maps.affine import Alignment
+from camae.maps.affine import EVERY, Alignment, batch_name, check_arguments
 from camae.maps.arrays import Array, Labels, Mask, takes_tensors, to_host
-from camae.maps.inputs import embeddings, labels, mask
+from camae.maps.inputs import batches, check_number, check_seed, embeddings, listing, mask
 from camae.maps.shrinkage import ReplicateWhitening, ShrunkTVN
 from camae.maps.standardizing import Center, RobustizeMAD, Standardize
 from camae.maps.whitening import PCA, TVN, PCAStandardize, Spherize, TVNAndo
+from camae.typed_settings import Limits
 
 ALIGNERS: dict[str, type[Alignment]] = {
     aligner.method: aligner
@@ -76,17 +78,43 @@ def align(
     ----------
     Kraus et al., "Masked Autoencoders for Microscopy are Scalable Learners of Cellular Biology", Table 2.
     """
-    key = str(method).lower().replace("-", "_").replace("standardise", "standardize").replace("+", "_")
-    if key not in METHODS:
-        raise CamaeError(f"unknown alignment '{method}'; choose one of {', '.join(METHODS)}")
+    key = method_key(method)
     if key == "none":
-        return embeddings(x)
+        check_options(key, options)
+        x = embeddings(x)
+        check_arguments(x, batch, control, perturbation)
+        return x
     make: Callable[..., Alignment] = ALIGNERS[key]
-    try:
-        aligner = make(**options)
-    except TypeError as error:
-        raise CamaeError(f"alignment '{method}' has no such option: {error}") from None
+    check_options(key, options)
+    aligner = make(**options)
     return aligner.fit_transform(x, batch=batch, control=control, perturbation=perturbation)
+
+
+def method_key(method: str) -> str:
+    """Name of an alignment in the one spelling of `METHODS`. Raises CamaeError for what names none."""
+    key = ""
+    if isinstance(method, str):
+        key = method.lower().replace("-", "_").replace("standardise", "standardize").replace("+", "_")
+    if key not in METHODS:
+        raise CamaeError(f"unknown alignment {method!r}; choose one of {', '.join(METHODS)}")
+    return key
+
+
+def check_options(key: str, options: Mapping[str, object]) -> None:
+    """Raise CamaeError for an option that the alignment has not, naming those that it has and the methods that do."""
+    own = [] if key == "none" else options_of(key)
+    for name in options:
+        if name not in own:
+            others = [method for method in ALIGNERS if name in options_of(method)]
+            raise CamaeError(
+                f"alignment '{key}' has no such option: {name}; it takes {listing(own, len(own)) or 'none'}"
+                + (f", and {name} is one of {listing(others, len(others))}" if others else "")
+            )
+
+
+def options_of(key: str) -> list[str]:
+    """Names of the options of an alignment."""
+    return [field.name for field in dataclasses.fields(ALIGNERS[key])]
 
 
 @takes_tensors
@@ -117,18 +145,20 @@ def split_controls(
     Raises
     ------
     CamaeError
-        When a batch has fewer than two controls.
+        When a batch has fewer than two controls, for a batch without a name, or a share outside 0..1.
     """
-    raw = to_host(control)
+    check_number(held_out, "held_out", Limits(low=0, high=1))
+    check_seed(seed)
+    raw = np.atleast_1d(to_host(control))
     control_N = mask(raw, len(raw), "control")
-    batch_N = np.full(len(raw), "") if batch is None else labels(batch, len(raw), "batch")
+    batch_N = np.full(len(raw), EVERY) if batch is None else batches(batch, len(raw))
     rng = np.random.default_rng(seed)
     held = np.zeros(len(raw), dtype=bool)
     for name in np.unique(batch_N):
         index = np.flatnonzero(control_N & (batch_N == name))
         if len(index) < 2:
             raise CamaeError(
-                f"batch '{name}' has {len(index)} controls; at least 2 are needed to hold some out"
+                f"{batch_name(name)} has {len(index)} controls; at least 2 are needed to hold some out"
             )
         count = min(max(round(held_out * len(index)), 1), len(index) - 1)
         held[rng.permutation(index)[:count]] = True

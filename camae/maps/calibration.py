@@ -9,13 +9,17 @@ import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError
-from camae.maps.activity import exchange_tests
+from camae.maps.activity import check_activity_options, exchange_tests
 from camae.maps.arrays import Array, Labels, Mask, rows, takes_tensors
 from camae.maps.distances import Distance
-from camae.maps.inputs import control_rows, embeddings, labels
+from camae.maps.inputs import COUNT, batches, check_number, check_result, control_rows, embeddings, labels
 from camae.maps.label_exchange import MEASURES
 from camae.maps.retrieval import average_precision
-from camae.maps.significance import average_precision_p_values, mean_average_precision
+from camae.maps.significance import (
+    average_precision_p_values,
+    check_null_options,
+    mean_average_precision,
+)
 
 # Test -> what it is called in tables and figures.
 TESTS = {
@@ -27,6 +31,7 @@ TESTS = {
     "energy": "energy distance, labels exchanged",
 }
 _LEVEL = 0.01  # of the bound of the Kolmogorov-Smirnov distance
+_THRESHOLD = 0.05  # false-discovery rate that permutations go on to decide at
 _GROUP = "camae_group"
 
 
@@ -79,12 +84,15 @@ def calibration(
     Raises
     ------
     CamaeError
-        When no row is a control, or no group of controls has two rows.
+        When no row is a control, no group of controls has two rows, or for options that `activity` refuses.
     """
+    check_activity_options(_THRESHOLD, permutations, seed)
+    check_null_options("auto", _THRESHOLD, null_size)
+    check_number(replicates, "replicates", COUNT, whole=True)
     x = embeddings(x)
     n = x.shape[0]
     chosen = control_rows(control, n)
-    batch_N = np.full(n, "") if batch is None else labels(batch, n, "batch")
+    batch_N = np.full(n, "all") if batch is None else batches(batch, n)
     rng = np.random.default_rng(seed)
     if group is None:
         number = _random_groups(batch_N[chosen], replicates, rng)
@@ -107,7 +115,7 @@ def calibration(
         exchanged = exchange_tests(
             *(z, name_N, pd.factorize(own_batch)[0], np.ones(len(kept), dtype=bool)),
             first=permutations,
-            threshold=0.05,
+            threshold=_THRESHOLD,
             seed=seed,
             distance=distance,
             max_controls=512,
@@ -178,6 +186,7 @@ def calibration_summary(table: pd.DataFrame) -> pd.DataFrame:
         (2 n)) (Dvoretzky, Kiefer and Wolfowitz 1956; Massart 1990). A test is unsafe where too_small exceeds the bound
         and only cautious where too_large does.
     """
+    check_result(table, ["test", "p_value"], "maps.calibration")
     found = []
     for test, part in table.dropna(subset="p_value").groupby("test", sort=False):
         p = np.sort(part.p_value.to_numpy())

@@ -15,7 +15,16 @@ import pandas as pd
 from camae.errors import CamaeError
 from camae.maps.aggregation import group_means
 from camae.maps.arrays import Array, Labels, Mask, groups, namespace, rows, takes_tensors, to_numpy, unit_rows
-from camae.maps.inputs import control_rows, embeddings, labels, listing
+from camae.maps.inputs import (
+    COUNT,
+    check_metadata,
+    check_number,
+    check_seed,
+    control_rows,
+    embeddings,
+    labels,
+    listing,
+)
 from camae.maps.replicates import ReplicateUnit, independent_rows
 
 _BY = "camae_by"  # column of the labels beside the metadata
@@ -117,16 +126,20 @@ def magnitude(
     Raises
     ------
     CamaeError
-        When no row is a control, or `null` names an unknown label.
+        When no row is a control, or every row is, or `null` names an unknown label.
 
     Notes
     -----
     With X, X' independent draws of the perturbation's rows and Y, Y' of the controls, the energy distance is
     2 E|X - Y| - E|X - X'| - E|Y - Y'|, with Euclidean distances.
     """
+    check_number(max_controls, "max_controls", COUNT, whole=True)
+    check_seed(seed)
     x = embeddings(x)
     by_N, chosen = labels(by, x.shape[0], "by"), control_rows(control, x.shape[0])
     others = np.setdiff1d(np.arange(x.shape[0]), chosen)
+    if len(others) == 0:
+        raise CamaeError("every row is a negative control; magnitude needs rows of perturbations beside them")
     if len(chosen) > max_controls:
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, max_controls, replace=False))
     names, members = groups(by_N[others])
@@ -150,17 +163,22 @@ def _replicates(
     by_N = labels(by, n, "by")
     if meta is None:
         return x, by_N
-    if len(meta) != n:
-        raise CamaeError(f"the metadata has {len(meta)} rows and the embeddings {n}; they must correspond")
+    check_metadata(meta, n)
     table = meta.reset_index(drop=True).assign(**{_BY: by_N})
     x, table, _ = independent_rows(x, table, [_BY], unit, np.ones(n, dtype=bool))
     return x, table[_BY].to_numpy(str)
 
 
 def _distances(a: Array, b: Array) -> Array:
+    """Euclidean distances (n, m) of the rows of a (n, d) and b (m, d), fp64."""
     xp = namespace(a)
-    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * (a @ b.T)
-    return xp.sqrt(xp.maximum(squared, 0))
+    center = b.mean(axis=0)  # products of rows far from the origin lose the digits of their differences
+    near_a, near_b = a - center, b - center
+    squared = (near_a**2).sum(axis=1)[:, None] + (near_b**2).sum(axis=1)[None] - 2 * (near_a @ near_b.T)
+    apart: Array = xp.sqrt(xp.maximum(squared, 0))
+    if a is b:
+        xp.fill_diagonal(apart, 0)  # the square root of its rounding would be seen
+    return apart
 
 
 def _p_against(names: np.ndarray, value: np.ndarray, null: Sequence[str] | None) -> np.ndarray:

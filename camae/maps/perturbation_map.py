@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from camae.errors import CamaeError
 from camae.maps.aggregation import aggregate, control_mean, perturbation_names
-from camae.maps.alignment import align
+from camae.maps.alignment import align, method_key
 from camae.maps.arrays import Array, ArrayBackend, Labels, Mask, array_backend, rows, takes_tensors
-from camae.maps.inputs import embeddings, labels, mask
+from camae.maps.inputs import COUNT, embeddings, is_number, labels, mask
 from camae.maps.replicates import ReplicateUnit
 from camae.maps.screens import Profiles, ScreenColumns, read_screen
 
@@ -87,7 +87,7 @@ def map_profiles(
     components : "half_controls", int or None
         Principal components that a method of `FITS_COMPONENTS` keeps. "half_controls" keeps at most half as many as
         there are controls, because a covariance of about as many controls as components describes their noise.
-        None keeps all, a number keeps that many.
+        None keeps all, a number keeps that many and is refused for other methods.
     **options
         Further options of the alignment, for example ``eps=0.5``, or ``shrinkage=0.3`` of "tvn_shrunk" and
         "replicate_whitening".
@@ -119,19 +119,37 @@ def _mapped(
     """Vectors, names and options of the alignment; see `map_profiles`."""
     x = embeddings(x)
     control_N = mask(control, x.shape[0], "control")
+    check_components(method, components)
     options = component_options(method, x.shape[1], control_N, components) | options
     z = align(x, method, batch, control_N, perturbation=perturbation, **options)
     return (*perturbation_vectors(z, perturbation, control_N), options)
+
+
+def check_components(method: str, components: Components) -> None:
+    """Raise CamaeError for another word than "half_controls", or a number where the alignment keeps no components."""
+    if components is None or (isinstance(components, str) and components == "half_controls"):
+        return
+    if not is_number(components, COUNT, whole=True):
+        raise CamaeError(
+            f"components is {components!r}; give 'half_controls', None (all of them) or a whole number of at least 1"
+        )
+    if method_key(method) not in FITS_COMPONENTS:
+        raise CamaeError(
+            f"components={components} would change nothing: the alignment '{method}' keeps no principal components; "
+            f"leave components out, or choose one of {', '.join(FITS_COMPONENTS)}"
+        )
 
 
 def component_options(
     method: str, width: int, control: npt.NDArray[np.bool_], components: Components = "half_controls"
 ) -> dict[str, object]:
     """Options of the alignment that limit its components; see `map_profiles`. width: features of a row."""
+    if components is None or method_key(method) not in FITS_COMPONENTS:
+        return {}
     if components != "half_controls":
-        return {} if components is None or method not in FITS_COMPONENTS else {"components": components}
+        return {"components": components}
     most = int(control.sum()) // CONTROLS_PER_COMPONENT
-    return {"components": most} if method in FITS_COMPONENTS and 1 <= most < width else {}
+    return {"components": most} if 1 <= most < width else {}
 
 
 def perturbation_vectors(z: Array, perturbation: Labels, control: Mask) -> tuple[Array, npt.NDArray[np.str_]]:

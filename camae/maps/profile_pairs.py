@@ -20,6 +20,7 @@ import pandas as pd
 
 from camae.errors import CamaeError
 from camae.maps.arrays import Array
+from camae.maps.inputs import check_metadata
 
 # Names of metadata columns; one may stand alone. {"all": columns, "any": columns}: all of the first and one of the
 # second. Among the names, an expression such as "Metadata_Dose == '10'" leaves only the rows that it holds for.
@@ -58,6 +59,7 @@ class PairRules:
         separator: str,
     ) -> PairRules:
         """Rules as a user gives them. Raises CamaeError for a column that meta lacks, or no columns."""
+        check_metadata(meta)
         filters: list[str] = []
         every, one = zip(
             _all_and_any(meta, pos_sameby, "pos_sameby", filters),
@@ -66,6 +68,7 @@ class PairRules:
             _all_and_any(meta, neg_diffby, "neg_diffby", filters),
             strict=True,
         )
+        columns(meta, [] if multilabel is None else [multilabel], "multilabel")
         rules = cls(*every, multilabel, separator, *one, filters)
         if not every[0] + one[0] or not every[2] + one[2] + every[3] + one[3]:
             raise CamaeError(
@@ -74,6 +77,11 @@ class PairRules:
         if any(multilabel in names for names in one):
             raise CamaeError(
                 f"the multilabel column '{multilabel}' stands under 'any'; name it under 'all', or give one label a row"
+            )
+        if multilabel is not None and multilabel not in every[0] + every[3]:
+            raise CamaeError(
+                f"the multilabel column '{multilabel}' stands neither in pos_sameby nor in neg_diffby, where its "
+                "labels would be read; name it there, or leave multilabel out"
             )
         return rules
 

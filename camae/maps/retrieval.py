@@ -28,7 +28,7 @@ import pandas as pd
 from camae.errors import CamaeError
 from camae.maps.arrays import Array, Mask, namespace, rows, takes_tensors
 from camae.maps.distances import Distance, Similarities
-from camae.maps.inputs import embeddings, mask
+from camae.maps.inputs import check_metadata, embeddings, mask
 from camae.maps.nulls import Null, expected_average_precision
 from camae.maps.profile_pairs import Columns, Negatives, PairRules, find_queries
 from camae.maps.ranking import rank_queries
@@ -183,8 +183,7 @@ def _average_precision(
         raise CamaeError(f"unknown ties '{ties}'; choose one of {', '.join(TIES)}")
     x = embeddings(x)
     n = x.shape[0]
-    if len(meta) != n:
-        raise CamaeError(f"the metadata has {len(meta)} rows and the embeddings {n}; they must correspond")
+    check_metadata(meta, n)
     asked = np.ones(n, dtype=bool) if query is None else mask(query, n, "query")
     if rules.filters:
         kept_rows = rules.rows(meta)

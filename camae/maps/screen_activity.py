@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from camae.maps.activity import activity
-from camae.maps.alignment import align, split_controls
+from camae.maps.activity import activity, check_activity_options
+from camae.maps.alignment import align, method_key, split_controls
 from camae.maps.arrays import ArrayBackend, array_backend, rows
 from camae.maps.distances import Distance
-from camae.maps.perturbation_map import Components, component_options
+from camae.maps.perturbation_map import Components, check_components, component_options
 from camae.maps.replicates import ReplicateUnit
 from camae.maps.screens import Profiles, ScreenColumns, read_screen
 
@@ -56,18 +56,19 @@ def screen_activity(
     """
     screen = read_screen(wells, ScreenColumns(perturbation, plate, control, negative), unit)
     x = array_backend(backend).asarray(screen.x)
-    batch = np.full(len(screen.control), "") if screen.plate is None else screen.plate
     fitted = held = screen.control
-    if method != "none":
-        fitted, held = split_controls(screen.control, batch, seed=seed)
+    check_activity_options(threshold, permutations, seed)
+    check_components(method, components)
+    if method_key(method) != "none":
+        fitted, held = split_controls(screen.control, screen.plate, seed=seed)
         options = component_options(method, x.shape[1], fitted, components) | options
-        x = align(x, method, screen.plate, fitted, perturbation=screen.perturbation, **options)
+    x = align(x, method, screen.plate, fitted, perturbation=screen.perturbation, **options)
     used = np.flatnonzero(held | (~screen.control & (screen.perturbation != "")))
     return activity(
         rows(x, used),
         screen.perturbation[used],
         held[used],
-        batch[used],
+        None if screen.plate is None else screen.plate[used],
         permutations=permutations,
         threshold=threshold,
         seed=seed,

@@ -16,6 +16,7 @@ import pandas as pd
 
 from camae.errors import CamaeError
 from camae.maps.exact_null import Size
+from camae.maps.inputs import COUNT, check_result, check_seed, check_threshold, is_number
 from camae.maps.nulls import (
     NULLS,
     Null,
@@ -29,6 +30,7 @@ from camae.maps.nulls import (
 from camae.maps.profile_pairs import columns
 
 RULES = ("mean_log_p", "map_null")
+_OF_QUERIES = ("n_pos_pairs", "n_total_pairs", "average_precision")  # columns that are read
 
 
 def average_precision_p_values(
@@ -59,6 +61,7 @@ def average_precision_p_values(
         For an unknown null, or a threshold that is not between 0 and 1.
     """
     check_null_options(null, threshold, null_size, seed)
+    check_result(ap, _OF_QUERIES, "maps.average_precision")
     p, smallest, source = query_p_values(
         ap.average_precision.to_numpy(), _sizes(ap), null_size, threshold, seed, null
     )
@@ -118,7 +121,10 @@ def mean_average_precision(
     check_null_options(null, threshold, null_size, seed)
     if rule not in RULES:
         raise CamaeError(f"unknown rule '{rule}'; choose one of {', '.join(RULES)}")
+    check_result(ap, _OF_QUERIES, "maps.average_precision")
     by = columns(ap, sameby, "sameby")
+    if not by:
+        raise CamaeError("sameby names no column; name those whose values make a group")
     out = _group_p_values(ap, by, null_size, threshold, seed, rule, null)
     out["q_value"] = q_values(out.p_value.to_numpy())
     _warn_of_out_of_reach(out, by, threshold)
@@ -129,12 +135,10 @@ def check_null_options(null: str, threshold: float, null_size: int, seed: int = 
     """Raise CamaeError for an unknown null, a threshold that is no rate, or numbers that cannot count or seed draws."""
     if null not in NULLS:
         raise CamaeError(f"unknown null '{null}'; choose one of {', '.join(NULLS)}")
-    if not 0 < threshold < 1:
-        raise CamaeError(f"threshold {threshold} is not a false-discovery rate; give one between 0 and 1")
-    if not isinstance(null_size, int | np.integer) or null_size < 1:
+    check_threshold(threshold)
+    if not is_number(null_size, COUNT, whole=True):
         raise CamaeError(f"null_size {null_size} draws no ranking; give 1 or more, whole")
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise CamaeError(f"seed {seed} is not a whole number from 0 on")
+    check_seed(seed)
 
 
 def _sizes(ap: pd.DataFrame) -> list[Size]:

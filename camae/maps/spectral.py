@@ -14,6 +14,7 @@ ROWS = 16_384  # rows in memory at once in fp64
 # Variation that is rounding, relative to a column's mean absolute value. Embeddings are sums of about 1,024 products
 # in fp32: their rounding error is sqrt(1024) = 32 times fp32's 2^-23, whatever precision they are stored in.
 ROUNDING = 32 * 2.0**-23
+_NULL = 1e-14  # eigenvalues under this share of the largest are zero
 
 
 @dataclass
@@ -111,8 +112,10 @@ def principal_axes(
     return axes * xp.sign(largest), spread[kept]
 
 
-def inverse_root(controls_NK: Array, eps: float) -> tuple[float, Array, Array]:
+def inverse_root(controls_NK: Array, eps: float, of: str) -> tuple[float, Array, Array]:
     """Whitening factor (Cov + eps I)^(-1/2), Cov (ddof 1) of controls_NK about their own mean.
+
+    of: method and batch, for the message. Raises CamaeError where eps is 0 and Cov has not full rank.
 
     Returns level, axes_KR and gain_R; the root is level I + axes diag(gain) axes'.
     With fewer controls than columns the covariance has low rank, and the eigenproblem has the size of the smaller
@@ -121,14 +124,20 @@ def inverse_root(controls_NK: Array, eps: float) -> tuple[float, Array, Array]:
     xp = namespace(controls_NK)
     n, k = controls_NK.shape
     centered = (controls_NK - controls_NK.mean(axis=0)) / (n - 1) ** 0.5
-    level = eps**-0.5
     if n > k:
         values, axes = xp.linalg.eigh(centered.T @ centered)
-        return level, axes, (xp.maximum(values, 0) + eps) ** -0.5 - level
-    values, left = xp.linalg.eigh(centered @ centered.T)
-    kept = values > xp.maximum(values[-1] * 1e-14, 1e-300)
-    values, left = values[kept], left[:, kept]
-    return level, (centered.T @ left) / xp.sqrt(values), (values + eps) ** -0.5 - level
+    else:
+        values, left = xp.linalg.eigh(centered @ centered.T)
+        kept = values > xp.maximum(values[-1] * _NULL, 1e-300)
+        values, left = values[kept], left[:, kept]
+        axes = (centered.T @ left) / xp.sqrt(values)
+    if eps == 0 and (n <= k or not bool(values[0] > values[-1] * _NULL)):
+        raise CamaeError(
+            f"{of}: eps=0 leaves the covariance of {n} controls in {k} components singular; give an eps above 0, more "
+            "controls, or fewer components"
+        )
+    level = eps**-0.5 if eps > 0 else 0.0  # of what lies outside the axes: nothing, where the rank is full
+    return level, axes, (xp.maximum(values, 0) + eps) ** -0.5 - level
 
 
 def symmetric_power(matrix: Array, eps: float, power: float) -> Array:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from camae.errors import CamaeError
-from camae.maps.affine import EVERY, Affine, Alignment, BatchMaps, LowRank, Magnitude, fit_rows
+from camae.maps.affine import EVERY, Affine, Alignment, BatchMaps, LowRank, Magnitude, batch_name, fit_rows
 from camae.maps.arrays import Array, namespace, rows
 from camae.maps.spectral import (
     Moments,
@@ -111,7 +111,8 @@ class TVN(Alignment):
     Parameters
     ----------
     eps : float
-        Added to the variances in step 4, where they are near 1; keeps small batches from blowing up noise.
+        Added to the variances in step 4, where they are near 1; keeps small batches from blowing up noise. 0 needs
+        more controls than components in every batch.
     rtol : float
         Null components of step 2 (singular value under `rtol` times the largest, or beyond n_controls - 1) are
         dropped with a warning: step 3 would blow their rounding noise up to hold all of the norm. `rank_` reports
@@ -122,7 +123,8 @@ class TVN(Alignment):
     Raises
     ------
     CamaeError
-        From `fit`, without ``control=``, or when a batch has fewer than two controls.
+        From `fit`, without ``control=``, when a batch has fewer than two controls, or for eps=0 where the controls of
+        a batch do not span the components.
 
     Notes
     -----
@@ -168,7 +170,8 @@ class TVN(Alignment):
             return
         for name, index in fit_rows(x, batch, control, needed=2):
             controls_NK = (rows(x, index).astype(np.float64) - offset_D) @ white_DK
-            yield name, Affine(offset_D, white_DK, LowRank(*inverse_root(controls_NK, self.eps)))
+            root = LowRank(*inverse_root(controls_NK, self.eps, f"{self.method}, {batch_name(name)}"))
+            yield name, Affine(offset_D, white_DK, root)
 
 
 @dataclass
@@ -209,7 +212,7 @@ class TVNAndo(TVN):
             per_batch.append((name, rows(x, index).astype(np.float64).mean(axis=0), scale_K, chosen_NK))
         color_KK = symmetric_power(scatter_KK / (count - 1), self.eps, 0.5)
         for name, mean_D, scale_K, chosen_NK in per_batch:
-            root = LowRank(*inverse_root(chosen_NK, self.eps))
+            root = LowRank(*inverse_root(chosen_NK, self.eps, f"{self.method}, {batch_name(name)}"))
             yield name, Affine(mean_D, root.right_of(white_DK / scale_K) @ color_KK)
 
 

@@ -189,3 +189,10 @@ def test_calibration_needs_groups():
         maps.calibration(x, control)
     with pytest.raises(CamaeError, match="no group of the controls has two rows; give groups such as"):
         maps.calibration(x, control, group=[f"w{i}" for i in range(9)])
+
+
+def test_calibration_takes_all_rows_for_one_batch_by_default():
+    x, control = np.random.default_rng(0).normal(size=(40, 4)), np.arange(40) < 24
+    found = maps.calibration(x, control, permutations=20)
+    assert len(found) > 0
+    pd.testing.assert_frame_equal(found, maps.calibration(x, control, ["plate"] * 40, permutations=20))

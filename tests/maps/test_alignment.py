@@ -175,3 +175,26 @@ def test_bad_input_is_one_sentence(plates, tmp_path):
         with pytest.raises(CamaeError, match=message) as caught:
             call()
         assert str(caught.value).count(". ") == 0
+
+
+@pytest.mark.parametrize("method", ["tvn", "tvn_ando"])
+def test_without_eps_the_controls_of_each_batch_are_white(method):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6)) + 3
+    batch, control = np.repeat(["a", "b"], 100), np.tile(np.arange(100) < 60, 2)
+    z = maps.align(x, method, batch, control, eps=0)
+    near = maps.align(x, method, batch, control, eps=1e-8)
+    # Variances v near 1 enter as (v + eps)^(-1/2): a share eps / 2v of each value, which are under 6.
+    np.testing.assert_allclose(z, near, rtol=0, atol=1e-7)
+    if method == "tvn":
+        for name in ("a", "b"):
+            np.testing.assert_allclose(np.cov(z[control & (batch == name)].T), np.eye(6), atol=1e-10)
+    few = np.tile(np.arange(100) < 5, 2)
+    with pytest.raises(
+        CamaeError, match=r"batch 'a': eps=0 leaves the covariance of 5 controls in 6 components"
+    ):
+        maps.align(x, method, batch, few, eps=0)
+    twice = np.r_[np.tile(x[:3], (7, 1)), x[:100]]  # 21 controls of batch a, of rank 2
+    batch, control = np.repeat(["a", "b"], [21, 100]), np.ones(121, bool)
+    with pytest.raises(CamaeError, match="singular; give an eps above 0, more controls, or fewer components"):
+        maps.align(twice, method, batch, control, eps=0)

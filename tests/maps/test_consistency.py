@@ -60,3 +60,21 @@ def test_bad_input_is_one_sentence(wells):
         maps.consistency(x, by, ["nobody"])
     with pytest.raises(CamaeError, match="no row is marked"):
         maps.magnitude(x, by, np.zeros(600, bool))
+
+
+@pytest.mark.parametrize("offset", [0, 1e6, 1e8])
+def test_magnitude_does_not_depend_on_a_common_offset(offset):
+    rng = np.random.default_rng(0)
+    x, control = rng.normal(size=(60, 7)), np.arange(60) < 40
+    by = np.where(control, "ctl", "p")
+    x[~control] += 1
+
+    def mean(a, b):
+        return np.linalg.norm(a[:, None] - b[None], axis=2).mean()
+
+    expected = (
+        2 * mean(x[~control], x[control]) - mean(x[~control], x[~control]) - mean(x[control], x[control])
+    )
+    # Rows near the offset have an absolute error of 2^-53 times it; each distance is a difference of two of them.
+    found = maps.magnitude(x + offset, by, control).magnitude[0]
+    assert found == pytest.approx(expected, abs=1e-12 + 20 * offset * 2.0**-53)
