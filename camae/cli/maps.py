@@ -29,10 +29,12 @@ from camae.cli.options import (
     parse_shrinkage,
     parse_unit,
 )
+from camae.errors import CamaeError
 from camae.files import check_outputs
 
 if TYPE_CHECKING:
     from camae.maps.arrays import ArrayBackend
+    from camae.maps.distances import Distance
     from camae.maps.pairs import PairSources
     from camae.maps.perturbation_map import Components as ComponentsOption
     from camae.maps.perturbation_map import ScreenMap
@@ -51,7 +53,17 @@ class _Screen(TypedDict):
     backend: ArrayBackend
 
 
+class _Activity(TypedDict):
+    """Options of `maps.screen_activity` alone."""
+
+    distance: Distance
+    threshold: float
+    permutations: int
+    seed: int
+
+
 def map_screen(
+    ctx: typer.Context,
     profiles: Profiles,
     pairs: Annotated[Path, typer.Argument(help="file or folder of known pairs, two columns of names each")],
     features: Features = "known",
@@ -93,12 +105,13 @@ def map_screen(
     from camae.reproduction.benchmark.model_files import model_and_file, profiles_by_model
     from camae.text_table import write_csv
 
+    tests = _activity_options(ctx, activity, distance, threshold, permutations, seed)
     read = [model_and_file(item)[1] for item in profiles]
     read += sorted(pairs.iterdir()) if pairs.is_dir() else [pairs]
     check_outputs([path for path in (out, activity) if path is not None], ".csv", read)
     arrays = array_backend(backend)
     say(f"arrays: {arrays}")
-    strength, ranked_by = parse_shrinkage(shrinkage), parse_distance(distance)
+    strength = parse_shrinkage(shrinkage)
     options = {} if strength is None else {"shrinkage": strength}
     pairs_left_out, left_out = Omissions(), Omissions()
     models = profiles_by_model(profiles, plate or None, parse_features(features))
@@ -123,16 +136,7 @@ def map_screen(
         found = maps.strongest(result.vectors, result.names, count=1000, side="both")
         strongest.append(found.assign(model=model) if several else found)
         if activity is not None:
-            each = maps.screen_activity(
-                table,
-                method,
-                **shared,
-                distance=ranked_by,
-                threshold=threshold,
-                permutations=permutations,
-                seed=seed,
-                **options,
-            )
+            each = maps.screen_activity(table, method, **shared, **tests, **options)
             say(maps.activity_agreement(each).to_string(index=False))
             active.append(each.assign(model=model) if several else each)
     say_left_out(pairs_left_out)
@@ -144,6 +148,33 @@ def map_screen(
         left_out.extend(pairs_left_out)
         left_out.write(out.parent, f"{out.stem}.left_out.csv")
         say(f"strongest relationships: {out}")
+
+
+def _activity_options(
+    ctx: typer.Context,
+    activity: Path | None,
+    distance: str,
+    threshold: float,
+    permutations: int,
+    seed: int,
+) -> _Activity:
+    """Options of activity. Raises CamaeError for values that cannot be, or that would be ignored without --activity."""
+    from camae.maps.activity import check_activity_options
+
+    check_activity_options(threshold, permutations, seed)
+    for name in ("distance", "threshold", "permutations"):
+        source = ctx.get_parameter_source(name)
+        if activity is None and source is not None and source.name == "COMMANDLINE":
+            raise CamaeError(
+                f"--{name} is an option of activity, which is not computed here; give --activity a file as well, or "
+                f"leave --{name} out"
+            )
+    return {
+        "distance": parse_distance(distance),
+        "threshold": threshold,
+        "permutations": permutations,
+        "seed": seed,
+    }
 
 
 def _say_recall(result: ScreenMap, known: PairSources, seed: int) -> None:

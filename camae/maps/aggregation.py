@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from camae.errors import CamaeError
-from camae.maps.arrays import Array, Labels, Mask, beside, groups, namespace, rows, takes_tensors, unit_rows
-from camae.maps.inputs import control_rows, embeddings, labels, listing
+from camae.maps.arrays import Array, Labels, Mask, groups, namespace, rows, takes_tensors, unit_rows
+from camae.maps.inputs import COUNT, check_number, control_rows, embeddings, labels, listing, origin_of
 
 ROWS = 16_384  # rows of a running sum in fp64
 AGGREGATIONS = ("mean", "median", "spherical_mean")
@@ -63,7 +63,7 @@ def aggregate(
     if control is not None and origin is None:
         origin = control_mean(z, control)
     if origin is not None:
-        z = z - beside(origin, z).astype(z.dtype, copy=False)
+        z = z - origin_of(origin, z)
     if method == "spherical_mean":
         z = unit_rows(z)
     kept = set(perturbation_names(by_N, min_replicates).tolist())
@@ -93,9 +93,12 @@ def perturbation_names(by: Labels, min_replicates: int = 1) -> npt.NDArray[np.st
     Raises
     ------
     CamaeError
-        When no label has `min_replicates` rows.
+        When there is no label, or none has `min_replicates` rows.
     """
+    check_number(min_replicates, "min_replicates", COUNT, whole=True)
     names, counts = np.unique(labels(by, len(by), "by"), return_counts=True)
+    if len(names) == 0:
+        raise CamaeError("by is empty, so there are no perturbations to name; give one label for each row")
     if not (counts >= min_replicates).any():
         raise CamaeError(
             f"no perturbation has {min_replicates} replicates (the most is {counts.max()}: "

@@ -19,8 +19,9 @@ import pyarrow as pa
 
 from camae.errors import CamaeError
 from camae.maps.arrays import Array, Labels, namespace, rows, takes_tensors, to_numpy, unit_rows
-from camae.maps.inputs import embeddings, labels, listing
+from camae.maps.inputs import COUNT, check_number, embeddings, labels, listing
 from camae.text_table import numbers, read_text_table
+from camae.typed_settings import Limits
 
 BINS = 1 << 15  # cosines are ranked on a grid of 2 / BINS; values in one bin are ties
 
@@ -59,17 +60,24 @@ def correct_arms(
     Raises
     ------
     CamaeError
-        When the map has none of the tables' genes, or no arm qualifies.
+        When the map has none of the tables' genes, an expression is no number, or no arm qualifies.
 
     References
     ----------
     Lazar et al. 2024 (proxbias); Kraus et al. (CVPR 2024), Table 3.
     """
+    check_number(unexpressed, "unexpressed")
+    check_number(more_than, "more_than", Limits(low=0), whole=True)
     v = embeddings(v, "v").copy()
     xp = namespace(v)
     gene_N = labels(genes, v.shape[0], "genes").tolist()
     gene_matches(gene_N, arms, "table of arms")
     gene_matches(gene_N, zfpkm, "table of expression")
+    wrong = [gene for gene in gene_N if not isinstance(zfpkm.get(gene, 0), int | float | np.number)]
+    if wrong:
+        raise CamaeError(
+            f"zfpkm of {wrong[0]} is {zfpkm[wrong[0]]!r}, which is no number ({len(wrong)} such rows of the map in all)"
+        )
     arm_N = np.array([arms.get(gene, "") for gene in gene_N])
     silent_N = np.array([zfpkm.get(gene, math.inf) < unexpressed for gene in gene_N])
     corrected = 0
@@ -112,7 +120,7 @@ def arm_bias(v: Array, genes: Labels, arms: Mapping[str, str], block: int = 1024
     Raises
     ------
     CamaeError
-        When the map has no two arms with genes.
+        When the map has no two arms with genes, or a block has no rows.
 
     Notes
     -----
@@ -122,6 +130,7 @@ def arm_bias(v: Array, genes: Labels, arms: Mapping[str, str], block: int = 1024
     ----------
     Brunner and Munzel 2000, "The Nonparametric Behrens-Fisher Problem"; Lazar et al. 2024 (proxbias).
     """
+    check_number(block, "block", COUNT, whole=True)
     v = embeddings(v, "v")
     arm_N = np.array([arms.get(gene, "") for gene in labels(genes, v.shape[0], "genes").tolist()])
     placed = np.flatnonzero(arm_N != "")

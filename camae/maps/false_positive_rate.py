@@ -11,8 +11,9 @@ import numpy.typing as npt
 from camae.errors import CamaeError
 from camae.kernels.arrays.cosine_tails import cosines_of_pairs, order_statistics
 from camae.maps.arrays import Array, Labels, rows, takes_tensors, unit_rows
-from camae.maps.inputs import embeddings, labels
+from camae.maps.inputs import is_number, labels, named_rows
 from camae.maps.pairs import Pairs, match_pairs, pairs_as_text
+from camae.typed_settings import Limits
 
 
 @takes_tensors
@@ -51,9 +52,9 @@ def recall_at_fpr(
     -----
     The threshold is the smallest unrelated cosine that at most `fpr` of the unrelated exceed; exact.
     """
-    if not 0 < fpr < 1:
+    if not is_number(fpr, Limits(above=0, below=1)):
         raise CamaeError(f"fpr must lie between 0 and 1, got {fpr}; 0.05 is the paper's")
-    v, name_N = embeddings(v, "v"), labels(names, len(names), "names")
+    v, name_N = named_rows(v, names)
     if genes is not None:
         v, name_N, pairs = _within(v, name_N, pairs, genes)
     index = match_pairs(name_N, pairs).index

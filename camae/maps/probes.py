@@ -11,11 +11,13 @@ import pandas as pd
 
 from camae.errors import CamaeError
 from camae.maps.arrays import Array, Labels, Mask, namespace, rows, takes_tensors, to_numpy, unit_rows
-from camae.maps.inputs import embeddings, labels, mask
+from camae.maps.inputs import check_number, embeddings, labels, mask
 from camae.maps.spectral import mean_magnitude, safe_scale
+from camae.typed_settings import Limits
 
 # The paper's Figure 6; anything else is filed under the measurement's own name.
 CATEGORIES = ("AreaShape", "Texture", "RadialDistribution", "Intensity", "Neighbors")
+_PENALTY = Limits(above=0)  # without any, features more than rows leave the weights undefined
 
 
 @takes_tensors
@@ -44,7 +46,7 @@ def feature_regression(
     Raises
     ------
     CamaeError
-        For shapes that do not match, or rows of x that are all the same.
+        For shapes that do not match, a penalty that is not above 0, or rows of x that are all the same.
 
     Notes
     -----
@@ -54,6 +56,7 @@ def feature_regression(
     ----------
     Kraus et al. (CVPR 2024), section 5.5, Figure 6.
     """
+    check_number(ridge, "ridge", _PENALTY)
     x, x_test = embeddings(x, "x"), embeddings(x_test, "x_test")
     y, y_test = embeddings(y, "y"), embeddings(y_test, "y_test")
     xp = namespace(x)
@@ -121,7 +124,8 @@ def linear_probe(
     Raises
     ------
     CamaeError
-        For equal rows, or, with unseen="drop", where fewer than two labels occur in two groups.
+        For equal rows, a penalty that is not above 0, or, with unseen="drop", where fewer than two labels occur in
+        two groups.
 
     Notes
     -----
@@ -129,6 +133,9 @@ def linear_probe(
     """
     if unseen not in ("drop", "count"):
         raise CamaeError(f"unknown unseen '{unseen}'; choose 'drop' or 'count'")
+    check_number(ridge, "ridge", _PENALTY)
+    if penalty is not None:
+        check_number(penalty, "penalty", _PENALTY)
     x = embeddings(x)
     n = x.shape[0]
     label_N = labels(label, n, "label")

@@ -18,9 +18,10 @@ import pandas as pd
 from camae.errors import CamaeError
 from camae.kernels.arrays.cosine_tails import order_statistics_and_pairs
 from camae.maps.arrays import Array, Labels, takes_tensors, unit_rows
-from camae.maps.inputs import embeddings, labels
+from camae.maps.inputs import embeddings, is_number, named_rows
 from camae.maps.intervals import share_interval, spread
 from camae.maps.pairs import KnownPairs, PairSources, match_sources
+from camae.typed_settings import Limits
 
 Tails: TypeAlias = tuple[float | None, float | None]
 COLUMNS = ("recall", "n_pairs", "n_found", "left", "right", "se", "low", "high")
@@ -81,9 +82,10 @@ def recall(
     Kraus et al. (CVPR 2024), section 5.1, Tables 2 and 3; Celik et al. 2024 (EFAAR); Aronow et al. 2015,
     "Cluster-Robust Variance Estimation for Dyadic Data".
     """
-    if bootstrap < 0:
+    if not is_number(bootstrap, Limits(low=0), whole=True):
         raise CamaeError(f"bootstrap is {bootstrap}; leave it out, or give interval=True for the interval")
-    known = match_sources(labels(names, v.shape[0], "names"), pairs)
+    v, name_N = named_rows(v, names)
+    known = match_sources(name_N, pairs)
     table = []
     for k, (hits,) in zip(known.values(), _found_by_source(v, known, [tails]), strict=True):
         about = (float("nan"),) * 3
@@ -123,8 +125,13 @@ def recall_curve(
     ----------
     Kraus et al. (CVPR 2024), Figure 5, right.
     """
-    shares = np.linspace(0.01, 0.99, 99) if percentiles is None else np.asarray(percentiles, dtype=float)
-    known = match_sources(labels(names, v.shape[0], "names"), pairs)
+    shares = np.linspace(0.01, 0.99, 99) if percentiles is None else np.asarray(percentiles)
+    if shares.ndim != 1 or not all(is_number(share, Limits(above=0, below=1)) for share in shares.tolist()):
+        raise CamaeError(
+            f"percentiles must be a sequence of shares above 0 and below 1, got {percentiles!r:.60}"
+        )
+    v, name_N = named_rows(v, names)
+    known = match_sources(name_N, pairs)
     parts = _found_by_source(v, known, [(share / 2, 1 - share / 2) for share in shares.tolist()])
     return pd.concat(
         [
@@ -175,8 +182,10 @@ def _tail_ranks(tails: Tails, total: int) -> tuple[int | None, int | None]:
     #{null <= s} / total <= left means that s < null[low], low the largest count with low / total <= left.
     #{null < s} / total >= right means that s > null[m - 1], m the smallest count with m / total >= right.
     """
-    if len(tails) != 2 or not all(
-        tail is None or isinstance(tail, float | int | np.number) for tail in tails
+    if (
+        not isinstance(tails, Sequence | np.ndarray)
+        or len(tails) != 2
+        or not all(tail is None or isinstance(tail, float | int | np.number) for tail in tails)
     ):
         raise CamaeError(f"tails must be two numbers or None, got {tails!r}; (0.05, 0.95) is the paper's")
     left, right = tails

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
+from camae.errors import CamaeError
 from camae.maps.arrays import Array, Labels, takes_tensors
+from camae.maps.inputs import named_rows
 from camae.maps.intervals import difference_interval, share_interval, spread
 from camae.maps.pairs import Pairs, match_pairs
 from camae.maps.recall import Tails, found_pairs
@@ -59,23 +62,15 @@ def recall_difference(
     Aronow et al. 2015, "Cluster-Robust Variance Estimation for Dyadic Data"; Newcombe 1998, "Improved confidence
     intervals for the difference between binomial proportions based on paired data".
     """
+    kinds = [_maps(trained, names, "trained"), _maps(baseline, names, "baseline")]
     index = match_pairs(names, pairs).index
-    score = np.stack(
-        [np.mean([found_pairs(v, index, [tails])[0] for v in seeds], axis=0) for seeds in (trained, baseline)]
-    )
+    score = np.stack([_shares_found(kind, index, tails) for kind in kinds])
     (first, second), by = score.mean(axis=1).tolist(), spread(index, score)
-    parts = {
-        "trained": (first, by.errors[0], *share_interval(first, by.covariance[0, 0], by)),
-        "baseline": (second, by.errors[1], *share_interval(second, by.covariance[1, 1], by)),
-        "difference": (
-            first - second,
-            spread(index, score[:1] - score[1:]).errors[0],
-            *difference_interval(first, second, by),
-        ),
-    }
+    error = spread(index, score[:1] - score[1:]).errors[0]
     return {
-        kind: dict(zip(("value", "se", "low", "high"), map(float, part), strict=True))
-        for kind, part in parts.items()
+        "trained": _estimate(first, by.errors[0], share_interval(first, by.covariance[0, 0], by)),
+        "baseline": _estimate(second, by.errors[1], share_interval(second, by.covariance[1, 1], by)),
+        "difference": _estimate(first - second, error, difference_interval(first, second, by)),
     }
 
 
@@ -107,4 +102,25 @@ def pooled_recall(
     CamaeError
         As `recall_difference`.
     """
-    return recall_difference(seeds, seeds, names, pairs, tails, bootstrap, seed)["trained"]
+    maps = _maps(seeds, names, "seeds")
+    index = match_pairs(names, pairs).index
+    score = _shares_found(maps, index, tails)[None]
+    value, by = float(score.mean()), spread(index, score)
+    return _estimate(value, by.errors[0], share_interval(value, by.covariance[0, 0], by))
+
+
+def _maps(seeds: Sequence[Array], names: Labels, kind: str) -> list[Array]:
+    """Maps of one kind, checked. Raises CamaeError where there is none, or one has other rows than `names`."""
+    found = [named_rows(v, names, f"map {k} of {kind}")[0] for k, v in enumerate(seeds)]
+    if not found:
+        raise CamaeError(f"{kind} holds no map; give one (n, d) array for each random seed")
+    return found
+
+
+def _shares_found(maps: list[Array], index: npt.NDArray[np.intp], tails: Tails) -> npt.NDArray[np.float64]:
+    """Share of the maps that find each pair, (pairs,). index: (pairs, 2) rows."""
+    return np.mean([found_pairs(v, index, [tails])[0] for v in maps], axis=0)
+
+
+def _estimate(value: float, error: float, interval: tuple[float, float]) -> dict[str, float]:
+    return {"value": float(value), "se": float(error), "low": float(interval[0]), "high": float(interval[1])}

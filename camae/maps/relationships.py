@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from camae.errors import CamaeError
-from camae.maps.arrays import Array, Labels, beside, namespace, takes_tensors, to_numpy, unit_rows
-from camae.maps.inputs import embeddings, labels
+from camae.maps.arrays import Array, Labels, namespace, takes_tensors, to_numpy, unit_rows
+from camae.maps.inputs import COUNT, check_number, embeddings, named_rows, origin_of
+from camae.typed_settings import Limits
 
 # How strong a relationship is, by the side of the map asked for.
 STRENGTH: dict[str, Callable[[Array], Array]] = {
@@ -41,11 +42,11 @@ def relate(v: Array, origin: npt.ArrayLike | None = None) -> Array:
     Raises
     ------
     CamaeError
-        When v is not a finite table.
+        When v is not a finite table, or the origin not one of its rows' length.
     """
     v = embeddings(v, "v")
     xp = namespace(v)
-    unit = unit_rows(v if origin is None else v - beside(origin, v).astype(v.dtype, copy=False))
+    unit = unit_rows(v if origin is None else v - origin_of(origin, v))
     return xp.clip(unit @ unit.T, -1, 1)
 
 
@@ -76,14 +77,16 @@ def strongest(
     Raises
     ------
     CamaeError
-        For an unknown side, or when names and rows differ in number.
+        For an unknown side, a count or block that cannot be, or when names and rows differ in number.
     """
     if side not in STRENGTH:
         raise CamaeError(f"unknown side '{side}'; choose one of {', '.join(STRENGTH)}")
+    check_number(count, "count", Limits(low=0), whole=True)
+    check_number(block, "block", COUNT, whole=True)
     strength = STRENGTH[side]
-    unit = unit_rows(embeddings(v, "v"))
+    v, name_N = named_rows(v, names)
+    unit = unit_rows(v)
     xp, n = namespace(unit), unit.shape[0]
-    name_N = labels(names, n, "names")
     best = np.empty((0, 3))
     for start in range(0, n, block):
         cosines = unit[start : start + block] @ unit[start:].T

@@ -14,12 +14,14 @@ import pandas as pd
 
 from camae.errors import CamaeError
 from camae.maps.arrays import Array, Labels, takes_tensors
-from camae.maps.inputs import labels
+from camae.maps.inputs import check_result, check_seed, is_number, named_rows
 from camae.maps.pairs import PairSources, match_sources
 from camae.maps.recall import Tails, found_pairs
+from camae.typed_settings import Limits
 
 STRATUM = 20  # perturbations of like replicate counts, at the fewest, that stand in for each other
 NOTABLE = 0.02  # excess over chance that is worth a word
+_OF_SOURCES = ("recall", "matched", "se", "chance", "replicates_of_pairs", "replicates")
 
 
 @takes_tensors
@@ -59,15 +61,18 @@ def matched_recall(
     Raises
     ------
     CamaeError
-        As `recall`, and when `replicates` is not one number for each name.
+        As `recall`, and when `replicates` is not one whole number for each name.
     """
-    if draws < 2:
-        raise CamaeError(f"draws {draws} give no standard error; give 2 or more")
-    known = match_sources(names, pairs)
-    count = np.asarray(replicates)
-    n = len(labels(names, len(names), "names"))
+    if not is_number(draws, Limits(low=2), whole=True):
+        raise CamaeError(f"draws {draws} give no standard error; give 2 or more, whole")
+    check_seed(seed)
+    v, name_N = named_rows(v, names)
+    known = match_sources(name_N, pairs)
+    count, n = np.asarray(replicates), len(name_N)
     if count.shape != (n,):
         raise CamaeError(f"replicates needs one number for each of the {n} names, got shape {count.shape}")
+    if count.dtype.kind not in "fiu" or not ((count >= 0) & (count % 1 == 0)).all():
+        raise CamaeError("replicates counts the rows of each perturbation; give whole numbers from 0 on")
     stratum, rng = _strata(count), np.random.default_rng(seed)
     stands_in = np.tile(np.arange(n), (draws, 1))
     for number in range(stratum.max() + 1):
@@ -110,6 +115,7 @@ def _strata(count: np.ndarray) -> npt.NDArray[np.int64]:
 
 def replicate_warnings(table: pd.DataFrame) -> list[str]:
     """A sentence for each source of `matched_recall` whose matched random pairs recall notably more than chance."""
+    check_result(table, _OF_SOURCES, "maps.matched_recall")
     notable = table[(table.matched - table.chance > NOTABLE) & (table.matched - table.chance > 3 * table.se)]
     return [
         f"{source}: replicate counts confound recall: random pairs of perturbations with as many replicates as the "
