@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from camae.errors import CamaeError, MissingFileError
+from camae.files import path_of
 from camae.maps.arrays import Labels
 from camae.maps.inputs import labels, listing
 from camae.maps.refchemdb import DEFAULT_TIER, is_refchemdb, read_refchemdb
@@ -34,6 +35,7 @@ _HEADER = re.compile(
     r"([ _.-]?(name|symbol|id))?([ _.-]?([12]|[ab]|[ij]|left|right))?",
     re.IGNORECASE,
 )
+_GENES = re.compile(r"id[12]", re.IGNORECASE)  # words of a header that are symbols of genes as well
 
 
 def read_pairs(path: str | Path) -> npt.NDArray[np.object_]:
@@ -44,7 +46,8 @@ def read_pairs(path: str | Path) -> npt.NDArray[np.object_]:
     path : path
         Table of text (.txt, .csv, .tsv, each also .gz, or .parquet); its first two columns are names. The first line
         is a header where it says what its columns hold (entity1, gene_a, ...) and neither word is a name in the
-        lines below; otherwise it is the first pair, and a warning says so.
+        lines below; otherwise it is the first pair, and a warning says so. ID1 and ID2, which are genes as well, are
+        read as a header with a warning.
 
     Returns
     -------
@@ -58,7 +61,7 @@ def read_pairs(path: str | Path) -> npt.NDArray[np.object_]:
     CamaeError
         When the file has no two columns, no rows, a name is missing, or it lists clusters instead of pairs.
     """
-    path = Path(path)
+    path = path_of(path, "path")
     parquet = path.suffix.lower() == ".parquet"
     rows = read_text_table(path).astype(object) if parquet else _rows(path)
     has_header = not parquet and _is_header(rows)
@@ -76,6 +79,13 @@ def read_pairs(path: str | Path) -> npt.NDArray[np.object_]:
         place = f"row {row}" if parquet else f"line {line_of(path, row + has_header - 1)}"
         raise CamaeError(
             f"{path}, {place}: a name is missing ({int(empty.sum())} such rows in all); complete or delete it"
+        )
+    header = rows.iloc[0, :2].astype(str).tolist() if has_header else []
+    if header and all(map(_GENES.fullmatch, header)):
+        warnings.warn(
+            f"{path}: its first line ({header[0]} - {header[1]}) is read as a header, though genes have these names; "
+            "if it is a pair, write a header above it",
+            stacklevel=2,
         )
     if not (has_header or parquet):
         warnings.warn(
@@ -157,7 +167,7 @@ def read_pairs_folder(
     The databases are not shipped: CORUM and SIGNOR are for non-commercial use. Fetch them from their own sites or
     from the EFAAR benchmarking package.
     """
-    folder = Path(folder)
+    folder = path_of(folder, "folder")
     if not folder.exists():
         raise MissingFileError(f"{folder} does not exist; give a file or folder of known pairs")
     left_out = Omissions()

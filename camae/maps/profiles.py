@@ -31,6 +31,7 @@ from camae.embedding_table import (
     unit_of,
 )
 from camae.errors import CamaeError, MissingBackendError, MissingFileError
+from camae.files import path_of
 from camae.maps.aggregation import group_means
 from camae.maps.inputs import listing
 from camae.omissions import Omissions
@@ -135,12 +136,18 @@ def read_profiles(
 
 def read_profile_table(path: str | Path, features: Sequence[str] | None = None) -> ProfileTable:
     """`read_profiles` with the names of the features and what was left out."""
-    path = Path(path)
+    path = path_of(path, "path")
     if path.is_dir() and features is None and profile_files(path):
         omitted = Omissions()
         table = profiles_of(read_workspace(path, omitted)[0], str(path))
         table.omitted.extend(omitted)
         return table
+    _check_features_asked(features)
+    if path.is_dir():
+        raise CamaeError(
+            f"{path} is a folder, and not one of the Gallery or of DeepProfiler; name its files of profiles"
+            + ("" if features is None else ", or leave features out")
+        )
     if not path.is_file():
         raise MissingFileError(
             f"{path} does not exist; give a table of profiles ({', '.join(SUFFIXES)} or .h5ad)"
@@ -200,7 +207,7 @@ def profiles_of(table: pd.DataFrame, source: str = "the table of wells") -> Prof
     """Profiles from a table in memory. Features by `select_features`; all other columns are metadata, as text."""
     if twice := [str(name) for name in table.columns[table.columns.duplicated()]]:
         raise CamaeError(f"{source} has the column {listing(twice)} twice; rename or remove one")
-    if table.empty:
+    if len(table) == 0:
         raise CamaeError(f"{source} has no rows")
     names = feature_names(table)
     if not names:
@@ -208,7 +215,29 @@ def profiles_of(table: pd.DataFrame, source: str = "the table of wells") -> Prof
     chosen = set(names)
     plain = table.reset_index(drop=True)
     meta = {str(name): as_text(plain[name]) for name in plain.columns if name not in chosen}
-    return _table(pd.DataFrame(meta, index=plain.index), plain[names].to_numpy(), names, source, {})
+    return _table(pd.DataFrame(meta, index=plain.index), _numbers_of(plain[names], source), names, source, {})
+
+
+def _numbers_of(features: pd.DataFrame, source: str) -> np.ndarray:
+    """Features of a table in memory (n, d). Raises CamaeError for a column of text or of truth values."""
+    types = pd.api.types
+    for name, kind in features.dtypes.items():
+        if types.is_bool_dtype(kind) or not types.is_numeric_dtype(kind):
+            raise CamaeError(
+                f"{source}: the column {name!r} holds {kind} where numbers are needed; convert it, and name columns "
+                "that are no features Metadata_..."
+            )
+    if all(isinstance(kind, np.dtype) for kind in features.dtypes):
+        return features.to_numpy()
+    return features.to_numpy(np.float64, na_value=np.nan)  # pandas' own types, with missing values
+
+
+def _check_features_asked(features: Sequence[str] | None) -> None:
+    """Raise CamaeError where `features` is one text, which would be split into letters, or names nothing."""
+    if features is not None and (isinstance(features, str) or not len(features)):
+        raise CamaeError(
+            f"features is {features!r}; give a list of one or more columns, or None for those that are found"
+        )
 
 
 class _Kinds:
@@ -263,7 +292,7 @@ def _chosen(
     """Feature columns, those asked for or those found, and why other columns of numbers are none."""
     if features is not None:
         missing = [name for name in features if name not in names]
-        if missing or not features:
+        if missing:
             raise CamaeError(f"{path} has no feature column {listing(missing)}; it has {listing(names, 6)}")
         return list(features), {}
     found, left_out = select_features(names, kinds.kind, kinds.whole)
@@ -325,7 +354,7 @@ def _table(
     meta = meta.rename(columns={old: new for old, new in shorter.items() if new not in meta})
     meta = _identified(meta)
     _check_wells(meta, source)
-    if meta.empty:
+    if len(meta) == 0:
         raise CamaeError(f"{source} has no rows")
     return ProfileTable(meta, x, names, source, omitted)
 
@@ -360,9 +389,11 @@ def _check_wells(meta: pd.DataFrame, source: str) -> None:
 
 def column(meta: pd.DataFrame, name: str, what: str, of: str = "the profiles") -> npt.NDArray[np.str_]:
     """Metadata column as text, with or without its prefix Metadata_. Raises CamaeError naming the columns there are."""
+    if not isinstance(name, str):
+        raise CamaeError(f"the column of the {what} is {name!r}; give its name, a text")
     bare = re.sub(r"^(Image_)?Metadata_", "", name)
     found = next((c for c in (name, f"Metadata_{bare}", bare) if c in meta.columns), None)
     if found is None:
-        shown = [c for c in map(str, meta.columns) if not c.startswith("emb_")]
-        raise CamaeError(f"{of} have no column {name} for the {what}; there are {listing(shown, 12)}")
+        shown = listing([c for c in map(str, meta.columns) if not c.startswith("emb_")], 12)
+        raise CamaeError(f"{of} have no column {name} for the {what}; there are {shown or 'features alone'}")
     return as_text(meta[found]).to_numpy(str)

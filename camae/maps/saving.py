@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from camae.errors import CamaeError, MissingFileError
-from camae.files import write_atomic, write_json
+from camae.files import path_of, write_atomic, write_json
 from camae.maps.affine import Affine, Alignment, LowRank
 from camae.maps.alignment import ALIGNERS
 from camae.maps.arrays import to_numpy
@@ -41,20 +42,22 @@ def save_aligner(aligner: Alignment, folder: str | Path) -> Path:
 
     Notes
     -----
-    aligner.json holds the method, its options, the rank and the batch names. aligner.safetensors holds, in fp64,
+    aligner.json holds the method, its options, the rank, the batch names and the SHA-256 of aligner.safetensors, so
+    that a pair of two savings is told where one was cut off between the files. aligner.safetensors holds, in fp64,
     offset (batches, d); matrix (batches or 1, d[, k]); and where batches have a low-rank factor level (batches,),
     axes (batches, k, r) and gain (batches, r), padded with zeros, one row where all batches share it. fold_level,
     fold_axes and fold_gain are the factors of a cross-validated method, one for each fold.
     """
     if not aligner.maps_:
         raise CamaeError(f"{type(aligner).__name__} is not fitted; fit it before saving")
-    folder = Path(folder)
+    folder = path_of(folder, "folder")
     tensors = _tensors(list(aligner.maps_.values()))
     if aligner.folds_:
         tensors |= {f"fold_{name}": tensor for name, tensor in _stacked(aligner.folds_).items()}
-    write_atomic(folder / "aligner.safetensors", lambda path: save_file(tensors, path))
+    written = write_atomic(folder / "aligner.safetensors", lambda path: save_file(tensors, path))
     header = {
         "format": FORMAT,
+        "sha256": _sha256(written),
         "method": aligner.method,
         "options": {field.name: getattr(aligner, field.name) for field in dataclasses.fields(aligner)},
         "rank": aligner.rank_,
@@ -62,6 +65,11 @@ def save_aligner(aligner: Alignment, folder: str | Path) -> Path:
     }
     write_json(folder / "aligner.json", header)
     return folder
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _tensors(maps: list[Affine]) -> dict[str, np.ndarray]:
@@ -122,9 +130,9 @@ def load_aligner(folder: str | Path) -> Alignment:
     MissingFileError
         When a file is missing.
     CamaeError
-        When the files do not hold an aligner, or hold another format.
+        When the files do not hold an aligner, are of two different savings, or hold another format.
     """
-    folder = Path(folder)
+    folder = path_of(folder, "folder")
     for name in ("aligner.json", "aligner.safetensors"):
         if not (folder / name).is_file():
             raise MissingFileError(
@@ -137,6 +145,12 @@ def load_aligner(folder: str | Path) -> Alignment:
                 f"{folder / 'aligner.json'} has format {header['format']}; this version reads {FORMAT}"
             )
         aligner = ALIGNERS[header["method"]](**header["options"])
+        # Those saved by earlier versions have no digest.
+        if header.get("sha256") not in (None, _sha256(folder / "aligner.safetensors")):
+            raise CamaeError(
+                f"{folder}: aligner.json and aligner.safetensors are of two savings, or the second is damaged; save "
+                "the aligner again"
+            )
         tensors = load_file(folder / "aligner.safetensors")
         if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
             raise CamaeError(

@@ -26,6 +26,7 @@ from camae.files import check_outputs, local_path, output_errors, path_of, write
 from camae.maps.affine import EVERY, Alignment
 from camae.maps.arrays import Array, ArrayBackend, HostTable, array_backend, groups, namespace, to_numpy
 from camae.maps.arrays import rows as take_rows
+from camae.maps.inputs import COUNT, batches, check_number
 from camae.text_table import as_text, numbers
 
 ROWS = 16_384  # rows in memory at once
@@ -71,16 +72,17 @@ def fit_parquet(
     Raises
     ------
     CamaeError
-        For missing columns, files that differ in their features, or no controls; MissingFileError for no file;
+        For missing columns, files that differ in their features or are no Parquet, rows without a batch, or no
+        controls; MissingFileError for no file;
         OutputError where the disk of the scratch file (TMPDIR) refuses.
     """
     arrays = array_backend(backend)
     of = perturbation if aligner.of_replicates else None
-    needed, sizes = [name for name in (batch, control, of) if name is not None], _Magnitudes()
+    needed, sizes = [name for name in (control, of) if name is not None], _Magnitudes()
     with tempfile.TemporaryDirectory(prefix="camae-fit-") as scratch:
         path, kept, width = Path(scratch) / "rows.f32", [], 0
         with open(path, "wb") as out:
-            for meta, x in _chunks(files, needed, rows):
+            for meta, x in _chunks(files, batch, needed, rows):
                 name_N = np.full(len(x), EVERY) if batch is None else meta[batch].to_numpy(str)
                 control_N = (
                     np.ones(len(x), bool) if control is None else (meta[control] == negative).to_numpy()
@@ -141,7 +143,7 @@ def transform_parquet(
     Raises
     ------
     CamaeError
-        For a batch unseen at fit, or missing columns; MissingFileError for no file.
+        For a batch that is empty or unseen at fit, or missing columns; MissingFileError for no file.
     """
 
     check_outputs([path_of(out, "out")], ".parquet", files)
@@ -150,7 +152,7 @@ def transform_parquet(
     def write(path: Path) -> None:
         writer = None
         try:
-            for meta, x in _chunks(files, [name for name in (batch, of) if name], rows):
+            for meta, x in _chunks(files, batch, [of] if of else [], rows):
                 label = None if batch is None else meta[batch].to_numpy(str)
                 name = None if of is None else meta[of].to_numpy(str)
                 z = to_numpy(aligner.transform(arrays.asarray(x), label, name))
@@ -238,37 +240,61 @@ class _Magnitudes:
 
 
 def _chunks(
-    files: Sequence[str | Path], needed: Sequence[str], rows: int
+    files: Sequence[str | Path], batch: str | None, needed: Sequence[str], rows: int
 ) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
-    """Metadata as text and features in fp32, at most `rows` rows at a time, over all files in order."""
+    """Metadata as text and features in fp32, at most `rows` rows at a time, over all files in order.
+
+    batch, needed: columns that must be there, that of the batch without an empty cell.
+    """
+    check_number(rows, "rows", COUNT, whole=True)
     if isinstance(files, str | Path) or not files:
         raise CamaeError("files must be a list with at least one Parquet file")
+    asked = [*([] if batch is None else [batch]), *needed]
     first: list[str] | None = None
-    for path in map(Path, files):
+    for path in (path_of(file, "files") for file in files):
         if not path.is_file():
             raise MissingFileError(f"{path} does not exist; the table is read from Parquet files")
-        with pq.ParquetFile(local_path(path), pre_buffer=False) as file:
-            names = file.schema_arrow.names
-            features = _features(path, file)
-            if not features:
-                raise CamaeError(f"{path} has no feature columns")
-            missing = [name for name in needed if name not in names]
-            if missing:
-                raise CamaeError(f"{path} has no column {missing[0]}")
-            if first is not None and features != first:
-                raise CamaeError(
-                    f"{path} has other feature columns than the first file; align them separately"
-                )
-            first = features
-            for part in file.iter_batches(batch_size=rows):
-                yield _split(part, features)
+        try:
+            with pq.ParquetFile(local_path(path), pre_buffer=False) as file:
+                features = _features(path, file)
+                _check_columns(path, file.schema_arrow, features, asked)
+                if first is not None and features != first:
+                    raise CamaeError(
+                        f"{path} has other feature columns than the first file; align them separately"
+                    )
+                first = features
+                if batch is not None:
+                    labels = as_text(file.read(columns=[batch]).column(batch).to_pandas())
+                    batches(labels, len(labels), f"{path}: {batch}")
+                for part in file.iter_batches(batch_size=rows):
+                    yield _split(part, features, asked)
+        except (pa.ArrowException, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CamaeError(
+                f"{path} cannot be read as a Parquet file ({reason}); save the table as Parquet"
+            ) from None
 
 
-def _split(part: pa.RecordBatch, features: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
+def _check_columns(path: Path, schema: pa.Schema, features: list[str], asked: list[str]) -> None:
+    """Raise CamaeError where a column that was asked for is missing, or the features are none or no numbers."""
+    if not features:
+        raise CamaeError(f"{path} has no feature columns")
+    missing = [name for name in asked if name not in schema.names]
+    if missing:
+        raise CamaeError(f"{path} has no column {missing[0]}")
+    for name in features:
+        kind = schema.field(name).type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            raise CamaeError(f"{path}: the column {name!r} holds {kind} where numbers are needed")
+
+
+def _split(part: pa.RecordBatch, features: list[str], asked: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
+    """Metadata, with the columns asked for, as text, and features in fp32."""
     x = np.empty((part.num_rows, len(features)), dtype=np.float32)
     for k, name in enumerate(features):
         x[:, k] = part.column(name).to_numpy(zero_copy_only=False)
-    meta = part.select([name for name in part.schema.names if name.startswith("Metadata_")]).to_pandas()
+    names = [name for name in part.schema.names if name.startswith("Metadata_") or name in asked]
+    meta = part.select(names).to_pandas()
     return pd.DataFrame({name: as_text(meta[name]) for name in meta}, index=meta.index), x
 
 
