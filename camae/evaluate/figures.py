@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from camae.evaluate.imputation import Imputed
-from camae.reporting.style import CYCLE, INK, house_style, new_figure, strip_axes
+from camae.reporting.style import CYCLE, INK, house_style, legend_below, new_figure, strip_axes
 
 _LABELS = {
     "separability": "separability of perturbations",
@@ -47,7 +47,7 @@ def layer_figure(table: pd.DataFrame) -> Figure:
             axes.set_xlabel("encoder block")
             axes.set_ylabel(_LABELS[name])
             axes.xaxis.get_major_locator().set_params(integer=True)
-        figure.axes[0].legend(fontsize=8)
+        legend_below(figure, figure.axes[0])
     return figure
 
 

@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
@@ -71,7 +72,9 @@ class PatchMap:
             axes[0, 1].set_title("patches: first 3 principal components")
             if heat is not None:
                 axes[0, 2].set_title("distance from controls (outlined: above the line)")
-                bar = figure.colorbar(heat, ax=list(axes[:, 2]), shrink=0.8, pad=0.02)
+                # Of the same scale but opaque: over the page's white, the colors of the map are not those of the map.
+                opaque = ScalarMappable(heat.norm, heat.cmap)
+                bar = figure.colorbar(opaque, ax=list(axes[:, 2]), shrink=0.8, pad=0.02)
                 bar.ax.axhline(self.level, color=_LEVEL, linewidth=1.5)
                 bar.set_label("control standard deviations", fontsize=8)
                 bar.ax.tick_params(labelsize=8)
