@@ -86,8 +86,14 @@ def paired_panel(axes: Axes, found: Found, title: str, labels: tuple[str, str]) 
     )
     axes.set_xticks((0, 1), labels)
     axes.set_xlim(-0.3, 1.3)
-    se = "" if found["se"] is None else f" ± {found['se']:.3f}"
-    axes.set_title(f"{title}\ndifference {found['difference']:+.3f}{se}", fontsize=8)
+    axes.set_title(f"{title}\ndifference {difference_text(found)}", fontsize=8)
+
+
+def difference_text(found: Found) -> str:
+    """A difference and its standard error: three decimals, or as many as show a digit of the error."""
+    se = found["se"]
+    decimals = max(3, -int(np.floor(np.log10(se)))) if se else 3
+    return f"{found['difference']:+.{decimals}f}" + ("" if se is None else f" ± {se:.{decimals}f}")
 
 
 def draw_pairs(panels: Panels, labels: tuple[str, str], path: Path) -> None:
