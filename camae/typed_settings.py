@@ -118,7 +118,8 @@ def check_settings(settings: DataclassInstance, prefix: str = "") -> None:
             raise CamaeError(f"{prefix}{name} has {len(value):,} items, and may have at most {most:,}")
         if not _is_a(value, kind):
             declared = getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind)
-            raise CamaeError(f"{prefix}{name} is {_shown(value)}, which is not of type {declared}")
+            hint = '; give a list, such as ["a", "b"]' if declared.startswith("tuple[str") else ""
+            raise CamaeError(f"{prefix}{name} is {_shown(value)}, which is not of type {declared}{hint}")
         if not _is_plain(value):
             raise CamaeError(
                 f"{prefix}{name} is {_shown(value)}; a number must be finite, a text without control characters"

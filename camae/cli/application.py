@@ -26,7 +26,7 @@ from camae.cli import (
     runs,
     train,
 )
-from camae.cli.options import PairCommand
+from camae.cli.options import ManyCommand, PairCommand
 from camae.errors import CamaeError
 from camae.files import output_error
 from camae.processors import limit_threads
@@ -49,7 +49,7 @@ app.command()(reproduction.demo)
 app.command()(train.train)
 app.command(cls=PairCommand)(embed.embed)
 app.command()(export.export)
-app.command("map")(maps.map_screen)
+app.command("map", cls=ManyCommand)(maps.map_screen)
 app.command("patch-map", cls=PairCommand)(patch_map.patch_map)
 app.command()(explore.explore)
 app.command()(runs.report)
@@ -80,6 +80,7 @@ def main() -> None:
         _refuse_empty(sys.argv[1:])
         app()
     except KeyboardInterrupt:
+        console.say_error(CamaeError("stopped; every file under its own name is whole"))
         sys.exit(128 + signal.SIGINT)
     except CamaeError as error:
         console.say_error(error)

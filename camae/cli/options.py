@@ -218,6 +218,22 @@ class PairCommand(TyperCommand):
         return super().parse_args(ctx, plain)
 
 
+class ManyCommand(TyperCommand):
+    """Command of any number of first arguments and one last, which takes the only word where one is given."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        given = bool(args)  # the parser takes words out of it
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            several, last = self.params[:2]
+            if given and error.param is several:
+                raise CamaeError(
+                    f"{several.name} and {last.name} are needed, in this order, and one argument is given"
+                ) from None
+            raise
+
+
 def _parameter(field: Field[object], kind: object, default: object) -> inspect.Parameter:
     """The command's parameter for a field: flags for bool, a repeated option for several numbers."""
     flag = _SINGULAR.get(field.name, "--" + field.name.replace("_", "-"))

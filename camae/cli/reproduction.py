@@ -120,7 +120,7 @@ def benchmark(
     seed: Annotated[int, typer.Option(help="of permutation nulls and of the controls held out")] = 0,
     backend: Backend = "auto",
 ) -> None:
-    """The paper's Tables 2-4 and recall curves, activity, calibration and mechanisms for one or more models."""
+    """The paper's Tables 2 to 5 and recall curves, activity, calibration and mechanisms for one or more models."""
     from camae.maps.arrays import array_backend
     from camae.reproduction.benchmark.console_tables import console_tables
     from camae.reproduction.benchmark.run_benchmark import run_benchmark

@@ -83,7 +83,9 @@ def export_table(
     Every form keeps rows, names, numbers and what the table says about model and preprocessing.
     Raises CamaeError for a table that does not fit the form, MissingBackendError for AnnData without anndata.
     """
-    source, out = Path(source), path_of(out, "out")
+    source, out = path_of(source, "source"), path_of(out, "out")
+    if out.suffix.lower() in (".csv", ".tsv", ".txt", ".json", ".npz", ".npy"):
+        raise CamaeError(f"{out}: a table is exported as .parquet, .h5ad, or a folder of the Gallery's layout")
     if source.is_dir():
         table, about = read_workspace(source, omitted)
     elif source.suffix == ".h5ad":

@@ -122,8 +122,8 @@ def labeled_wells(table: pd.DataFrame, config: EvaluateConfig, needed: int, left
     kept = ~names.isin(alone).to_numpy()
     if (count := int((seen > 1).sum())) < needed:
         raise CamaeError(
-            f"{count} perturbations have replicates on two plates, and {needed} are needed; give a screen with more, "
-            f"or another column in label= (now {config.label})"
+            f"{count} perturbations have replicates on two plates, and {needed} are needed; name what is in "
+            f"which well in metadata=, another column in label= (now {config.label}), or a screen with more"
         )
     fewest = pd.Series(control_N).groupby(plate_N).sum().min()
     if fewest < _FEWEST_CONTROLS:

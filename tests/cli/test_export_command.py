@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from shell_commands import one_sentence
 
 from camae.embedding_table import make_table, read_table, write_table
 
@@ -47,3 +48,13 @@ def test_wrong_calls_are_one_sentence(sites, tmp_path, shell):
         assert err.startswith("error: ")
         assert err.count("\n") == 1
         assert sentence in err
+
+
+def test_formats_that_are_none_of_a_table(shell, profiles, tmp_path):
+    for name in ("x.csv", "x.npz"):
+        one_sentence(
+            shell("export", profiles(), "--out", tmp_path / name),
+            name,
+            "a table is exported as .parquet, .h5ad, or a folder of the Gallery's layout",
+        )
+        assert not (tmp_path / name).exists()
