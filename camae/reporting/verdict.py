@@ -41,7 +41,22 @@ def verdict(summary: RunSummary) -> str:
     return (
         f"{first}{where}: the trained encoder finds {abs(points):.1f} ± {error:.1f} points{_interval(gain)} "
         f"{'more' if points > 0 else 'fewer'} of the known pairs than the best baseline without training, {what}: "
-        f"{apart}{', which chance alone may give' if chance else ''}."
+        f"{apart}{', which chance alone may give' if chance else ''}.{_why_they_differ(gain, far, chance)}"
+    )
+
+
+def _why_they_differ(gain: Score, far: bool, chance: bool) -> str:
+    """A sentence for a reader who sees the interval and the standard error say different things; "" where they agree.
+
+    The interval is Newcombe's, of two shares (`maps.recall_difference`), longer on one side; a standard error is the
+    same on both. Of several screens the interval keeps that proportion.
+    """
+    if "low" not in gain or "high" not in gain or far is not chance:
+        return ""
+    lies = "holds 0" if chance else "leaves out 0"
+    return (
+        f" The interval {lies} and the difference is {'above' if far else 'below'} {_SURE:.0f} standard errors: an "
+        "interval of shares is longer on one side, a standard error is not. To win takes both."
     )
 
 

@@ -151,6 +151,12 @@ def test_an_interval_without_0_is_not_called_chance():
         said = verdict({"best_baseline": "texture", "trained_minus_best": score})
         assert said.startswith("Training does not win: ")
         assert ("chance alone" in said) is said_of_chance
+        what = ("holds 0", "above") if said_of_chance else ("leaves out 0", "below")
+        assert f"The interval {what[0]} and the difference is {what[1]} 2 standard errors" in said
+        assert said.endswith("To win takes both.")
+    for gain in ((0.25, 0.05, 0.4), (0.05, -0.1, 0.2)):  # both say the same
+        score = dict(zip(("value", "low", "high"), gain, strict=True)) | {"se": 0.09}
+        assert "takes both" not in verdict({"best_baseline": "texture", "trained_minus_best": score})
 
 
 def test_screens_have_seeds_of_their_own(tmp_path):
