@@ -15,6 +15,7 @@ from camae.maps.inputs import (
     COUNT,
     batches,
     check_metadata,
+    check_number,
     check_result,
     check_seed,
     check_threshold,
@@ -256,6 +257,7 @@ def activity_agreement(table: pd.DataFrame, examples: int = 3) -> pd.DataFrame:
         active_by, n, share and examples, in the order all, two measures, one, none; rows without one are there with 0.
     """
     check_result(table, ["perturbation", "active_by"], "maps.activity")
+    check_number(examples, "examples", COUNT, whole=True)
     flags = [np.array([i >> k & 1 for k in (2, 1, 0)], dtype=bool) for i in range(8)]
     order = [_named(row) for row in sorted(flags, key=lambda row: -int(row.sum()))]
     found = []

@@ -273,6 +273,13 @@ class Alignment(abc.ABC):
         return check_finite(out, self.method)
 
 
+def check_aligner(aligner: object) -> Alignment:
+    """`aligner`. Raises CamaeError for what is none, such as the name or the class of one."""
+    if not isinstance(aligner, Alignment):
+        raise CamaeError(f"the aligner is {aligner!r:.60}; give an object such as maps.TVN()")
+    return aligner
+
+
 def _check_options(aligner: Alignment) -> None:
     """Raise CamaeError for options outside their ranges."""
     for name, low, high in (("eps", 0.0, math.inf), ("rtol", 0.0, 1.0)):

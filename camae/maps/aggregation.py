@@ -96,7 +96,7 @@ def perturbation_names(by: Labels, min_replicates: int = 1) -> npt.NDArray[np.st
         When there is no label, or none has `min_replicates` rows.
     """
     check_number(min_replicates, "min_replicates", COUNT, whole=True)
-    names, counts = np.unique(labels(by, len(by), "by"), return_counts=True)
+    names, counts = np.unique(labels(by, None, "by"), return_counts=True)
     if len(names) == 0:
         raise CamaeError("by is empty, so there are no perturbations to name; give one label for each row")
     if not (counts >= min_replicates).any():

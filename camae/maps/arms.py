@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 
 from camae.errors import CamaeError
+from camae.files import path_of
 from camae.maps.arrays import Array, Labels, namespace, rows, takes_tensors, to_numpy, unit_rows
 from camae.maps.inputs import COUNT, check_number, embeddings, labels, listing
 from camae.text_table import numbers, read_text_table
@@ -225,7 +226,7 @@ def read_expression(path: str | Path) -> dict[str, float]:
 
 def _by_gene(path: str | Path, name: str) -> dict[str, str]:
     """Column `name` of a table by gene, as text. A gene with two values, or a row without a gene, is refused."""
-    table = read_text_table(path)
+    table = read_text_table(path_of(path, "path"))
     for needed in ("gene", name):
         if needed not in table.columns:
             raise CamaeError(f"{path} lacks the column {needed}; it needs gene, {name}")
@@ -249,7 +250,7 @@ def gene_matches(genes: Labels, table: Mapping[str, object], what: str) -> str:
 
     Raises CamaeError when there is none.
     """
-    own = set(labels(genes, len(genes), "genes").tolist())
+    own = set(labels(genes, None, "genes").tolist())
     both = own & set(table)
     if not both:
         raise CamaeError(

@@ -80,7 +80,7 @@ def _within(
     v: Array, name_N: npt.NDArray[np.str_], pairs: Pairs, genes: Sequence[str]
 ) -> tuple[Array, npt.NDArray[np.str_], Pairs]:
     """Vectors, names and pairs of a gene set alone."""
-    kept = np.flatnonzero(np.isin(name_N, labels(list(genes), len(genes), "genes")))
+    kept = np.flatnonzero(np.isin(name_N, labels(genes, None, "genes")))
     if len(kept) < 3:
         raise CamaeError(
             f"the map holds {len(kept)} of the gene set's names; check that the names are the same"

@@ -73,12 +73,13 @@ def check_finite(out: Array, what: str) -> Array:
     return out
 
 
-def labels(values: Labels, n: int, what: str) -> npt.NDArray[np.str_]:
-    """`values` as n text labels. Raises CamaeError when the length differs or a label is missing."""
+def labels(values: Labels, n: int | None, what: str) -> npt.NDArray[np.str_]:
+    """`values` as n text labels (None: as many as there are). Raises CamaeError for another length or a missing one."""
     # A list becomes an array of objects first: NumPy alone would write a missing label as the text "nan".
     raw = np.asarray(values, dtype=object) if isinstance(values, list | tuple) else to_host(values)
-    if raw.ndim != 1 or len(raw) != n:
-        raise CamaeError(f"{what} needs one label for each of the {n} rows, got shape {raw.shape}")
+    if raw.ndim != 1 or (n is not None and len(raw) != n):
+        of = "row" if n is None else f"of the {n} rows"
+        raise CamaeError(f"{what} needs one label for each {of}, got shape {raw.shape}")
     missing = np.asarray(pd.isna(raw))
     if isinstance(values, np.ma.MaskedArray):
         missing = missing | np.ma.getmaskarray(values)

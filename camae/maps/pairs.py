@@ -232,7 +232,7 @@ def match_pairs(names: Labels, pairs: Pairs, source: str = "pairs") -> KnownPair
     Self pairs and repeats (also reversed) are dropped; pairs with a name that the map lacks are dropped, counted
     and shown in a warning. Raises CamaeError for duplicated names, malformed pairs, or when no pair is left.
     """
-    name_N = labels(names, len(names), "names")
+    name_N = labels(names, None, "names")
     lookup = pd.Index(name_N.astype(object))
     if not lookup.is_unique:
         raise CamaeError(

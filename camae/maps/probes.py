@@ -59,7 +59,7 @@ def feature_regression(
     check_number(ridge, "ridge", _PENALTY)
     x, x_test = embeddings(x, "x"), embeddings(x_test, "x_test")
     y, y_test = embeddings(y, "y"), embeddings(y_test, "y_test")
-    xp = namespace(x)
+    xp, names = namespace(x), labels(names, None, "names").tolist()
     if len(names) != y.shape[1] or y.shape[1] != y_test.shape[1] or x.shape[1] != x_test.shape[1]:
         raise CamaeError(
             f"features do not match: {len(names)} names, {y.shape[1]} and {y_test.shape[1]} columns of y, "

@@ -9,7 +9,7 @@ same when they share the label asked for, different when they share none.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TypeAlias
@@ -107,24 +107,36 @@ def _all_and_any(
 ) -> tuple[list[str], list[str]]:
     """Columns of which all, and of which one has to match; expressions go to `filters`."""
     if not isinstance(names, Mapping):
-        return columns(meta, _without_filters(meta, names, filters), what), []
+        return columns(meta, _without_filters(meta, names, what, filters), what), []
     if unknown := set(names) - {"all", "any"}:
         raise CamaeError(f"{what} has the key '{sorted(unknown)[0]}'; give columns under 'all' and 'any'")
-    every, one = (_without_filters(meta, names.get(key), filters) for key in ("all", "any"))
+    every, one = (_without_filters(meta, names.get(key), what, filters) for key in ("all", "any"))
     return columns(meta, every, what), columns(meta, one, what)
 
 
-def _without_filters(meta: pd.DataFrame, names: Sequence[str] | str | None, filters: list[str]) -> list[str]:
+def _without_filters(
+    meta: pd.DataFrame, names: Sequence[str] | str | None, what: str, filters: list[str]
+) -> list[str]:
     """The names that are no expressions; those that are go to `filters`."""
-    listed = [names] if isinstance(names, str) else list(names or [])
-    found = [name for name in listed if name not in meta.columns and _COMPARISONS.search(name)]
+    listed = _names(names, what)
+    found = [name for name in listed if name not in meta.columns and _COMPARISONS.search(str(name))]
     filters += [name for name in found if name not in filters]
     return [name for name in listed if name not in found]
 
 
+def _names(names: Sequence[str] | str | None, what: str) -> list[str]:
+    """`names` as a list. Raises CamaeError for what is neither one name nor a sequence of them."""
+    if names is None or isinstance(names, str):
+        return [] if names is None else [names]
+    listed = list(names) if isinstance(names, Iterable) else [names]
+    if not isinstance(names, Iterable) or not all(isinstance(name, Hashable) for name in listed):
+        raise CamaeError(f"{what} is a {type(names).__name__}; give the name of a column, or a list of names")
+    return listed
+
+
 def columns(meta: pd.DataFrame, names: Sequence[str] | str | None, what: str) -> list[str]:
     """`names` as a list of columns of meta. Raises CamaeError for a column that is not there."""
-    listed = [names] if isinstance(names, str) else list(names or [])
+    listed = _names(names, what)
     for name in listed:
         if name not in meta.columns:
             raise CamaeError(f"{what} names the column '{name}', which the metadata lacks")

@@ -234,9 +234,10 @@ def _numbers_of(features: pd.DataFrame, source: str) -> np.ndarray:
 
 def _check_features_asked(features: Sequence[str] | None) -> None:
     """Raise CamaeError where `features` is one text, which would be split into letters, or names nothing."""
-    if features is not None and (isinstance(features, str) or not len(features)):
+    listed = isinstance(features, Sequence | np.ndarray | pd.Index) and not isinstance(features, str)
+    if features is not None and not (listed and len(features)):
         raise CamaeError(
-            f"features is {features!r}; give a list of one or more columns, or None for those that are found"
+            f"features is {features!r:.60}; give a list of columns, or None for those that are found"
         )
 
 

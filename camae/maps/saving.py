@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from camae.errors import CamaeError, MissingFileError
 from camae.files import path_of, write_atomic, write_json
-from camae.maps.affine import Affine, Alignment, LowRank
+from camae.maps.affine import Affine, Alignment, LowRank, check_aligner
 from camae.maps.alignment import ALIGNERS
 from camae.maps.arrays import to_numpy
 
@@ -48,7 +48,7 @@ def save_aligner(aligner: Alignment, folder: str | Path) -> Path:
     axes (batches, k, r) and gain (batches, r), padded with zeros, one row where all batches share it. fold_level,
     fold_axes and fold_gain are the factors of a cross-validated method, one for each fold.
     """
-    if not aligner.maps_:
+    if not check_aligner(aligner).maps_:
         raise CamaeError(f"{type(aligner).__name__} is not fitted; fit it before saving")
     folder = path_of(folder, "folder")
     tensors = _tensors(list(aligner.maps_.values()))

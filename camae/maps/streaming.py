@@ -9,8 +9,9 @@ batch's controls and the learned maps, whatever the number of rows. Blocks of ro
 from __future__ import annotations
 
 import json
+import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from camae.embedding_table import Kind, feature_columns, select_features
 from camae.errors import CamaeError, MissingFileError
 from camae.files import check_outputs, local_path, output_errors, path_of, write_atomic
-from camae.maps.affine import EVERY, Alignment
+from camae.maps.affine import EVERY, Alignment, check_aligner
 from camae.maps.arrays import Array, ArrayBackend, HostTable, array_backend, groups, namespace, to_numpy
 from camae.maps.arrays import rows as take_rows
 from camae.maps.inputs import COUNT, batches, check_number
@@ -77,7 +78,7 @@ def fit_parquet(
         OutputError where the disk of the scratch file (TMPDIR) refuses.
     """
     arrays = array_backend(backend)
-    of = perturbation if aligner.of_replicates else None
+    of = perturbation if check_aligner(aligner).of_replicates else None
     needed, sizes = [name for name in (control, of) if name is not None], _Magnitudes()
     with tempfile.TemporaryDirectory(prefix="camae-fit-") as scratch:
         path, kept, width = Path(scratch) / "rows.f32", [], 0
@@ -146,8 +147,9 @@ def transform_parquet(
         For a batch that is empty or unseen at fit, or missing columns; MissingFileError for no file.
     """
 
+    files = _paths(files)
     check_outputs([path_of(out, "out")], ".parquet", files)
-    arrays, of = array_backend(backend), perturbation if aligner.folds_ else None
+    arrays, of = array_backend(backend), perturbation if check_aligner(aligner).folds_ else None
 
     def write(path: Path) -> None:
         writer = None
@@ -212,6 +214,7 @@ def align_parquet(
     CamaeError
         As `fit_parquet` and `transform_parquet`.
     """
+    files = _paths(files)
     check_outputs([path_of(out, "out")], ".parquet", files)
     arrays = array_backend(backend)
     fit_parquet(aligner, files, batch, control, negative, rows, arrays, perturbation)
@@ -247,11 +250,9 @@ def _chunks(
     batch, needed: columns that must be there, that of the batch without an empty cell.
     """
     check_number(rows, "rows", COUNT, whole=True)
-    if isinstance(files, str | Path) or not files:
-        raise CamaeError("files must be a list with at least one Parquet file")
     asked = [*([] if batch is None else [batch]), *needed]
     first: list[str] | None = None
-    for path in (path_of(file, "files") for file in files):
+    for path in _paths(files):
         if not path.is_file():
             raise MissingFileError(f"{path} does not exist; the table is read from Parquet files")
         try:
@@ -273,6 +274,15 @@ def _chunks(
             raise CamaeError(
                 f"{path} cannot be read as a Parquet file ({reason}); save the table as Parquet"
             ) from None
+
+
+def _paths(files: Sequence[str | Path]) -> list[Path]:
+    """The files. Raises CamaeError for what is no list of paths, or an empty one."""
+    listed = not isinstance(files, str | os.PathLike) and isinstance(files, Iterable)
+    paths = [path_of(file, "files") for file in files] if listed else []
+    if not paths:
+        raise CamaeError("files must be a list with at least one Parquet file")
+    return paths
 
 
 def _check_columns(path: Path, schema: pa.Schema, features: list[str], asked: list[str]) -> None:

@@ -282,6 +282,13 @@ def test_inputs_without_what_is_needed():
         "every row is a negative control; magnitude needs rows of perturbations beside them",
     )
     refused(lambda: maps.perturbation_names([]), "by is empty, so there are no perturbations to name")
+    refused(lambda: maps.perturbation_names(None), r"by needs one label for each row, got shape \(\)")
+    refused(
+        lambda: maps.recall_at_fpr(X, NAMES, PAIRS, genes=3), "genes needs one label for each row, got shape"
+    )
+    refused(
+        lambda: maps.feature_regression(X, X, X, X, None), "names needs one label for each row, got shape"
+    )
     refused(lambda: maps.split_controls(None), "control needs one boolean for each of the 1 rows")
     refused(lambda: maps.split_controls(CONTROL[19:]), "the table has 1 controls; at least 2 are needed to")
     zfpkm = dict.fromkeys(NAMES, -5.0) | {"g03": "-4"}

@@ -68,11 +68,11 @@ def test_folders_and_features_asked_for(tmp_path):
     TABLE.to_csv(tmp_path / "w.csv", index=False)
     refused(
         lambda: maps.read_profiles(tmp_path / "w.csv", "f0"),
-        "features is 'f0'; give a list of one or more col",
+        "features is 'f0'; give a list of columns, or No",
     )
     refused(
         lambda: maps.read_profiles(tmp_path / "w.csv", []),
-        r"features is \[\]; give a list of one or more colu",
+        r"features is \[\]; give a list of columns, or No",
     )
     refused(
         lambda: maps.map_screen(wells_table(), perturbation=3),
@@ -100,6 +100,18 @@ def test_files_of_streamed_alignment(tmp_path):
         r"w\.csv cannot be read as a Parquet file \(.*\); save the t",
     )
     refused(lambda: maps.fit_parquet(maps.TVN(), [None]), "files is a value of type NoneType")
+    for files in (None, 3, [], str(good)):
+        refused(
+            lambda files=files: maps.align_parquet(files, tmp_path / "o.parquet", maps.Center()),
+            "files must be a list with at least one Parquet file",
+        )
+    for aligner in (None, "tvn", maps.TVN):
+        for call in (
+            lambda aligner=aligner: maps.fit_parquet(aligner, [good]),
+            lambda aligner=aligner: maps.transform_parquet(aligner, [good], tmp_path / "o.parquet"),
+            lambda aligner=aligner: maps.save_aligner(aligner, tmp_path / "saved"),
+        ):
+            refused(call, r"the aligner is .*; give an object such as maps\.TVN\(\)")
     fitted = maps.fit_parquet(maps.Center(), [good])
     for rows in (0, -1, 1.5):
         for call in (
