@@ -11,7 +11,7 @@ from camae.cli.console import say, say_table
 
 
 def report(
-    run: Annotated[list[Path], typer.Argument(help="run folder; several stand side by side")],
+    run: Annotated[list[Path], typer.Argument(help="run folder; several stand one below the other")],
     out: Annotated[Path | None, typer.Option(help="HTML file; default report.html in the first run")] = None,
     title: Annotated[str | None, typer.Option(help="of the page")] = None,
 ) -> None:

@@ -85,7 +85,9 @@ def export_table(
     """
     source, out = path_of(source, "source"), path_of(out, "out")
     if out.suffix.lower() in (".csv", ".tsv", ".txt", ".json", ".npz", ".npy"):
-        raise CamaeError(f"{out}: a table is exported as .parquet, .h5ad, or a folder of the Gallery's layout")
+        raise CamaeError(
+            f"{out}: a table is exported as .parquet, .h5ad, or a folder of the Gallery's layout"
+        )
     if source.is_dir():
         table, about = read_workspace(source, omitted)
     elif source.suffix == ".h5ad":

@@ -78,8 +78,9 @@ def labels(values: Labels, n: int | None, what: str) -> npt.NDArray[np.str_]:
     # A list becomes an array of objects first: NumPy alone would write a missing label as the text "nan".
     raw = np.asarray(values, dtype=object) if isinstance(values, list | tuple) else to_host(values)
     if raw.ndim != 1 or (n is not None and len(raw) != n):
-        of = "row" if n is None else f"of the {n} rows"
-        raise CamaeError(f"{what} needs one label for each {of}, got shape {raw.shape}")
+        if n is None:
+            raise CamaeError(f"{what} needs one label for each row, got shape {raw.shape}")
+        raise CamaeError(f"{what} needs one label for each of the {n} rows, got shape {raw.shape}")
     missing = np.asarray(pd.isna(raw))
     if isinstance(values, np.ma.MaskedArray):
         missing = missing | np.ma.getmaskarray(values)

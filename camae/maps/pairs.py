@@ -23,7 +23,7 @@ from camae.errors import CamaeError, MissingFileError
 from camae.files import path_of
 from camae.maps.arrays import Labels
 from camae.maps.inputs import labels, listing
-from camae.maps.refchemdb import DEFAULT_TIER, is_refchemdb, read_refchemdb
+from camae.maps.refchemdb import DEFAULT_TIER, check_tier, is_refchemdb, read_refchemdb
 from camae.omissions import Omissions
 from camae.text_table import SUFFIXES, line_of, read_rows, read_text_table
 
@@ -160,13 +160,14 @@ def read_pairs_folder(
     MissingFileError
         When there is no such folder or file.
     CamaeError
-        When the folder holds no file of pairs.
+        When the folder holds no file of pairs, or for an unknown tier.
 
     Notes
     -----
     The databases are not shipped: CORUM and SIGNOR are for non-commercial use. Fetch them from their own sites or
     from the EFAAR benchmarking package.
     """
+    check_tier(refchemdb_tier)
     folder = path_of(folder, "folder")
     if not folder.exists():
         raise MissingFileError(f"{folder} does not exist; give a file or folder of known pairs")

@@ -33,6 +33,12 @@ def is_refchemdb(path: str | Path) -> bool:
     return set(_COLUMNS) <= set(column_names(path))
 
 
+def check_tier(tier: str) -> None:
+    """Raise CamaeError for a confidence that RefChemDB does not have."""
+    if tier not in TIERS:
+        raise CamaeError(f"refchemdb_tier {tier!r} is not one of {', '.join(TIERS)}")
+
+
 def read_refchemdb(
     path: str | Path, tier: str = DEFAULT_TIER, omitted: Omissions | None = None
 ) -> dict[str, npt.NDArray[np.object_]]:
@@ -64,8 +70,7 @@ def read_refchemdb(
     CamaeError
         When a column is missing, the tier is unknown, or no pair is left.
     """
-    if tier not in TIERS:
-        raise CamaeError(f"refchemdb_tier {tier!r} is not one of {', '.join(TIERS)}")
+    check_tier(tier)
     missing = [name for name in _COLUMNS if name not in column_names(path)]
     if missing:
         raise CamaeError(f"{path}: has no column {missing[0]}, so it is not RefChemDB matched with JUMP")

@@ -34,6 +34,10 @@ def report(run: Paths, out: str | Path | None = None, *, title: str | None = Non
     Raises MissingFileError for a folder that does not exist and CamaeError for one that holds no run or a damaged
     file.
     """
+    if not isinstance(run, str | Path | Sequence):
+        raise CamaeError(f"run is a value of type {type(run).__name__}; give a run folder, or a list of them")
+    if title is not None and not isinstance(title, str):
+        raise CamaeError(f"title is a value of type {type(title).__name__}; give a text")
     paths = [run] if isinstance(run, str | Path) else list(run)
     if not paths:
         raise CamaeError("there is no run to report: name at least one run folder")

@@ -56,7 +56,9 @@ def _log(folder: Path) -> pd.DataFrame:
 
 
 def _summary(log: pd.DataFrame) -> pd.Series:
-    last = log.tail(max(1, len(log) // 10))
+    from camae.reporting.run_folder import last_tenth
+
+    last = last_tenth(log)
     found: dict[str, object] = {"steps": log["step"].iloc[-1], "crops": log["crops"].iloc[-1]}
     for name in ("loss", "mse", "fourier"):
         if name in log:

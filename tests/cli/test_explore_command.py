@@ -80,3 +80,12 @@ def test_what_was_left_out_is_said(shell, tmp_path):
     assert code == 0, errors
     assert "1 well left out: its image cannot be read for a thumbnail (first: P1 A04)" in errors
     assert "P1 A04" in (tmp_path / "o" / "left_out.csv").read_text()
+
+
+def test_components_that_an_alignment_does_not_keep(shell, profiles, tmp_path):
+    one_sentence(
+        shell(
+            "explore", profiles(), "--method", "center", "--components", "3", "--out", tmp_path / "page.html"
+        ),
+        "components=3 would change nothing: the alignment 'center' keeps no principal components",
+    )

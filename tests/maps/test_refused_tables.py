@@ -172,3 +172,10 @@ def test_a_header_of_names_of_genes_is_told(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert maps.read_pairs(path).tolist() == [["ID1", "ID2"], ["TP53", "MDM2"]]
+
+
+def test_an_unknown_tier_is_refused_without_a_file_of_tiers(tmp_path):
+    (tmp_path / "pairs.csv").write_text("a,b\nx,y\n")
+    refused(
+        lambda: maps.read_pairs_folder(tmp_path, refchemdb_tier="Tier9"), "'Tier9' is not one of Tier0, Tier1"
+    )

@@ -192,3 +192,13 @@ def test_fault_09_names_of_a_run_folder_stay_text(tmp_path):
         CamaeError, match=r"relationships.csv, line 2, column 'cosine': 'much' is not a number"
     ):
         _ = RunFolder.open(tmp_path).relationships
+
+
+def test_runs_and_titles_of_another_kind(tmp_path):
+    for run in (None, 3):
+        with pytest.raises(
+            CamaeError, match=f"run is a value of type {type(run).__name__}; give a run folder"
+        ):
+            camae.report(run)
+    with pytest.raises(CamaeError, match="title is a value of type int; give a text"):
+        camae.report(tmp_path, title=3)

@@ -14,7 +14,12 @@ from camae.maps.aggregation import control_mean, group_means
 from camae.maps.alignment import align
 from camae.maps.arrays import unit_rows
 from camae.maps.pairs import PairSources
-from camae.maps.perturbation_map import Components, component_options, perturbation_vectors
+from camae.maps.perturbation_map import (
+    Components,
+    check_components,
+    component_options,
+    perturbation_vectors,
+)
 from camae.maps.profiles import column
 from camae.maps.recall import recall_curve
 from camae.maps.screens import Screen
@@ -73,6 +78,7 @@ def model_map(
     pairs: PairSources | None,
 ) -> ModelMap:
     """Map of one model from its profiles, made as `maps.map_screen` makes it. pairs: known ones, None for no recall."""
+    check_components(method, components)
     options = component_options(method, screen.x.shape[1], screen.control, components)
     z = align(screen.x, method, screen.plate, screen.control, perturbation=screen.perturbation, **options)
     vectors, names = perturbation_vectors(z, screen.perturbation, screen.control)
