@@ -287,16 +287,6 @@ MAY_CHANGE_ON_RESUME = frozenset(
 )
 
 
-# Settings that change nothing without another one.
-_NEEDS = {
-    "teacher_weight": "teacher",
-    "cross_well_label": "cross_well",
-    "cross_well_group": "cross_well",
-    "cross_well_prototypes": "cross_well",
-    "val_every": "val",
-}
-
-
 def _joint_checks(c: TrainConfig) -> Iterator[Check]:
     """Checks of several settings together, and of one whose values are more than a range."""
     yield (
@@ -333,12 +323,7 @@ def _joint_checks(c: TrainConfig) -> Iterator[Check]:
     )
     yield len(set(c.channels)) == len(c.channels), f"channels {', '.join(c.channels)}: a name occurs twice"
     yield c.ema > 0 or not c.ema_final, "ema_final needs ema, the decay of the average"
-    for setting in fields(TrainConfig):
-        needs = _NEEDS.get(setting.name)
-        yield (
-            needs is None or bool(getattr(c, needs)) or getattr(c, setting.name) == setting.default,
-            f"{setting.name} needs {needs}, which is not set; without it, it would change nothing",
-        )
+    yield not c.val_every or c.val is not None, "val_every needs val, the data that are held out"
     yield (
         c.parallel == "ddp" or not c.ema,
         "ema needs parallel='ddp': averages of sharded weights are not kept",
