@@ -17,7 +17,21 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries written in Rust n
 _TEMPORARY = re.compile(r"\..+\.\d+(\.[^.]*)?")
 _UNFINISHED = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)(?P<suffix>\.[^.]*)?")
 _SUFFIXES = (".csv", ".html", ".json", ".parquet", ".png", ".safetensors", ".tif", ".toml")
-_FORMATS = (*_SUFFIXES, ".h5ad", ".npy", ".npz", ".tiff", ".yaml", ".yml")
+_FORMATS = (
+    *_SUFFIXES,
+    ".gz",
+    ".h5ad",
+    ".npy",
+    ".npz",
+    ".pdf",
+    ".svg",
+    ".tiff",
+    ".tsv",
+    ".xlsx",
+    ".yaml",
+    ".yml",
+    ".zip",
+)
 _REASONS = {
     errno.ENOSPC: "the disk is full; free space there, or choose a folder on another disk",
     errno.EDQUOT: "the disk quota is used up; free space there, or choose a folder on another disk",

@@ -165,6 +165,10 @@ class Manifest:
     def select(self, mask_or_rows: Sequence[bool] | Sequence[int] | np.ndarray | pd.Series) -> Manifest:
         """Manifest of some rows: a boolean mask over all rows, or row numbers in the wanted order."""
         chosen = np.asarray(mask_or_rows)
+        if chosen.dtype == object and all(isinstance(value, bool | np.bool_) for value in chosen.flat):
+            chosen = chosen.astype(bool)
+        if chosen.dtype.kind == "f" and (chosen == np.rint(chosen)).all():
+            chosen = chosen.astype(np.int64)
         if chosen.ndim != 1 or (len(chosen) and chosen.dtype.kind not in "biu"):
             raise CamaeError("sites are selected by a mask of booleans, or by a list of row numbers")
         if chosen.dtype == bool and len(chosen) != len(self):

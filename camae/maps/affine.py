@@ -284,7 +284,11 @@ def _check_options(aligner: Alignment) -> None:
     """Raise CamaeError for options outside their ranges."""
     for name, low, high in (("eps", 0.0, math.inf), ("rtol", 0.0, 1.0)):
         value = getattr(aligner, name, low)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float | np.integer | np.floating)
+            or not low <= value < high
+        ):
             raise CamaeError(
                 f"{aligner.method}: {name} must be a number from {low:g} to under {high:g}, got {value!r}"
             )

@@ -159,7 +159,9 @@ def _retrieval_p_values(
         ap = average_precision(z, meta, _GROUP, [], "batch", _GROUP, query=asked, distance=distance)
         each = average_precision_p_values(ap, null_size, seed=seed)
         # A group's queries share pairs: one of each keeps them as independent as the shared negatives allow.
-        first = each.sample(frac=1, random_state=seed).drop_duplicates(_GROUP).sort_index()
+        # pandas takes no larger number for a seed.
+        order = seed if seed < 2**32 else np.random.default_rng(seed)
+        first = each.sample(frac=1, random_state=order).drop_duplicates(_GROUP).sort_index()
         found = {"query": first}
         for rule in ("mean_log_p", "map_null"):
             found[rule] = mean_average_precision(ap, _GROUP, null_size, seed=seed, rule=rule)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +80,10 @@ def _within(
     v: Array, name_N: npt.NDArray[np.str_], pairs: Pairs, genes: Sequence[str]
 ) -> tuple[Array, npt.NDArray[np.str_], Pairs]:
     """Vectors, names and pairs of a gene set alone."""
-    kept = np.flatnonzero(np.isin(name_N, labels(genes, None, "genes")))
+    if isinstance(genes, str) or not isinstance(genes, Iterable):
+        raise CamaeError(f"genes is {genes!r:.60}; give a list of names")
+    chosen = genes if hasattr(genes, "__array__") else list(genes)
+    kept = np.flatnonzero(np.isin(name_N, labels(chosen, None, "genes")))
     if len(kept) < 3:
         raise CamaeError(
             f"the map holds {len(kept)} of the gene set's names; check that the names are the same"

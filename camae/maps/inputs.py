@@ -17,7 +17,7 @@ from camae.typed_settings import Limits
 ROWS = 16_384  # rows in memory at once of a table that is handed out in blocks
 ANY = Limits()
 COUNT = Limits(low=1)  # of rows, draws and the like
-_SEED = Limits(low=0, below=2**32)  # NumPy's older generators take no larger one
+_SEED = Limits(low=0)
 
 
 def embeddings(x: Array | pd.DataFrame | list[list[float]], what: str = "x") -> Array:
@@ -112,10 +112,15 @@ def named_rows(
 
 
 def origin_of(origin: npt.ArrayLike, z: Array) -> Array:
-    """Origin (d,) to subtract from rows of z (n, d), in z's namespace and dtype. Raises CamaeError for another."""
+    """Origin (d,), (1, d) or one number, to subtract from rows of z (n, d), in z's namespace and dtype.
+
+    Raises CamaeError for another.
+    """
     try:
         found = beside(origin, z).astype(z.dtype, copy=False)
-        fits = found.shape == (z.shape[1],) and bool(namespace(found).isfinite(found).all())
+        fits = found.shape in ((z.shape[1],), (1, z.shape[1]), ()) and bool(
+            namespace(found).isfinite(found).all()
+        )
     except (TypeError, ValueError):  # text, or lists of several lengths
         fits = False
     if not fits:
@@ -162,7 +167,7 @@ def check_number(value: object, what: str, limits: Limits = ANY, whole: bool = F
 def check_seed(seed: object) -> None:
     """Raise CamaeError for what cannot seed random numbers."""
     if not is_number(seed, _SEED, whole=True):
-        raise CamaeError(f"seed {seed!s:.60} is not a whole number from 0 on and below 2**32")
+        raise CamaeError(f"seed {seed!s:.60} is not a whole number from 0 on")
 
 
 def check_threshold(threshold: object) -> None:

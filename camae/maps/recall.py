@@ -183,7 +183,7 @@ def _tail_ranks(tails: Tails, total: int) -> tuple[int | None, int | None]:
     #{null < s} / total >= right means that s > null[m - 1], m the smallest count with m / total >= right.
     """
     if (
-        not isinstance(tails, Sequence | np.ndarray)
+        not isinstance(tails, Sequence | np.ndarray | pd.Series)
         or len(tails) != 2
         or not all(tail is None or isinstance(tail, float | int | np.number) for tail in tails)
     ):

@@ -69,6 +69,8 @@ def matched_recall(
     v, name_N = named_rows(v, names)
     known = match_sources(name_N, pairs)
     count, n = np.asarray(replicates), len(name_N)
+    if count.dtype == object and all(isinstance(value, int | np.integer) for value in count.flat):
+        count = count.astype(np.int64)
     if count.shape != (n,):
         raise CamaeError(f"replicates needs one number for each of the {n} names, got shape {count.shape}")
     if count.dtype.kind not in "fiu" or not ((count >= 0) & (count % 1 == 0)).all():

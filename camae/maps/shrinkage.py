@@ -104,7 +104,7 @@ def shrunk_root(sums: ResidualSums, width: int, shrinkage: Shrinkage, method: st
 
 def check_shrinkage(method: str, shrinkage: object) -> None:
     """Raise CamaeError for a strength that is neither "ledoit_wolf" nor a number above 0, up to 1."""
-    number = isinstance(shrinkage, int | float) and not isinstance(shrinkage, bool)
+    number = isinstance(shrinkage, int | float | np.integer | np.floating) and not isinstance(shrinkage, bool)
     if shrinkage != "ledoit_wolf" and not (number and 0 < float(shrinkage) <= 1):  # type: ignore[arg-type]
         raise CamaeError(
             f"{method}: shrinkage must be 'ledoit_wolf' or a number above 0, up to 1, got {shrinkage!r}"

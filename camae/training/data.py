@@ -52,12 +52,16 @@ def open_data(
     if isinstance(data, (str, Path)) and Path(data).suffix == ".toml":
         data = _from_toml(Path(data))
     sources: list[Source] = []
-    for name, data_set, weight in _entries(data):
+    entries = list(_entries(data))
+    folders = [_is_folder(data_set) for _, data_set, _ in entries]
+    for (name, data_set, weight), is_folder in zip(entries, folders, strict=True):
+        # Beside folders, tables name their files themselves.
+        reads = is_folder or not any(folders)
         manifest = read_manifest(
             data_set,
-            format,
+            format if reads else None,
             incomplete,
-            pattern,
+            pattern if reads else None,
             metadata=metadata,
             negative_controls=negative_controls,
             z=z,
@@ -78,6 +82,10 @@ def open_data(
 def channels_of(sources: Sequence[Source]) -> tuple[str, ...]:
     """Channel names of all data sets in order of first appearance; a name is one channel in all of them."""
     return tuple(dict.fromkeys(name for s in sources for name in s.manifest.channels))
+
+
+def _is_folder(data_set: DataSet) -> bool:
+    return isinstance(data_set, str | Path) and Path(data_set).is_dir()
 
 
 def _entries(data: Data) -> Iterator[tuple[str, DataSet, float | None]]:

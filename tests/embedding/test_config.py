@@ -8,8 +8,9 @@ import torch
 
 import camae
 from camae.embedding import EmbedConfig
-from camae.embedding.store.ledger import Ledger
+from camae.embedding.store.ledger import LEDGER, Ledger, claim
 from camae.errors import CamaeError
+from camae.files import write_json
 
 # As commit cd49f26 wrote it.
 FIRST = {
@@ -86,3 +87,14 @@ def test_options_of_the_shell_in_python(screen, model, tmp_path):
     assert (tmp_path / "emb" / "wells.h5ad").is_file()
     again = camae.embed_screen(screen, model, tmp_path / "emb", config=EmbedConfig.of(**options))
     assert again.equals(table)
+
+
+def test_an_overlap_that_changed_nothing_is_not_compared(tmp_path):
+    """Of folders that were written when it was taken without tiles='cover'."""
+    found, wanted = (Ledger.from_json(FIRST | {"overlap": overlap}) for overlap in (0.25, 0.0))
+    write_json(tmp_path / LEDGER, found.to_json())
+    assert claim(tmp_path, wanted, any_tokens_per_pass=False) == wanted
+    cover = FIRST | {"tiles": "cover"}
+    write_json(tmp_path / LEDGER, cover | {"overlap": 0.25})
+    with pytest.raises(CamaeError, match="made with another overlap"):
+        claim(tmp_path, Ledger.from_json(cover), any_tokens_per_pass=False)

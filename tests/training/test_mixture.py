@@ -1,6 +1,7 @@
 """Several data sets with different channel sets in one run: shares, order, gradients, log, resume."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import tifffile
 import torch
 
 import camae
+from camae.dataloader.manifest import Manifest
 from camae.dataloader.mixture import PERIOD, MixedLoader, Source, assign, quotas
 from camae.dataloader.plane_batch import PlaneBatch
 from camae.errors import CamaeError
@@ -213,3 +215,17 @@ def test_unreadable_sites_are_listed_with_the_run(screens, train, tmp_path):
     assert list(listed) == ["c5"]
     assert list(listed["c5"]) == [str(row)]
     assert "P1_A02_RNA.tif" in listed["c5"][str(row)]
+
+
+def test_a_format_is_of_the_folders_beside_tables(screens, train, tmp_path):
+    """With a table alone it is refused."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    for row, path in enumerate(sorted(screens[2].parent.glob("*.tif"))[:4]):
+        shutil.copy(path, folder / f"P1_A{row + 1:02d}_s1_DNA.tif")
+    pattern = r"(?P<plate>\w+)_(?P<well>\w+)_s(?P<site>\d)_(?P<channel>\w+)\.tif"
+    for data in ([folder, screens[0]], {"a": (folder, 2.0), "b": (Manifest.read(screens[0]), 1.0)}):
+        sources = open_data(data, pattern=pattern)
+        assert [len(source.manifest) for source in sources] == [4, len(Manifest.read(screens[0]))]
+    with pytest.raises(CamaeError, match="names its files itself: format and pattern are of folders"):
+        open_data([screens[0]], pattern=pattern)

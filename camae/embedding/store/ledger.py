@@ -88,6 +88,8 @@ def claim(folder: Path, wanted: Ledger, *, any_tokens_per_pass: bool) -> Ledger:
         write_json(path, wanted.to_json())
         return wanted
     found = _read(path)
+    if found.tiles != "cover":  # where an overlap changes nothing
+        found = replace(found, overlap=wanted.overlap)
     if any_tokens_per_pass:
         wanted = replace(wanted, tokens_per_pass=found.tokens_per_pass)
     compared = [f.name for f in fields(Ledger) if f.name not in ("backends", "origin")]
