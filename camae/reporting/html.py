@@ -43,11 +43,14 @@ def image(address: str, alt: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Sequence[int] = ()) -> str:
-    """Cells are plain text, broken into lines where the table is wide. numeric: columns set flush right, not broken."""
+    """Cells are plain text, broken into lines where the table is wide. numeric: columns set flush right, which are
+    broken before an interval in brackets alone.
+    """
 
     def cell(tag: str, position: int, text: str) -> str:
         if position in numeric:
-            return f"<{tag} class=number>{escape(text)}</{tag}>"
+            whole = escape(text).replace(" ", "\u00a0").replace("\u00a0[", " [")
+            return f"<{tag} class=number>{whole}</{tag}>"
         shown = escape(text).replace(" ± ", "\u00a0±\u00a0")
         if len(text) > 16 and " " not in text:  # a path or a preset's name; "CA-MAE ViT-B/16" stays whole
             shown = shown.replace("/", "/<wbr>").replace("_", "_<wbr>")
